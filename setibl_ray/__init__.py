@@ -1,0 +1,1 @@
+"""Ray-distributed cross-validation of EfficientNets for radio-technosignature search."""

@@ -1,0 +1,52 @@
+"""The errors this package raises on purpose, and the exit code each one ends a command with.
+
+    SetiblError
+    ├── ConfigError            a field is wrong or impossible                         exit 2
+    │   └── PlacementError     no node can ever hold what a fold asks for             exit 2
+    ├── DataError              a folder, shard or record is wrong                     exit 2
+    ├── RunFolderError         a run folder exists, is locked, or is another run's    exit 2
+    ├── FoldFailedError        a fold (or a trial) failed for good; the rest is kept  exit 1
+    └── Interrupted            Ctrl-C or SIGTERM; state is kept                       exit 130
+
+Messages say what was expected, what came, in which field, file or record, and what to do. Every class
+is built from its message alone, so each survives pickling between processes unchanged.
+"""
+
+from __future__ import annotations
+
+
+class SetiblError(Exception):
+    """Base of every error that is shown to a user as one line, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(SetiblError):
+    exit_code = 2
+
+
+class PlacementError(ConfigError):
+    pass
+
+
+class DataError(SetiblError):
+    exit_code = 2
+
+
+class RunFolderError(SetiblError):
+    exit_code = 2
+
+
+class FoldFailedError(SetiblError):
+    exit_code = 1
+
+
+class Interrupted(SetiblError):  # noqa: N818  (an interruption is not an error of anybody's)
+    exit_code = 130
