@@ -9,18 +9,20 @@ knows nothing else about a fold, so any other task with these events can be run 
 from __future__ import annotations
 
 import os
+import pkgutil
 import platform
 import socket
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from setibl_ray.errors import ConfigError, DataError, SetiblError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from setibl_ray.config import Config
     from setibl_ray.data.shards import DataIndex
 
@@ -39,10 +41,10 @@ class Plan:
     build_model: Callable[..., Any] | None = None  # (image_shape, config, fold_config) -> Keras model
 
     def train_rows(self, fold: int) -> np.ndarray:
-        return np.flatnonzero(self.fold_of_row != fold)
+        return (self.fold_of_row != fold).nonzero()[0]
 
     def valid_rows(self, fold: int) -> np.ndarray:
-        return np.flatnonzero(self.fold_of_row == fold)
+        return (self.fold_of_row == fold).nonzero()[0]
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,50 @@ class Failed:
         return cls(fold, cause, message, "".join(traceback.format_exception(error)))
 
 
-Event = Started | EpochEnd | FoldResult | Failed
+Event: TypeAlias = Started | EpochEnd | FoldResult | Failed
 Task = Callable[[Plan, Job], Iterator[Event]]
 
 
-def events_of(task: Task, plan: Plan, job: Job) -> Iterator[Event]:
-    """Run a task; an exception becomes its last event, since tracebacks with TensorFlow objects do not travel."""
+def events_of(task: Task | str, plan: Plan, job: Job) -> Iterator[Event]:
+    """Run a task; an exception becomes its last event, since tracebacks with TensorFlow objects do not travel.
+
+    A task may be named (`package.module:function`), so that a driver need not import what only workers need.
+    """
     try:
-        yield from task(plan, job)
+        function: Task = pkgutil.resolve_name(task) if isinstance(task, str) else task
+        yield from function(plan, job)
     except Exception as error:
         yield Failed.from_exception(job.fold, error)
+
+
+class Runner(Protocol):
+    """Runs jobs and hands out their events. `submit` may be called at any time, also while `events` is consumed."""
+
+    def submit(self, job: Job) -> None: ...
+
+    def events(self) -> Iterator[Event]:
+        """Events of all submitted jobs until none is left; `Failed` is the last event of an attempt that ends badly."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop what runs, politely and then firmly; afterwards no process works for this runner."""
+        ...
+
+
+class LocalRunner:
+    """A plain loop in this process: one job after another. The readable specification of a runner."""
+
+    def __init__(self, task: Task | str, plan: Plan) -> None:
+        self._task = task
+        self._plan = plan
+        self._jobs: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def events(self) -> Iterator[Event]:
+        while self._jobs:
+            yield from events_of(self._task, self._plan, self._jobs.popleft())
+
+    def cancel(self) -> None:
+        self._jobs.clear()
