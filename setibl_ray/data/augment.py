@@ -1,11 +1,12 @@
 """Augmentation of a whole batch at once: uint8 panels in, the network's float32 input out.
 
-A sample's augmentation is a pure function of its image and its own seed. NumPy turns the seeds into one row of
-numbers per sample (`draw`); a compiled kernel then makes two passes over one image at a time, so that it stays
-in the processor's cache: gather the pixels (all geometry is one affine map, the flip included), then colour them.
+A sample's augmentation is a pure function of its image and its own seed. NumPy turns the seeds into one row
+of numbers per sample (`draw`); a compiled kernel then makes two passes over one image at a time, so that it
+stays in the processor's cache: gather the pixels (all geometry is one affine map, the flip included), then
+colour them.
 
-The kernel uses no fast-math, so every floating-point operation is rounded as NumPy would round it, and runs on
-one thread without the interpreter lock: parallelism belongs to the caller.
+The kernel uses no fast-math, so every floating-point operation is rounded as NumPy would round it, and runs
+on one thread without the interpreter lock: parallelism belongs to the caller.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Draws(NamedTuple):
     """What the kernel does to each of n samples."""
 
     affine: np.ndarray
-    """(n, 6) float64: source row = a0 r + a1 c + a2, source column = a3 r + a4 c + a5, of output pixel (r, c)."""
+    """(n, 6) float64: pixel (r, c) is taken from row a0 r + a1 c + a2, column a3 r + a4 c + a5."""
     saturation: np.ndarray
     """(n,) float32 factor of a channel's distance to the pixel's largest channel; 1 leaves it."""
     contrast: np.ndarray
@@ -47,8 +48,8 @@ def draw(seeds: np.ndarray, settings: Augment, image_size: tuple[int, int], *, d
     off leaves the others' draws alone:
 
       0 rotation, 1 shear, 2 zoom along time, 3 zoom along frequency, 4 shift along time, 5 shift along
-      frequency (these as normals); 6 flip, 7 saturation, 8 contrast, 9 brightness, 10 whether there is dropout,
-      11 + 2k and 12 + 2k column and row of the centre of square k.
+      frequency (these as normals); 6 flip, 7 saturation, 8 contrast, 9 brightness, 10 whether there is
+      dropout, 11 + 2k and 12 + 2k column and row of the centre of square k.
 
     Args:
       seeds: (n,) uint64, one per sample.
@@ -130,10 +131,8 @@ def _affine(
     return affine
 
 
-def _squares(
-    *, centres: np.ndarray, side: int, drawn: np.ndarray, image_size: tuple[int, int]
-) -> np.ndarray:
-    """`Draws.squares` from uniform centres (n, count, 2: column, row) and whether each sample has any, (n,)."""
+def _squares(*, centres: np.ndarray, side: int, drawn: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """`Draws.squares` from uniform centres (n, count, 2: column, row) and whether a sample has any (n,)."""
     height, width = image_size
     half = side // 2
     column = (centres[..., 0] * width).astype(np.int64)
@@ -164,8 +163,8 @@ def augment(
 
     In order: geometry (one map for all panels of a sample; what lies outside takes the border's value), flip,
     saturation, contrast, brightness, dropout. Squares are filled with 0 of the result: the panel's mean when
-    panels are standardised (the seed's 0, four sigma below it, would be a feature of its own), the seed's 0 when
-    they are not. At `strength` 0 the result is `plain`'s, to the bit.
+    panels are standardised (the seed's 0, four sigma below it, would be a feature of its own), the seed's 0
+    when they are not. At `strength` 0 the result is `plain`'s, to the bit.
 
     Args:
       images: (m, H, W, P) uint8, C-contiguous, possibly memory-mapped and read-only.
@@ -228,7 +227,7 @@ def _result(images: np.ndarray, rows: np.ndarray, stacked: bool, out: np.ndarray
     """`out`, or a new array of its shape, once it is sure that the kernel stays inside `images`."""
     m, height, width, panels = images.shape
     rows = np.asarray(rows)
-    if len(rows) and not (0 <= rows.min() and rows.max() < m):
+    if len(rows) and not (rows.min() >= 0 and rows.max() < m):
         raise IndexError(f"rows: expected 0 to {m - 1}, got {rows.min()} to {rows.max()}")
     shape = (len(rows), panels * height, width, 1) if stacked else (len(rows), height, width, panels)
     if out is None:
@@ -268,7 +267,7 @@ def _compile(function: Callable[..., None], signature: Any) -> Callable[..., Non
         return numba.njit(signature, nogil=True, error_model="numpy")(function)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled_kernel(panels: int) -> Callable[..., None]:
     """The kernel for images of so many panels; a constant, so that loops over them unroll and vectorise.
 
@@ -365,8 +364,8 @@ def _saturate(pixels, factor, panels, line):  # type: ignore[no-untyped-def]
     """Write one row of pixels, on the 0 to 255 scale, with their saturation changed, to `line`.
 
     HSV's value is a pixel's largest channel V, its saturation (V - smallest) / V. Scaling the saturation by
-    f, at most to 1, is c -> V - min(f, V / (V - smallest)) * (V - c): three channels need no hue, and the same
-    rule serves any number of them (one channel stays as it is).
+    f, at most to 1, is c -> V - min(f, V / (V - smallest)) * (V - c): three channels need no hue, and the
+    same rule serves any number of them (one channel stays as it is).
     """
     if factor == 1 or panels == 1:
         for i in range(line.size):
@@ -385,7 +384,7 @@ def _saturate(pixels, factor, panels, line):  # type: ignore[no-untyped-def]
             line[p * panels + k] = value - ratio * np.float32(largest - np.int32(pixels[p * panels + k]))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled_decode() -> Callable[..., None]:
     def decode(
         images: np.ndarray, rows: np.ndarray, step: float, low: float, stacked: bool, out: np.ndarray
