@@ -150,7 +150,6 @@ def summarise(
     *,
     n_bootstrap: int = 500,
     seed: int = 0,
-    best_epochs: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Everything that metrics.json says about a run's out-of-fold predictions.
 
@@ -159,7 +158,6 @@ def summarise(
         where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
       n_bootstrap: draws behind each interval.
       seed: of the draws.
-      best_epochs: chosen epoch of each fold, copied into `folds`.
 
     Returns:
       Plain JSON values; a metric that does not exist (one class, no such rows) is None. See docs/evaluation.md.
@@ -176,7 +174,7 @@ def summarise(
     ranking, raw_ranking = Ranking(target, pred), Ranking(target, raw)
     counts, raw_counts = ranking.counts(), raw_ranking.counts()
     folds = [
-        _fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k], best_epochs)
+        _fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k])
         for k in np.unique(fold)
     ]
     operating = [_operating_point(ranking, counts, fpr) for fpr in FPR_LEVELS]
@@ -222,13 +220,7 @@ def _check(oof: pd.DataFrame) -> None:
             )
 
 
-def _fold_summary(
-    fold: int,
-    target: np.ndarray,
-    pred: np.ndarray,
-    raw: np.ndarray,
-    best_epochs: Mapping[int, int] | None,
-) -> dict[str, Any]:
+def _fold_summary(fold: int, target: np.ndarray, pred: np.ndarray, raw: np.ndarray) -> dict[str, Any]:
     counts, raw_counts = Ranking(target, pred).counts(), Ranking(target, raw).counts()
     return {
         "fold": int(fold),
@@ -237,7 +229,6 @@ def _fold_summary(
         "ap": counts.average_precision(),
         "ap_no_tta": raw_counts.average_precision(),
         "brier": calibration.brier(target, pred),
-        "best_epoch": None if best_epochs is None else best_epochs.get(int(fold)),
         "n_valid": len(target),
         "n_needles": int(target.sum()),
     }
