@@ -6,7 +6,6 @@ driver's: Ray's own would start a fold from its beginning, and some of them with
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,6 @@ SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; af
 
 @ray.remote(max_retries=0, num_returns="streaming")
 def run_job(task: Task | str, plan: Plan, job: Job) -> Iterator[Event]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     yield from events_of(task, plan, job)
 
 
