@@ -33,8 +33,8 @@ from setibl_ray.data.panels import PanelStore, open_store
 from setibl_ray.data.pipeline import training_epoch
 
 BATCH = 32
-N_IMAGES = 512
-TURNS = 5
+N_IMAGES = 256
+TURNS = 3
 SEED_SIZE = (273, 256)
 SETTINGS = Augment()  # the seed's
 
