@@ -360,7 +360,7 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _saturate(pixels, factor, panels, line):  # type: ignore[no-untyped-def]
+def _saturate(pixels, factor, panels, line):
     """Write one row of pixels, on the 0 to 255 scale, with their saturation changed, to `line`.
 
     HSV's value is a pixel's largest channel V, its saturation (V - smallest) / V. Scaling the saturation by
