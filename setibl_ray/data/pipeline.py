@@ -176,7 +176,7 @@ def _images(
 class _Buffers:
     """Memory of batches, used again once TensorFlow lets go of it.
 
-    Fresh memory for every batch costs a tenth to a fifth of the whole pipeline's time, as the operating system
+    Fresh memory for every batch costs a tenth to a fifth of the pipeline's time, as the operating system
     clears each page when it is first written. There are as many buffers as batches alive at a time.
     """
 
