@@ -124,8 +124,8 @@ class Schedule(Section):
     """Epochs from start to peak [5 pretrained, 1 from scratch]."""
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Factor per epoch after that."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor per epoch after that [0.8 pretrained, 0.95 from scratch]."""
 
 
 class FoldConfig(NamedTuple):
