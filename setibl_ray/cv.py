@@ -22,7 +22,7 @@ DEMO = {
     "image_size": "91x85",
     "batch_size": 16,
     "epochs": 10,
-    "augment": {"height_shift": 2.0, "width_shift": 2.0, "dropout_count": 2},
+    "augment": {"strength": 0.3},
 }
 
 
