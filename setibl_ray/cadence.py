@@ -7,9 +7,10 @@ A cadence is (6, time, frequency): five-minute pointings in the order ABACAD, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 N_PANELS = 6
 ON = (0, 2, 4)

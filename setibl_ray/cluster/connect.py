@@ -1,0 +1,48 @@
+"""Start Ray on this machine, or join a cluster that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from setibl_ray.errors import ConfigError
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[str]:
+    """Ray for the length of a `with` block; yields a line that says which Ray it is.
+
+    Args:
+      address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
+        job submit` sets), else a Ray of this process's own. A bare `ray.init()` would join any leftover it finds.
+
+    Raises:
+      ConfigError: nothing answers at `address`, or it refuses this client.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
+        yield "joined the Ray of this process"
+        return
+    # Tracebacks reach the driver as values; the workers' own chatter (TensorFlow's start-up) helps nobody.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    if address:
+        options.pop("include_dashboard")
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"address: no Ray cluster answers at {address or 'local'}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    try:
+        if address:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            yield f"joined the Ray cluster at {address}, {nodes} nodes"
+        else:
+            yield "started Ray on this machine"
+    finally:
+        ray.shutdown()

@@ -1,0 +1,141 @@
+"""`python -m setibl_ray.cv --folds 5`: cross-validate on Ray and write a run folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from setibl_ray import cli
+from setibl_ray.config import Config, load_yaml, parse
+from setibl_ray.errors import ConfigError
+
+# What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
+DEMO = {
+    "model": "efficientnet-nano",
+    "weights": "none",
+    "image_size": "91x85",
+    "batch_size": 16,
+    "epochs": 10,
+    "augment": {"height_shift": 2.0, "width_shift": 2.0, "dropout_count": 2},
+}
+
+
+def _labels(value: Any) -> Any:
+    parts = [value] if isinstance(value, str) else value
+    for part in parts if isinstance(parts, list | tuple) else ():
+        if "=" not in str(part):
+            raise ValueError(f"expected key=value, got {part!r}")
+    return parts
+
+
+class Cv(Config, cli.Command):
+    """Train one model per fold on Ray; gather out-of-fold predictions; average test predictions over folds.
+
+    Without --data it runs on an embedded demo set of simulated cadences.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cv")
+
+    data: str | None = None
+    """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
+    out: str | None = None
+    """Run folder or URL to write [runs/DATE-TIME]."""
+    config: str | None = None
+    """YAML file with any of these fields; flags come before it."""
+    resume: bool = False
+    """Go on with the run in --out: finished folds are kept, unfinished ones continue at their last epoch."""
+    runner: Literal["ray", "local"] = "ray"
+    """ray, or local for a plain loop in this process."""
+    address: str | None = None
+    """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """At most this many folds at once [as many as fit]."""
+    accelerator_type: str | None = None
+    """Ray's name of an accelerator generation, such as TPU-V4."""
+    label: Annotated[list[str], BeforeValidator(_labels)] = []
+    """Node label key=value that a fold's node must carry; may be repeated."""
+    placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for a cluster to grow before an impossible request is refused."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """Retries of a fold whose worker or node died."""
+
+
+RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Mappings on top of each other, later ones winning, sections field by field."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def resolve(options: Cv) -> Config:
+    """The config: defaults, below the demo's values if there is no --data, below --config, below flags."""
+    flags = {
+        name: value for name, value in options.model_dump(exclude_unset=True).items() if name not in RUN_FIELDS
+    }
+    file = {
+        name.replace("-", "_"): value
+        for name, value in (load_yaml(options.config) if options.config else {}).items()
+    }
+    return parse(merge({} if options.data else DEMO, file, flags))
+
+
+def main(options: Cv) -> int:
+    config = resolve(options)
+
+    from rich.console import Console
+
+    from setibl_ray.data.synth import demo_dataset
+    from setibl_ray.driver import Where, cross_validate
+    from setibl_ray.summary import summary_lines
+
+    console = Console()
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    if options.resume and not options.out:
+        raise ConfigError("--resume needs --out, the run folder to go on with")
+    out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
+    data = options.data
+    if data is None:
+        say("no --data: running on the embedded demo set of simulated cadences")
+        data = str(demo_dataset())
+    say(f"data {data}, run folder {out}")
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    done = cross_validate(
+        config,
+        data=data,
+        out=out,
+        where=Where(
+            runner=options.runner,
+            address=options.address,
+            workers=options.workers,
+            accelerator_type=options.accelerator_type,
+            labels=dict(label.split("=", 1) for label in options.label),
+            placement_timeout_s=options.placement_timeout_s,
+            max_retries=options.max_retries,
+        ),
+        resume=options.resume,
+        console=console,
+    )
+    for line in summary_lines(done.metrics):
+        say(line)
+    say(f"everything lies in {done.folder}")
+    return 0
+
+
+def entry(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Cv, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,222 @@
+"""One fold, in the order in which it happens: device, data, model, epochs, best weights, views."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS
+from setibl_ray.contract import EpochEnd, Event, FoldResult, Job, Plan, Started
+from setibl_ray.data.panels import PanelStore, open_store
+from setibl_ray.data.pipeline import prediction_views, training_epoch
+from setibl_ray.errors import ConfigError
+from setibl_ray.randomness import sample_keys, stream_key
+from setibl_ray.train import device as devices
+from setibl_ray.train.trainer import FoldState, Trainer, trainer_for
+
+
+class FoldData:
+    """The datasets of one fold, over the panels that its node keeps decoded."""
+
+    def __init__(self, plan: Plan, fold: int, threads: int, global_batch: int) -> None:
+        self._config = config = plan.config
+        self._fold = fold
+        self._threads = threads
+        self._batch = global_batch
+        self._layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[plan.index.storage]]
+        self._image_size = config.for_fold(fold).image_size
+        self._plan = plan
+        self._train = self._open("train")
+        self._keys = sample_keys(plan.index.train["image_id"])
+        self._targets = plan.index.train["target"].to_numpy(np.float32)
+        self.train_rows = plan.train_rows(fold)
+        self.valid_rows = plan.valid_rows(fold)
+        self.valid_targets = self._targets[self.valid_rows]
+
+    def _open(self, split: str) -> PanelStore:
+        return open_store(
+            self._plan.index,
+            split,
+            self._layout.panels,
+            self._image_size,
+            self._config.standardize,
+            policy=self._config.cache,
+            folder=self._plan.scratch,
+            threads=self._threads,
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._layout.image_shape(self._image_size)
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.train_rows) // self._batch
+
+    def epoch(self, epoch: int) -> tf.data.Dataset:
+        seed = self._config.seed
+        return training_epoch(
+            self._train,
+            self.train_rows,
+            self._targets,
+            self._keys,
+            layout=self._layout,
+            batch=self._batch,
+            order_key=stream_key(seed, "order", self._fold, epoch),
+            augment_key=stream_key(seed, "augment", self._fold, epoch),
+            settings=self._config.augment,
+            threads=self._threads,
+        )
+
+    def valid_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
+        return self._views(self._train, self.valid_rows, self._keys, views)
+
+    def test_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
+        test = self._plan.index.test
+        return self._views(self._open("test"), np.arange(len(test)), sample_keys(test["image_id"]), views)
+
+    def _views(self, store: PanelStore, rows: np.ndarray, keys: np.ndarray, views: Sequence[int | None]):
+        return prediction_views(
+            store,
+            rows,
+            keys,
+            layout=self._layout,
+            batch=self._batch * 2,  # no gradients to keep: the seed's factor
+            view_keys=[
+                None if view is None else stream_key(self._config.seed, "view", self._fold, view)
+                for view in views
+            ],
+            settings=self._config.augment,
+            threads=self._threads,
+        )
+
+
+def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
+    """Train one fold and predict with it.
+
+    Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state` training goes on at the epoch
+    after the last one that was finished, and ends with the bytes of a run that was never interrupted (same
+    kind of device, same threads).
+
+    Raises:
+      ConfigError: the fold has fewer records than one global batch, or the device, weights or layout do not fit.
+      DataError: a shard cannot be read.
+    """
+    config = plan.config
+    own = config.for_fold(job.fold)
+    clock = _Clock()
+
+    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    yield Started(job.fold, device.place)
+
+    global_batch = own.batch_size * device.n_replicas
+    data = FoldData(plan, job.fold, device.threads, global_batch)
+    if data.n_steps == 0:
+        raise ConfigError(
+            f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
+            f"{global_batch} ({own.batch_size} x {device.n_replicas} replicas). Lower --batch-size."
+        )
+    clock.lap("open_s")
+    trainer = trainer_for(plan, own, data.image_shape, device)
+    clock.lap("build_s")
+
+    state = _begin(trainer, job)
+    learning_rate = config.learning_rate(job.fold, device.n_replicas)
+    for epoch in range(state.epochs_done, own.epochs):
+        row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, job.fold)
+        clock.lap("train_s")
+        yield EpochEnd(job.fold, epoch, own.epochs, row, state.to_bytes())
+
+    trainer.model.set_weights(state.best_weights)
+    valid_plain = state.best_valid_pred
+    valid_pred = mean_over_views(trainer, data.valid_views, len(valid_plain), config.tta, valid_plain)
+    clock.lap("predict_valid_s")
+    test_plain = test_pred = np.empty(0, np.float32)
+    n_test = len(plan.index.test)
+    if plan.predict_test and n_test:
+        test_plain = trainer.predict(data.test_views([None]), n_test)
+        test_pred = mean_over_views(trainer, data.test_views, n_test, config.tta, test_plain)
+    clock.lap("predict_test_s")
+    yield FoldResult(
+        fold=job.fold,
+        valid_pred=valid_pred,
+        valid_pred_no_tta=valid_plain,
+        test_pred=test_pred,
+        test_pred_no_tta=test_plain,
+        best_epoch=state.best_epoch,
+        history=state.history,
+        weights=trainer.weights_file(),
+        timings=clock.laps,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _begin(trainer: Trainer, job: Job) -> FoldState:
+    if job.state is not None:
+        state = FoldState.from_bytes(job.state)
+        trainer.restore(state)
+        return state
+    weights, optimizer = trainer.capture()
+    return FoldState(0, weights, optimizer, weights, -np.inf, -1, np.empty(0, np.float32))
+
+
+def _train_epoch(
+    trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, seed: int, fold: int
+) -> dict[str, float]:
+    """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
+    started = time.perf_counter()
+    logs = trainer.train_epoch(
+        data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
+    )
+    duration_s = time.perf_counter() - started
+    pred = trainer.predict(data.valid_views([None]), len(data.valid_rows))
+    auc = _auc(data.valid_targets, pred)
+    row = {
+        "epoch": epoch,
+        "lr": lr,
+        "loss": logs["loss"],
+        "auc": logs["auc"],
+        "val_loss": trainer.loss_of(data.valid_targets, pred),
+        "val_auc": auc,
+        "images_per_s": data.n_steps * trainer.global_batch / duration_s,
+        "duration_s": duration_s,
+    }
+    state.epochs_done = epoch + 1
+    state.weights, state.optimizer = trainer.capture()
+    state.history = [*state.history, row]
+    # A diverged epoch has no AUC and is never the best; the first epoch counts even so, to have weights to report.
+    if auc > state.best_auc or state.best_epoch < 0:
+        state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch
+        state.best_weights, state.best_valid_pred = state.weights, pred
+    return row
+
+
+def mean_over_views(trainer: Trainer, views, n: int, tta: int, plain: np.ndarray) -> np.ndarray:
+    """(n,) float32 mean over `tta` augmented views; with none, the plain prediction."""
+    if tta == 0:
+        return plain
+    pred = trainer.predict(views(range(tta)), tta * n).reshape(tta, n)
+    return pred.astype(np.float64).mean(axis=0).astype(np.float32)
+
+
+def _auc(targets: np.ndarray, pred: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(targets, pred)) if np.isfinite(pred).all() else float("nan")
+
+
+class _Clock:
+    """Seconds per stage; a stage that comes again adds up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
