@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def stream_key(*names: int | str) -> int:
     """64-bit key of a named stream, e.g. `stream_key(seed, "augment", fold, epoch)`."""
-    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
+    text = "\x1f".join(f"s:{name}" if isinstance(name, str) else f"i:{int(name)}" for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

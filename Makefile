@@ -1,0 +1,53 @@
+# Every target works on a fresh clone: the ones that need an environment make .venv first.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test soak test-cluster bench lint sweep-demo lock clean
+
+setup: $(INSTALLED)
+
+# uv where it is there; else a Python 3.10 or 3.11 that is; else say what to install.
+$(INSTALLED): pyproject.toml requirements-dev.lock
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python '>=3.10,<3.12' $(VENV) && \
+	  uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-dev.lock && \
+	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e . ; \
+	else \
+	  for python in python3.11 python3.10 python3 python; do \
+	    $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && break; python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "make setup needs uv (https://docs.astral.sh/uv) or Python 3.10 or 3.11; TensorFlow 2.15 has no other." >&2; exit 1; \
+	  fi; \
+	  $$python -m venv --clear $(VENV) && \
+	  $(PYTHON) -m pip install --quiet --require-hashes -r requirements-dev.lock && \
+	  $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e . ; \
+	fi
+	@touch $@
+
+demo: $(INSTALLED)
+	$(PYTHON) -m setibl_ray.cv --folds 5
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest -m 'not cluster and not soak'
+
+soak: $(INSTALLED)
+	$(PYTHON) -m pytest -m soak
+
+test-cluster: $(INSTALLED)
+	$(PYTHON) -m pytest -m cluster
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Both locks from pyproject.toml: pinned and hashed, for Python 3.10 and 3.11, without any index's address.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url
+lock:
+	$(LOCK) --extra s3 --extra gcs -o requirements.lock
+	$(LOCK) --extra s3 --extra gcs --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,57 @@
+"""training.png of a fold: AUC and loss over epochs on one time axis, with the chosen epoch marked."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+
+AUC_COLOURS = {"auc": "#eb8a2f", "val_auc": "#2a6fbb"}
+LOSS_COLOURS = {"loss": "#53a567", "val_loss": "#c9434a"}
+LABELS = {"auc": "train AUC", "val_auc": "valid AUC", "loss": "train loss", "val_loss": "valid loss"}
+
+
+def draw(history: pd.DataFrame, title: str) -> bytes:
+    """PNG of a fold's history: columns epoch, auc, val_auc, loss, val_loss; a diverged epoch may be nan."""
+    # The object interface, not pyplot: no global state, no display, safe in a driver's thread.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    right = left.twinx()
+    epoch = history["epoch"].to_numpy()
+    lines = []
+    for axes, colours, style in ((left, AUC_COLOURS, "-"), (right, LOSS_COLOURS, "--")):
+        for name, colour in colours.items():
+            lines += axes.plot(epoch, history[name], style, marker="o", ms=4, color=colour, label=LABELS[name])
+    if np.isfinite(history["val_auc"]).any():
+        best = int(np.nanargmax(history["val_auc"]))
+        value = history["val_auc"].iloc[best]
+        left.axvline(epoch[best], color=AUC_COLOURS["val_auc"], lw=8, alpha=0.12)
+        left.plot(epoch[best], value, "o", ms=12, color=AUC_COLOURS["val_auc"])
+        left.annotate(
+            f"chosen: {value:.3f}", (epoch[best], value), (0, -22), textcoords="offset points", ha="center"
+        )
+    if np.isfinite(history["val_loss"]).any():
+        lowest = int(np.nanargmin(history["val_loss"]))
+        value = history["val_loss"].iloc[lowest]
+        right.plot(epoch[lowest], value, "o", ms=12, color=LOSS_COLOURS["val_loss"])
+        right.annotate(
+            "lowest loss", (epoch[lowest], value), (0, 14), textcoords="offset points", ha="center"
+        )
+    left.set(xlabel="epoch", ylabel="AUC", title=title)
+    right.set(ylabel="loss")
+    left.margins(y=0.15)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.grid(alpha=0.25)
+    left.spines["top"].set_visible(False)
+    right.spines["top"].set_visible(False)
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
+    buffer = io.BytesIO()
+    # No creation date or software in the file: the same history gives the same bytes.
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()

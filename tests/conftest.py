@@ -1,0 +1,11 @@
+"""Every test has its own HOME and never meets a Ray that runs already."""
+
+import os
+import tempfile
+
+# Before anything imports Ray: it writes a token into HOME, and joins whatever RAY_ADDRESS names.
+os.environ["HOME"] = tempfile.mkdtemp(prefix="setibl-ray-test-home-")
+os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] + "/.cache"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ.pop("RAY_ADDRESS", None)

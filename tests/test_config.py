@@ -1,0 +1,93 @@
+import hypothesis.strategies as st
+import pytest
+import yaml
+from hypothesis import given
+
+from setibl_ray.config import MODELS, Config, load_yaml, parse
+from setibl_ray.errors import ConfigError
+
+configs = st.builds(
+    lambda folds, epochs, sizes, batch, model, seed, strength, lr_max: {
+        "folds": folds,
+        "epochs": epochs,
+        "image_size": sizes,
+        "batch_size": batch * (folds if len(batch) > 1 else 1),
+        "model": model,
+        "seed": seed,
+        "augment": {"strength": strength},
+        "schedule": {"lr_max": lr_max},
+    },
+    st.integers(2, 9),
+    st.integers(1, 50),
+    st.tuples(st.integers(32, 999), st.integers(32, 999)),
+    st.lists(st.integers(1, 64), min_size=1, max_size=1),
+    st.sampled_from(MODELS),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 10),
+    st.none() | st.floats(1e-9, 1),
+)
+
+
+@given(configs)
+def test_yaml_round_trip(values):
+    config = parse(values)
+    assert parse(yaml.safe_load(config.to_yaml())) == config
+
+
+@given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.floats() | st.lists(st.integers())))
+def test_any_mapping_is_a_config_or_a_one_line_error(values):
+    try:
+        parse(values)
+    except ConfigError as error:
+        assert str(error)
+        assert "\n" not in str(error).replace(repr(values), "")
+
+
+def test_scalars_hold_for_every_fold_and_lists_for_one_each():
+    config = parse({"folds": 3, "batch_size": "16,32,64", "image_size": "91x85", "epochs": [1, 2, 3]})
+    assert [config.for_fold(fold).batch_size for fold in range(3)] == [16, 32, 64]
+    assert [config.for_fold(fold).epochs for fold in range(3)] == [1, 2, 3]
+    assert {config.for_fold(fold).image_size for fold in range(3)} == {(91, 85)}
+
+
+def test_defaults_are_the_seeds():
+    config = Config()
+    assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6"))
+    assert (config.tta, config.label_smoothing, config.seed) == (11, 0.01, 42)
+    augment = config.augment
+    assert (augment.shear, augment.height_zoom, augment.width_shift) == (2.0, 1 / 8, 8.0)
+    assert (augment.dropout_probability, augment.dropout_count, augment.dropout_size) == (0.5, 8, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"fold": 3}, "unknown field 'fold'"),
+        ({"augment": {"strenth": 1}}, "unknown field 'augment.strenth'"),
+        ({"folds": 1}, "folds: "),
+        ({"image_size": "91"}, "image-size: expected HEIGHTxWIDTH"),
+        ({"image_size": "8x8"}, "at least 32"),
+        ({"model": "b0"}, "expected one of efficientnet-nano"),
+        ({"epochs": "1,2"}, "epochs: expected 1 value or 5"),
+        ({"fold_weights": "1,2"}, "fold_weights: expected 5 numbers, got 2"),
+        ({"fold_weights": "0,0,0,0,0"}, "positive sum"),
+        ({"fold_weights": "best"}, "expected equal, auc, or numbers"),
+        ({"augment": {"strength": float("nan")}}, "augment.strength"),
+        ({"schedule": {"lr_max": -1}}, "schedule.lr-max"),
+    ],
+)
+def test_a_wrong_field_is_named(values, says):
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    assert says in str(caught.value)
+
+
+def test_config_files_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_yaml(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_yaml(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("folds: [1\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_yaml(tmp_path / "broken.yaml")
