@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(options: Cluster) -> int:
     command = get_subcommand(options, is_required=False)
     if not isinstance(command, Check):
         raise ConfigError("expected a command: check FILE …")
+    logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
     findings = check_files(command.files, command.lock)
     console = Console()
     if not any(findings.values()):

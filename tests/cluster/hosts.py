@@ -67,6 +67,8 @@ class Host:
     name: str
     address: str
     namespace: str
+    key: str
+    """Private key that logs in to every host of the set."""
     process: subprocess.Popen[bytes]
 
     @property
@@ -134,8 +136,8 @@ def make_hosts(names: Sequence[str], shared: Sequence[Path] = ()) -> Iterator[di
     """Boot hosts, and remove every trace of them at the end.
 
     Args:
-      names: one host each, with addresses 10.77.0.2, 10.77.0.3, … in this order. Every host may log in to
-        every other as root with the key at ~/.ssh/id_ed25519.
+      names: one host each, with addresses 10.77.0.2, 10.77.0.3, … in this order. Whoever has
+        a host's `key` may log in to any of them as root.
       shared: folders that all hosts see at the same path, as a shared disk.
 
     Yields:
@@ -227,7 +229,7 @@ def _boot(
                 "SSHD": shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "sshd",
             },
         )
-    return Host(name, address, namespace, process)
+    return Host(name, address, namespace, str(folder / "id_ed25519"), process)
 
 
 def _wait_for_ssh(host: Host) -> None:
