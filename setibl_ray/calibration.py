@@ -73,7 +73,9 @@ def fit(method: Method, target: np.ndarray, pred: np.ndarray) -> Calibrator:
       DataError: one class is missing.
     """
     if len(np.unique(target)) < 2:
-        raise DataError(f"calibration needs both classes among the out-of-fold rows, got {len(target)} of one class")
+        raise DataError(
+            f"calibration needs both classes among the out-of-fold rows, got {len(target)} of one class"
+        )
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 

@@ -120,6 +120,14 @@ def _draw_weights(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.bincount(rng.integers(0, n_units, n_units), minlength=n_units)[units].astype(np.float64)
 
 
+def bootstrap_auc(
+    target: np.ndarray, pred: np.ndarray, units: np.ndarray, *, n_bootstrap: int = 500, seed: int = 0
+) -> list[float] | None:
+    """Interval of the AUC of (n,) scores, resampling units (n,)."""
+    ranking, rng = Ranking(target, pred), np.random.default_rng(seed)
+    return interval(np.array([ranking.counts(_draw_weights(units, rng)).auc() for _ in range(n_bootstrap)]))
+
+
 def difference(
     target: np.ndarray,
     first: np.ndarray,
@@ -173,10 +181,7 @@ def summarise(
 
     ranking, raw_ranking = Ranking(target, pred), Ranking(target, raw)
     counts, raw_counts = ranking.counts(), raw_ranking.counts()
-    folds = [
-        _fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k])
-        for k in np.unique(fold)
-    ]
+    folds = [_fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k]) for k in np.unique(fold)]
     operating = [_operating_point(ranking, counts, fpr) for fpr in FPR_LEVELS]
     threshold = operating[0]["threshold"]
     return plain(

@@ -111,10 +111,14 @@ def same_rows(runs: Sequence[Run]) -> None:
 
 def _read_table(folder: RunFolder, name: str, columns: Sequence[str]) -> pd.DataFrame:
     # Only an empty cell is a missing value: an image may be called "NA", a kind "none".
-    table = pd.read_csv(io.BytesIO(folder.read(name)), dtype=_TEXT, keep_default_na=False, na_values=["", "nan"])
+    table = pd.read_csv(
+        io.BytesIO(folder.read(name)), dtype=_TEXT, keep_default_na=False, na_values=["", "nan"]
+    )
     for column in columns:
         if column not in table:
-            raise RunFolderError(f"{folder.path(name)}: no column {column!r}, only {', '.join(table.columns)}")
+            raise RunFolderError(
+                f"{folder.path(name)}: no column {column!r}, only {', '.join(table.columns)}"
+            )
     return table
 
 
@@ -128,8 +132,12 @@ def _oof(folder: RunFolder) -> pd.DataFrame:
         for fold in sorted(predicted["fold"].unique())
     )
     if plain["image_id"].duplicated().any() or set(plain["image_id"]) != set(predicted["image_id"]):
-        raise RunFolderError(f"{folder.path('fold-*/oof.csv')}: together they do not hold each row of oof.csv once")
-    predicted["pred_no_tta"] = plain.set_index("image_id")["pred_no_tta"].loc[predicted["image_id"]].to_numpy()
+        raise RunFolderError(
+            f"{folder.path('fold-*/oof.csv')}: together they do not hold each row of oof.csv once"
+        )
+    predicted["pred_no_tta"] = (
+        plain.set_index("image_id")["pred_no_tta"].loc[predicted["image_id"]].to_numpy()
+    )
     _check_predictions(folder, "oof.csv", predicted, ("pred", "pred_no_tta"))
     if not predicted["target"].isin((0, 1)).all():
         raise RunFolderError(f"{folder.path('oof.csv')}: expected targets 0 and 1")

@@ -17,7 +17,9 @@ INTERFERENCE = ("quiet", "stationary", "all-panels", "off-only")
 STARTED_S = 1_760_000_000.0
 
 
-def records(n: int, folds: int, rng: np.random.Generator, positive: float = 0.4, kinds: bool = True) -> pd.DataFrame:
+def records(
+    n: int, folds: int, rng: np.random.Generator, positive: float = 0.4, kinds: bool = True
+) -> pd.DataFrame:
     """Training rows: image_id, target, group, snr, kind, fold; groups of four rows stay in one fold."""
     target = (rng.random(n) < positive).astype(int)
     target[:2] = 0, 1
@@ -178,7 +180,9 @@ def _attempt(attempt: int, fold: int, start: float, end: float, outcome: str) ->
     }
 
 
-def cadences(n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[int, int] = (64, 96)) -> np.ndarray:
+def cadences(
+    n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[int, int] = (64, 96)
+) -> np.ndarray:
     """(n, H, W, 6) uint8: noise, with a drifting line in the ON panels where target is 1."""
     height, width = shape
     panels = rng.gamma(8, 1, (n, height, width, 6)).astype(np.float32)

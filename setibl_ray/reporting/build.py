@@ -21,7 +21,7 @@ from setibl_ray.runs import Run, same_rows
 from setibl_ray.summary import number, percent, spread, verdict
 
 N_CARDS = 6
-N_AUGMENTED = 4
+N_AUGMENTED = 6
 STATES = {"ok": "fine", "look": "look at this", "problem": "problem", "unknown": "not checked"}
 
 
@@ -60,7 +60,7 @@ def _metrics(run: Run) -> Mapping[str, Any]:
 
 def _warning(metrics: Mapping[str, Any]) -> str:
     problems = [check["name"] for check in metrics.get("trust", []) if check["state"] == "problem"]
-    return f" But see: {', '.join(problems)}." if problems else ""
+    return f" Caution: {', '.join(problems).lower()} (below)." if problems else ""
 
 
 def _tiles(run: Run, metrics: Mapping[str, Any]) -> list[str]:
@@ -72,18 +72,22 @@ def _tiles(run: Run, metrics: Mapping[str, Any]) -> list[str]:
     for point in metrics["recall_at_fpr"]:
         level = f"{100 * point['fpr']:g} %"
         false = f"{point['n_false']:,} false alarm{'s' if point['n_false'] != 1 else ''}"
-        tiles.append(page.tile(percent(point["recall"]), f"needles found at {level} FPR", false))
+        tiles.append(page.tile(percent(point["recall"]), f"recall at {level} FPR", false))
     tiles.append(page.tile(number(metrics["ece"]), "calibration error", f"Brier {number(metrics['brier'])}"))
     ended = run.manifest.get("ended_s")
     took = _duration(ended - run.manifest["started_s"]) if ended else "–"
-    tiles.append(page.tile(took, "wall time", f"{metrics['n_rows']:,} cadences, {metrics['n_needles']:,} needles"))
+    tiles.append(
+        page.tile(took, "wall time", f"{metrics['n_rows']:,} cadences, {metrics['n_needles']:,} needles")
+    )
     return tiles
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
 
 
 def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
@@ -139,9 +143,17 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
         f"<strong>{escape(check['name'])}</strong><p>{escape(check['says'])}</p></li>"
         for check in checks
     )
-    rows = [("this run", number(metrics["oof_auc"]), spread(metrics["intervals"].get("oof_auc")), number(metrics["oof_ap"]))]
+    rows = [
+        (
+            "this run",
+            number(metrics["oof_auc"]),
+            spread(metrics["intervals"].get("oof_auc")),
+            number(metrics["oof_ap"]),
+        )
+    ]
     rows += [
-        (row["name"], number(row["auc"]), spread(row["interval"]), number(row["ap"])) for row in metrics["baselines"]
+        (row["name"], number(row["auc"]), spread(row["interval"]), number(row["ap"]))
+        for row in metrics["baselines"]
     ]
     header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision")
     return Section("trust", "Can you trust this number?", lead, [
@@ -154,7 +166,7 @@ def _found(metrics: Mapping[str, Any]) -> Section:
     if metrics["recall_by_snr"]:
         blocks.append(Figure(
             "snr", "Recall against S/N", "Share of needles flagged at 1 % false positives, by S/N in one panel. The thick "
-            "line is all kinds with its 95 % interval; bins hold equal numbers.",
+            "line is all kinds with its 95 % interval. Kinds with few needles are off at first: tap the legend.",
             figures.recall_by_snr(metrics["recall_by_snr"])))  # fmt: skip
     if metrics["needles"]:
         blocks.append(Figure(
@@ -170,9 +182,7 @@ def _found(metrics: Mapping[str, Any]) -> Section:
     return Section("found", "What it finds", lead, blocks)
 
 
-def _cards(
-    rows: pd.DataFrame, pixels: Pixels, split: Any, captions: Sequence[str]
-) -> list[str]:
+def _cards(rows: pd.DataFrame, pixels: Pixels, split: Any, captions: Sequence[str]) -> list[str]:
     panels = pixels.read(split, rows["image_id"].tolist())
     return [gallery.card(own, caption, pixels.axes) for own, caption in zip(panels, captions)]
 
@@ -201,7 +211,7 @@ def _candidates(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     )  # fmt: skip
     if pixels is None:
         listing = [
-            f'<h3>{title}</h3>{page.table(("image", "score"), [(r.image_id, f"{r.pred:.4f}") for r in rows.itertuples()])}'
+            f"<h3>{title}</h3>{page.table(('image', 'score'), [(r.image_id, f'{r.pred:.4f}') for r in rows.itertuples()])}"
             for title, _, _, rows in sheets
             if len(rows)
         ]
@@ -270,13 +280,16 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     )  # fmt: skip
     lead = f"{data['n_train']:,} training and {data['n_test']:,} test cadences, panels of {scale}, {data['storage']} shards."
     blocks: list[str | Figure] = [
-        Figure("classes", "Classes", "Every fold should hold about this share of needles.",
-               figures.class_distribution(run.oof))
+        Figure("classes", "Classes", "Training cadences of each class.", figures.class_distribution(run.oof)),
+        Figure("balance", "Balance of the folds", "Held-out cadences of each class per fold. Folds with unlike shares "
+               "of needles make their scores harder to compare.", figures.fold_balance(run.oof)),
     ]  # fmt: skip
     if pixels is None:
         return Section("data", "Data", lead, [*blocks, page.note(no_pixels)])
     chosen = pd.concat([run.oof[run.oof["target"] == label].head(N_AUGMENTED // 2) for label in (1, 0)])
-    before, after = augmented(run, pixels.read("train", chosen["image_id"].tolist()), chosen["image_id"].tolist())
+    before, after = augmented(
+        run, pixels.read("train", chosen["image_id"].tolist()), chosen["image_id"].tolist()
+    )
     cards = []
     for row, own, changed in zip(chosen.itertuples(), before, after):
         label = f"{escape(str(row.image_id))} · {CLASS_NAMES[row.target]}"
@@ -304,7 +317,9 @@ def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.n
         randomness.stream_key(config.seed, "report"), randomness.sample_keys(image_ids)
     )
     scale = panels.Z_RANGE if config.standardize else (0.0, 1.0)
-    changed = augment.augment(images, np.arange(len(images)), seeds, config.augment, dropout=True, scale=scale)
+    changed = augment.augment(
+        images, np.arange(len(images)), seeds, config.augment, dropout=True, scale=scale
+    )
     return panels.decode(images) if config.standardize else images / 255, changed
 
 
@@ -329,13 +344,25 @@ def comparison(runs: Sequence[Run]) -> str:
         gain: dict[str, Any] = {"difference": 0.0, "interval": None}
         if run is not runs[0]:
             gain = scoring.difference(
-                first["target"].to_numpy(), first["pred"].to_numpy(), run.oof["pred"].to_numpy(), first["group"]
+                first["target"].to_numpy(),
+                first["pred"].to_numpy(),
+                run.oof["pred"].to_numpy(),
+                first["group"],
             )
         at = own["recall_at_fpr"]
         rows.append((name, number(own["oof_auc"]), f"{gain['difference']:+.4f}", spread(gain["interval"], 4),
                      number(own["oof_ap"]), percent(at[0]["recall"]), percent(at[1]["recall"]), number(own["ece"])))  # fmt: skip
     best = int(np.argmax([own["oof_auc"] or 0 for own in metrics]))
-    header = ("run", "AUC", f"against {names[0]}", "95 % interval", "avg. precision", "recall at 1 %", "at 0.1 %", "ECE")
+    header = (
+        "run",
+        "AUC",
+        f"against {names[0]}",
+        "95 % interval",
+        "avg. precision",
+        "recall at 1 %",
+        "at 0.1 %",
+        "ECE",
+    )
     differing = _differing([run.config.model_dump(mode="json") for run in runs])
     config_rows = [(name.replace("_", "-"), *map(str, values)) for name, values in differing.items()]
     sections = [

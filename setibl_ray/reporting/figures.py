@@ -20,6 +20,7 @@ Spec = dict[str, Any]
 N_COLOURS = 8  # more folds than this share one muted colour: nobody tells nine lines apart by hue
 MAX_POINTS = 400
 N_BINS = 50
+MIN_SHOWN = 15  # needles per bin below which a kind's curve is noise; a reader may switch it on
 
 
 class Figure(NamedTuple):
@@ -54,7 +55,15 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndar
 
 def _line(x: Any, y: Any, name: str, colour: str, **more: Any) -> Spec:
     line = {"color": colour, "width": more.pop("width", 2), **more.pop("line", {})}
-    return {"type": "scatter", "mode": "lines", "x": _numbers(x), "y": _numbers(y), "name": name, "line": line, **more}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": _numbers(x),
+        "y": _numbers(y),
+        "name": name,
+        "line": line,
+        **more,
+    }
 
 
 def _fold_style(position: int, n_folds: int) -> Spec:
@@ -99,9 +108,21 @@ def roc(oof: pd.DataFrame) -> Spec:
         style = dict(style)
         traces.append(_line(x, y, name, style.pop("colour"), width=width, **style))
     diagonal = np.geomspace(floor, 1, 60)
-    traces.append(_line(diagonal, diagonal, "chance", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip"))
-    marks = [{"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": {"color": "@needle", "width": 1, "dash": "dash"}}
-             for at in (0.01, 0.001) if at > floor]
+    traces.append(
+        _line(diagonal, diagonal, "chance", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip")
+    )
+    marks = [
+        {
+            "type": "line",
+            "x0": at,
+            "x1": at,
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": "@needle", "width": 1, "dash": "dash"},
+        }
+        for at in (0.01, 0.001)
+        if at > floor
+    ]
     buttons = [
         {"label": label, "method": "relayout", "args": [{"xaxis.type": kind, "xaxis.autorange": True}]}
         for label, kind in (("log", "log"), ("linear", "linear"))
@@ -139,7 +160,9 @@ def precision_recall(oof: pd.DataFrame) -> Spec:
     percent = {"range": [0, 1.02], "tickformat": ".0%"}
     return {
         "data": traces,
-        "layout": _layout("recall (needles found)", "precision (flags that are needles)", xaxis=percent, yaxis=percent),
+        "layout": _layout(
+            "recall (needles found)", "precision (flags that are needles)", xaxis=percent, yaxis=percent
+        ),
     }
 
 
@@ -236,14 +259,14 @@ def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
             )  # fmt: skip
         traces.append(
             _line(x, y, kind, "@ink" if everything else f"@c{i % N_COLOURS}", width=3 if everything else 1.5,
-                  mode="lines+markers", customdata=[row["n"] for row in own],
+                  mode="lines+markers", visible=True if everything or np.median([row["n"] for row in own] or [0]) >= MIN_SHOWN else "legendonly", customdata=[row["n"] for row in own],
                   hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>" + kind + "</extra>")
         )  # fmt: skip
     return {
         "data": traces,
         "layout": _layout(
             "S/N of the needle in one panel", "recall at 1 % false positives",
-            xaxis={"type": "log", "dtick": "D2"}, yaxis={"range": [0, 1.03], "tickformat": ".0%"},
+            xaxis={"type": "log", "tickvals": [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000]}, yaxis={"range": [0, 1.03], "tickformat": ".0%"},
         ),
     }  # fmt: skip
 
@@ -311,7 +334,9 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
     for position, (fold, rate) in enumerate(rates.items()):
         style = _fold_style(position, len(rates))
         name = "all folds" if fold < 0 else f"fold {fold}"
-        traces.append(_line(rate["epoch"], rate["lr"], name, style.pop("colour"), mode="lines+markers", **style))
+        traces.append(
+            _line(rate["epoch"], rate["lr"], name, style.pop("colour"), mode="lines+markers", **style)
+        )
     return {
         "data": traces,
         "layout": _layout("epoch", "learning rate", xaxis={"tickformat": "d"}, yaxis={"exponentformat": "e", "rangemode": "tozero"}),
@@ -336,7 +361,12 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
             {"type": "bar", "orientation": "h", "name": name, "x": [], "y": [], "base": [], "customdata": [],
              "marker": {"color": colour}, "hovertemplate": "%{customdata}<extra></extra>"},
         )  # fmt: skip
-        for key, value in (("x", round(length, 2)), ("y", lane), ("base", round(start, 2)), ("customdata", text)):
+        for key, value in (
+            ("x", round(length, 2)),
+            ("y", lane),
+            ("base", round(start, 2)),
+            ("customdata", text),
+        ):
             bar[key].append(value)
 
     origin = manifest["started_s"]
@@ -386,6 +416,21 @@ def class_distribution(oof: pd.DataFrame) -> Spec:
         ],
         "layout": _layout("", "training cadences"),
     }  # fmt: skip
+
+
+def fold_balance(oof: pd.DataFrame) -> Spec:
+    folds = sorted(oof["fold"].unique())
+    traces = []
+    for label, colour in ((0, "@haystack"), (1, "@needle")):
+        counts = oof.loc[oof["target"] == label, "fold"].value_counts().reindex(folds, fill_value=0)
+        traces.append(
+            {"type": "bar", "x": [f"{fold}" for fold in folds], "y": counts.tolist(), "name": CLASS_NAMES[label],
+             "marker": {"color": colour}}
+        )  # fmt: skip
+    return {
+        "data": traces,
+        "layout": _layout("fold", "held-out cadences", barmode="stack", xaxis={"type": "category"}),
+    }
 
 
 def compared_intervals(names: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> Spec:

@@ -73,7 +73,7 @@ def card(panels: np.ndarray, caption: str, axes: Mapping[str, Any]) -> str:
     for position in positions(panels.shape[2]):
         on = position in ON
         since = f"<i>{position * height * dt:.0f} s</i>" if dt else ""
-        lanes.append(f'<span{" class=on" if on else ""}>{"ON" if on else "OFF"}{since}</span>')
+        lanes.append(f"<span{' class=on' if on else ''}>{'ON' if on else 'OFF'}{since}</span>")
     return (
         f'<figure class="cadence"><div class="stack"><div class="lanes">{"".join(lanes)}</div>'
         f'<img alt="waterfall of six panels" src="{image_url(waterfall(panels), "webp")}"></div>'
@@ -92,4 +92,6 @@ def _frequencies(width: int, df_hz: float | None, f_start_mhz: float | None) -> 
 
 
 def sheet(title: str, lead: str, cards: Sequence[str]) -> str:
-    return f'<h3>{escape(title)}</h3><p class="how">{escape(lead)}</p><div class="sheet">{"".join(cards)}</div>'
+    return (
+        f'<h3>{escape(title)}</h3><p class="how">{escape(lead)}</p><div class="sheet">{"".join(cards)}</div>'
+    )

@@ -28,7 +28,7 @@
 
   function layout(own) {
     const base = {
-      height: 360,
+      height: 380,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("@ink") },

@@ -13,6 +13,9 @@ from typing import Any
 from setibl_ray.reporting.figures import Figure
 
 
+HEIGHT = 380  # of a figure that does not say; page.js has the same
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page: `blocks` are HTML or figures; neighbouring figures stand side by side."""
@@ -29,7 +32,9 @@ def tile(value: str, label: str, detail: str = "") -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f'<div class="card wide scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -47,7 +52,7 @@ def image_url(data: bytes, kind: str) -> str:
 
 
 def _card(figure: Figure) -> str:
-    height = figure.spec["layout"].get("height", 360)
+    height = figure.spec["layout"].get("height", HEIGHT)
     return (
         f'<figure class="card"><h3>{escape(figure.title)}</h3>'
         f'<div class="plot" id="figure-{figure.name}" style="min-height:{height}px"></div>'
@@ -74,13 +79,18 @@ def _script(text: str) -> str:
     return text.replace("</script", "<\\/script")
 
 
-def render(*, title: str, verdict: str, subtitle: str, tiles: Sequence[str], sections: Sequence[Section]) -> str:
+def render(
+    *, title: str, verdict: str, subtitle: str, tiles: Sequence[str], sections: Sequence[Section]
+) -> str:
     """The page. Everything it shows is inside it: styles, scripts, Plotly, numbers and pictures."""
     from plotly.offline import get_plotlyjs
 
     own = resources.files("setibl_ray.reporting")
     figures = {
-        block.name: block.spec for section in sections for block in section.blocks if isinstance(block, Figure)
+        block.name: block.spec
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Figure)
     }
     data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     links = "".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in sections)

@@ -94,7 +94,11 @@ def browser() -> Iterator[Browser]:
     ):
         try:
             assert driver.stdout is not None
-            port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
+            port = next(
+                found[1]
+                for line in driver.stdout
+                if (found := re.search(r"started successfully on port (\d+)", line))
+            )
             url = f"http://127.0.0.1:{port}"
             options = {"args": [*FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
