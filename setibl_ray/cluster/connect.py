@@ -13,12 +13,14 @@ from setibl_ray.errors import ConfigError
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[str]:
+def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
     """Ray for the length of a `with` block; yields a line that says which Ray it is.
 
     Args:
       address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
         job submit` sets), else a Ray of this process's own. A bare `ray.init()` would join any leftover it finds.
+
+      n_cpus: cores of a Ray started here; None for all of this machine.
 
     Raises:
       ConfigError: nothing answers at `address`, or it refuses this client.
@@ -29,9 +31,9 @@ def connected(address: str | None) -> Iterator[str]:
         return
     # Tracebacks reach the driver as values; the workers' own chatter (TensorFlow's start-up) helps nobody.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    if address:
-        options.pop("include_dashboard")
+    options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {"include_dashboard": False, "num_cpus": n_cpus}
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -7,10 +7,8 @@ driver's: Ray's own would start a fold from its beginning, and some of them with
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -90,17 +88,12 @@ class RayRunner:
         self._running.clear()
         for stream in streams:
             ray.cancel(stream, force=False)
-        deadline = time.monotonic() + SOFT_CANCEL_S
-        for stream in streams:
-            with suppress(exceptions.RayError, StopIteration):
-                while time.monotonic() < deadline:
-                    ready, _ = ray.wait([stream], timeout=max(0.0, deadline - time.monotonic()))
-                    if not ready:
-                        break
-                    ray.get(next(stream))
-        for stream in streams:
-            with suppress(exceptions.RayError, ValueError):
-                ray.cancel(stream, force=True)
+        ends = {stream.completed(): stream for stream in streams}
+        _, unfinished = ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
+        for end in unfinished:
+            ray.cancel(ends[end], force=True)
+        if unfinished:
+            ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
 
 def _cause(error: exceptions.RayError) -> Cause:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -32,10 +34,15 @@ class FoldData:
         self._plan = plan
         self._train = self._open("train")
         self._keys = sample_keys(plan.index.train["image_id"])
-        self._targets = plan.index.train["target"].to_numpy(np.float32)
+        targets = plan.index.train["target"].to_numpy(np.float32)
         self.train_rows = plan.train_rows(fold)
         self.valid_rows = plan.valid_rows(fold)
-        self.valid_targets = self._targets[self.valid_rows]
+        self.train_targets = targets[self.train_rows]
+        self.valid_targets = targets[self.valid_rows]
+
+    @cached_property
+    def _test(self) -> PanelStore:
+        return self._open("test")
 
     def _open(self, split: str) -> PanelStore:
         return open_store(
@@ -45,7 +52,7 @@ class FoldData:
             self._image_size,
             self._config.standardize,
             policy=self._config.cache,
-            folder=self._plan.scratch,
+            folder=Path(self._plan.scratch),
             threads=self._threads,
         )
 
@@ -62,8 +69,8 @@ class FoldData:
         return training_epoch(
             self._train,
             self.train_rows,
-            self._targets,
-            self._keys,
+            self.train_targets,
+            self._keys[self.train_rows],
             layout=self._layout,
             batch=self._batch,
             order_key=stream_key(seed, "order", self._fold, epoch),
@@ -73,13 +80,15 @@ class FoldData:
         )
 
     def valid_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
-        return self._views(self._train, self.valid_rows, self._keys, views)
+        return self._views(self._train, self.valid_rows, self._keys[self.valid_rows], views)
 
     def test_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
-        test = self._plan.index.test
-        return self._views(self._open("test"), np.arange(len(test)), sample_keys(test["image_id"]), views)
+        ids = self._plan.index.test["image_id"]
+        return self._views(self._test, np.arange(len(ids)), sample_keys(ids), views)
 
-    def _views(self, store: PanelStore, rows: np.ndarray, keys: np.ndarray, views: Sequence[int | None]):
+    def _views(
+        self, store: PanelStore, rows: np.ndarray, keys: np.ndarray, views: Sequence[int | None]
+    ) -> tf.data.Dataset:
         return prediction_views(
             store,
             rows,

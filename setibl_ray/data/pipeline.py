@@ -1,0 +1,186 @@
+"""The tf.data pipelines of a fold: one epoch of training batches, and all views of prediction.
+
+Both are a list of sample numbers per batch, mapped in parallel through the batched kernel of `augment`. What
+a batch holds is decided before it starts, so the bytes do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from setibl_ray import randomness
+from setibl_ray.cadence import Layout
+from setibl_ray.config import Augment
+from setibl_ray.data import augment
+from setibl_ray.data.panels import PanelStore
+from setibl_ray.errors import ConfigError
+
+_ALIGNMENT = 64  # TensorFlow takes over an array that starts at such an address, and copies any other
+
+
+def training_epoch(
+    store: PanelStore,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    sample_keys: np.ndarray,
+    *,
+    layout: Layout,
+    batch: int,
+    order_key: int,
+    augment_key: int,
+    settings: Augment,
+    threads: int,
+) -> tf.data.Dataset:
+    """One epoch over some rows of a store: shuffled, augmented, in full batches.
+
+    Args:
+      store: the panels, in the layout's order.
+      rows: (n,) rows of the store to train on.
+      targets: (n,) their targets.
+      sample_keys: (n,) uint64, their `randomness.sample_keys`.
+      layout: how panels become an image.
+      batch: images per step over all replicas; the last n % batch of the epoch's order are left out.
+      order_key: names the permutation.
+      augment_key: names the stream of augmentations, the same sample's differing between epochs by it.
+      settings: what to do to the images.
+      threads: how many batches are made at a time.
+
+    Returns:
+      A dataset of n // batch pairs: images (batch, height, width, channels) and targets (batch, 1), float32.
+
+    Raises:
+      ConfigError: fewer rows than one batch.
+    """
+    if len(rows) < batch:
+        raise ConfigError(
+            f"batch_size: one step takes {batch} images over all replicas, "
+            f"but there are {len(rows)} to train on"
+        )
+    order = randomness.generator(order_key).permutation(len(rows))
+    order = order[: len(order) // batch * batch].reshape(-1, batch)
+    seeds = randomness.sample_seeds(augment_key, sample_keys)
+
+    def fill(picked: np.ndarray, out: np.ndarray) -> None:
+        _augment(store, layout, rows[picked], seeds[picked], settings, dropout=True, out=out)
+
+    images = _images(store, layout, order, fill, threads)
+    labels = tf.data.Dataset.from_tensor_slices(targets.astype(np.float32)[order][..., None])
+    return tf.data.Dataset.zip((images, labels)).prefetch(2).with_options(_options(threads))
+
+
+def prediction_views(
+    store: PanelStore,
+    rows: np.ndarray,
+    sample_keys: np.ndarray,
+    *,
+    layout: Layout,
+    batch: int,
+    view_keys: Sequence[int | None],
+    settings: Augment,
+    threads: int,
+) -> tf.data.Dataset:
+    """All views of some rows, view after view, in batches of one static shape.
+
+    A view's images depend on its key and the samples alone, not on the other views or on the batch.
+
+    Args:
+      store, rows, sample_keys, layout, batch, settings, threads: as in `training_epoch`.
+      view_keys: for each view the key of its stream, or None for the images as they are. No view has dropout.
+
+    Returns:
+      A dataset of images (batch, height, width, channels) float32, ceil(views * n / batch) of them. The last
+      repeats the last image to its end: predictions are `[: views * n].reshape(views, n)`.
+    """
+    n = len(rows)
+    total = n * len(view_keys)
+    order = np.minimum(np.arange(-(-total // batch) * batch), total - 1).reshape(-1, batch)
+    seeds = [None if key is None else randomness.sample_seeds(key, sample_keys) for key in view_keys]
+
+    def fill(picked: np.ndarray, out: np.ndarray) -> None:
+        views, samples = np.divmod(picked, n)
+        for view in np.unique(views):
+            part = np.flatnonzero(views == view)  # one run: the order is view by view
+            ours, place = samples[part], out[part[0] : part[-1] + 1]
+            of_view = seeds[view]
+            if of_view is None:
+                _plain(store, layout, rows[ours], out=place)
+            else:
+                _augment(store, layout, rows[ours], of_view[ours], settings, dropout=False, out=place)
+
+    return _images(store, layout, order, fill, threads).prefetch(2).with_options(_options(threads))
+
+
+def _augment(
+    store: PanelStore,
+    layout: Layout,
+    rows: np.ndarray,
+    seeds: np.ndarray,
+    settings: Augment,
+    *,
+    dropout: bool,
+    out: np.ndarray,
+) -> None:
+    images, rows = _source(store, rows)
+    augment.augment(
+        images, rows, seeds, settings, dropout=dropout, scale=store.scale, stacked=layout.stacked, out=out
+    )
+
+
+def _plain(store: PanelStore, layout: Layout, rows: np.ndarray, *, out: np.ndarray) -> None:
+    images, rows = _source(store, rows)
+    augment.plain(images, rows, store.scale, stacked=layout.stacked, out=out)
+
+
+def _source(store: PanelStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images to read from, and the rows to read of them: the whole store in place where it has been built."""
+    if store.images is None:
+        return store.take(rows), np.arange(len(rows))
+    return store.images, rows
+
+
+def _images(
+    store: PanelStore,
+    layout: Layout,
+    order: np.ndarray,
+    fill: Callable[[np.ndarray, np.ndarray], None],
+    threads: int,
+) -> tf.data.Dataset:
+    """Map each row of `order` (steps, batch), the samples of one batch, to what `fill` writes for it."""
+    if store.panels != layout.panels:
+        raise ValueError(
+            f"layout {layout.name} takes panels {layout.panels}, but the store has {store.panels}"
+        )
+    shape = (order.shape[1], *layout.image_shape(store.image_size))
+    augment.compiled_kernel(len(layout.panels))  # compile here, once, not in every thread of the map
+
+    def make(picked: np.ndarray) -> np.ndarray:
+        out = _aligned(shape)
+        fill(picked, out)
+        return out
+
+    def step(picked: tf.Tensor) -> tf.Tensor:
+        images = tf.numpy_function(make, [picked], tf.float32)
+        return tf.ensure_shape(images, shape)
+
+    batches = tf.data.Dataset.from_tensor_slices(order)
+    return batches.map(step, num_parallel_calls=threads, deterministic=True)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    n_bytes = int(np.prod(shape)) * 4
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % _ALIGNMENT
+    return memory[skip : skip + n_bytes].view(np.float32).reshape(shape)
+
+
+def _options(threads: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    # A fold is one process with one pipeline, whose global batches the strategy splits among its replicas:
+    # there is no second pipeline to share samples with, and no file that sharding by file could hand out.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options

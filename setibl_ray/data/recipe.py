@@ -1,0 +1,82 @@
+"""What a synthetic set is made of: the parameters of `synth`, validated, and the words for what a record shows.
+
+Apart from synth.py so that the command line can show its help without loading NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+NEEDLE_KINDS = (
+    "needle-constant",  # straight track in the three ON panels
+    "needle-quadratic",  # a drift that changes
+    "needle-sine",  # S-shaped
+    "needle-pulsed",  # straight, on and off
+    "needle-wideband",  # straight, a tenth of the band wide
+    "needle-partial",  # straight, in two of the three ON panels
+)
+HARD_KINDS = (
+    "hard-all-panels",  # shaped like a needle, in ON and OFF alike
+    "hard-off-only",  # shaped like a needle, in the OFF panels
+    "hard-one-on",  # a burst in one ON panel
+)
+HAYSTACK = "haystack"  # noise and the RFI that every cadence may have
+
+
+def _split_shape(value: object) -> object:
+    # The command line hands a tuple's tokens over as a list: ["273x256"].
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return tuple(text.split("x")) if isinstance(text, str) else value
+
+
+Shape = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_shape)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the bytes of a synthetic set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: PositiveInt = Field(description="train cadences")
+    test: int = Field(0, ge=0, description="test cadences")
+    shards: PositiveInt = Field(20, description="train shards")
+    test_shards: PositiveInt = Field(10, description="test shards")
+    seed: int = Field(0, description="of every random number")
+    snr: tuple[PositiveFloat, PositiveFloat] = Field((30, 100), description="lowest and highest S/N in a panel")
+    positive: Share = Field(0.5, description="share of cadences with a needle")
+    hard: Share = Field(0.25, description="share of the others that look like one")
+    shape: Shape = Field((273, 256), description="time x frequency bins of a panel")
+    df_hz: PositiveFloat = Field(2.7939677238464355, description="width of a frequency bin")
+    dt_s: PositiveFloat = Field(1.0737418240, description="length of a time bin")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.snr[0] > self.snr[1]:
+            raise ValueError(f"snr: expected the lower first, got {self.snr[0]:g} {self.snr[1]:g}")
+        for n_cadences, n_shards, split in ((self.train, self.shards, "train"), (self.test, self.test_shards, "test")):
+            if 0 < n_cadences < n_shards:
+                raise ValueError(f"{n_cadences} {split} cadences do not fill {n_shards} shards; ask for fewer shards")
+        if not self.chi2_df:
+            raise ValueError(
+                f"df_hz x dt_s = {self.df_hz * self.dt_s:.3g} gives noise of 0 degrees of freedom; it takes above 0.5"
+            )
+        if min(self.shape) < 16:
+            raise ValueError(f"shape: a panel needs 16 bins each way, got {self.shape[0]}x{self.shape[1]}")
+        return self
+
+    @property
+    def chi2_df(self) -> int:
+        """Degrees of freedom of the noise: two polarisations, real and imaginary, averaged as setigen does."""
+        return 4 * round(self.df_hz * self.dt_s)
+
+    def n_cadences(self, split: str) -> int:
+        return self.train if split == "train" else self.test
+
+    def n_shards(self, split: str) -> int:
+        return self.shards if split == "train" else self.test_shards if self.test else 0
+
+
+DEMO = Recipe(train=1000, test=200, shards=20, test_shards=10, seed=0, snr=(30, 100), positive=0.5, hard=0.25)

@@ -1,0 +1,120 @@
+"""RayRunner against the plain loop, with small tasks in the place of folds."""
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from setibl_ray.cluster.placement import Request, cluster_nodes
+from setibl_ray.cluster.runner import RayRunner
+from setibl_ray.contract import EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
+from setibl_ray.errors import DataError
+
+PLAN = SimpleNamespace(n_epochs=3)
+
+
+def fold_task():
+    """A task that needs no TensorFlow; made inside a function so that it travels by value."""
+
+    def task(plan, job):
+        yield Started(job.fold, Place.here("cpu", 1, 1))
+        done = int(job.state or b"0")
+        for epoch in range(done, plan.n_epochs):
+            yield EpochEnd(job.fold, epoch, plan.n_epochs, {"loss": epoch / 7}, str(epoch + 1).encode())
+            if job.fold == 1 and job.attempt == 0 and epoch == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if job.fold == 3:
+            raise DataError("shard train03-5.tfrec: record 2 is truncated")
+        pred = np.full(4, job.fold, np.float32)
+        yield FoldResult(job.fold, pred, pred, pred, pred, 0, [], b"w", {}, 0)
+
+    return task
+
+
+def collect(runner, jobs, on_failed=None):
+    for job in jobs:
+        runner.submit(job)
+    events = []
+    for event in runner.events():
+        events.append(event)
+        if isinstance(event, Failed) and on_failed:
+            on_failed(event)
+    return events
+
+
+def outcome(events, fold):
+    keep = [e for e in events if e.fold == fold and not isinstance(e, Started)]
+    return [(e.epoch, e.row) if isinstance(e, EpochEnd) else type(e).__name__ for e in keep]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_events_are_those_of_the_plain_loop():
+    jobs = [Job(0), Job(2), Job(3)]
+    plain = collect(LocalRunner(fold_task(), PLAN), jobs)
+    for max_parallel in (1, 2, None):
+        events = collect(RayRunner(fold_task(), PLAN, Request("cpu", 1), max_parallel), jobs)
+        assert [outcome(events, fold) for fold in (0, 2, 3)] == [outcome(plain, fold) for fold in (0, 2, 3)]
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert [(f.fold, f.cause, f.message) for f in failed] == [
+        (3, "data", "shard train03-5.tfrec: record 2 is truncated")
+    ]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_killed_worker_is_a_failed_event_and_goes_on_from_its_state():
+    runner = RayRunner(fold_task(), PLAN, Request("cpu", 1))
+    events = collect(runner, [Job(1)], lambda failed: runner.submit(Job(1, attempt=1, state=b"2")))
+    assert [type(e).__name__ for e in events] == ["Started", "EpochEnd", "EpochEnd", "Failed", "Started", "EpochEnd", "FoldResult"]  # fmt: skip
+    assert events[3].cause == "worker-died"
+    assert events[5].epoch == 2
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_at_most_max_parallel_run_at_once():
+    def task(plan, job):
+        started = time.time()
+        yield Started(job.fold, Place.here("cpu", 1, 1))
+        time.sleep(0.3)
+        yield FoldResult(job.fold, *[np.array([started, time.time()])] * 4, 0, [], b"", {}, 0)
+
+    events = collect(RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)])
+    spans = sorted(tuple(event.valid_pred) for event in events if isinstance(event, FoldResult))
+    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:]))
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("polite", [True, False])
+def test_cancel_leaves_no_task_running(tmp_path, polite):
+    beats = tmp_path / "beats"
+
+    def task(plan, job):
+        if not polite:  # as C code in a long step does
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        yield Started(job.fold, Place.here("cpu", 1, 1))
+        while True:
+            with beats.open("a") as stream:
+                stream.write(f"{job.fold}\n")
+            time.sleep(0.02)
+
+    runner = RayRunner(task, PLAN, Request("cpu", 1))
+    for fold in range(3):
+        runner.submit(Job(fold))
+    started = 0
+    for event in runner.events():
+        started += isinstance(event, Started)
+        if started == 2:
+            break
+    runner.cancel()
+    size = beats.stat().st_size
+    time.sleep(0.5)
+    assert beats.stat().st_size == size
+    assert "2" not in beats.read_text()
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_nodes_report_their_totals():
+    (node,) = cluster_nodes()
+    assert node.total("CPU") == 2
