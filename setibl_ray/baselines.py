@@ -1,7 +1,7 @@
 """What simple methods make of the same cadences: a classical de-Doppler search, and statistics of whole panels.
 
-Both read each cadence once, in chunks (`measure`). If a network hardly beats them, it has learnt little; if the
-statistics alone are almost perfect, the data give the answer away (see `probes`).
+Both read each cadence once, in chunks (`measure`). If a network hardly beats them, it has learnt little; if
+the statistics alone are almost perfect, the data give the answer away (see `probes`).
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def statistic_name(column: int, n_panels: int) -> str:
 def dedoppler(panels: np.ndarray) -> np.ndarray:
     """(n,) float32: S/N of the best straight line that at least two ON panels have and no OFF panel has.
 
-    For every line through the whole cadence, the mean along it in each panel is an S/N; a line scores the second
-    largest of its three ON values less its largest OFF value. The classical search of turboSETI's kind, with the
-    ON-OFF filter built in. (n, H, W, P) uint8; with three panels there is no OFF to take away.
+    For every line through the whole cadence, the mean along it in each panel is an S/N; a line scores the
+    second largest of its three ON values less its largest OFF value. The classical search of turboSETI's
+    kind, with the ON-OFF filter built in. (n, H, W, P) uint8; with three panels there is no OFF to take away.
     """
     n, height, width, count = panels.shape
     bins = min(TIME_BINS, height)
@@ -123,7 +123,8 @@ def dedoppler(panels: np.ndarray) -> np.ndarray:
 def background(panels: np.ndarray) -> np.ndarray:
     """(n, W) float32 unit vectors: each cadence's spectrum over time without bandpass and without bright lines.
 
-    From the OFF panels where there are any, so that a needle does not disguise its background. Bright channels are
+    From the OFF panels where there are any, so that a needle does not disguise its background. Bright
+    channels are
     clipped: two cadences with a line in the same channel are not the same background.
     """
     from scipy.ndimage import median_filter

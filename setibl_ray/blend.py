@@ -19,8 +19,8 @@ from setibl_ray.runs import Run, load_run, same_rows
 class Blend(cli.Command):
     """Blend the predictions of runs over the same cadences.
 
-    Writes oof.csv (each row blended with weights that its fold had no part in), submission.csv (weights from all
-    rows) and blend.json. A single run is taken too, to calibrate or post-process it.
+    Writes oof.csv (each row blended with weights that its fold had no part in), submission.csv (weights from
+    all rows) and blend.json. A single run is taken too, to calibrate or post-process it.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.blend")
@@ -66,8 +66,9 @@ def blend_runs(
     """Blend runs over the same rows.
 
     Returns:
-      Out-of-fold table (image_id, target, pred, fold, group) with honest predictions, test table (image_id, pred), and
-      what blend.json says: weights, each run's AUC, the nested AUC of both methods and the method taken.
+      Out-of-fold table (image_id, target, pred, fold, group) with honest predictions, test table (image_id,
+      pred), and what blend.json says: weights, each run's AUC, the nested AUC of both methods and the method
+      taken.
 
     Raises:
       RunFolderError: a fold other than the training rows leaves only one class, so no weights can be chosen.

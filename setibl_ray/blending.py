@@ -1,8 +1,8 @@
 """Several runs' predictions into one: weights that maximise out-of-fold AUC, scored without flattering themselves.
 
-AUC as a function of the weights is a staircase, so no gradient leads anywhere. `simplex_weights` moves weight between
-pairs of runs in shrinking steps, each judged by the exact AUC. Weights chosen and scored on the same rows look better
-than they are; `nested` chooses them on all folds but one and scores that one.
+AUC as a function of the weights is a staircase, so no gradient leads anywhere. `simplex_weights` moves weight
+between pairs of runs in shrinking steps, each judged by the exact AUC. Weights chosen and scored on the same
+rows look better than they are; `nested` chooses them on all folds but one and scores that one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ MIN_GAIN = 1e-4
 def simplex_weights(target: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """Weights of at least 0 that sum to 1 and maximise the AUC of the weighted mean.
 
-    Starts from the best of equal weights and each run alone, so the result is never below those. Costs a sort of the
+    Starts from the best of equal weights and each run alone, so the result is never below those. Costs a sort
+    of the
     rows per step: about a second for five runs of 60,000 rows.
 
     Args:
@@ -79,8 +80,8 @@ class Nested(NamedTuple):
     Attributes:
       pred: (n,) each row blended with weights that its fold had no part in.
       weights: fold -> (m,) those weights.
-      auc: mean over folds of the AUC on its rows, nan where no fold has both classes. Within folds, because weights
-        of different folds put scores on slightly different scales.
+      auc: mean over folds of the AUC on its rows, nan where no fold has both classes. Within folds, because
+        weights of different folds put scores on slightly different scales.
     """
 
     pred: np.ndarray

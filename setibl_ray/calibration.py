@@ -1,8 +1,8 @@
 """Whether a predicted 0.3 comes true three times in ten, and how to mend it when it does not.
 
-`reliability` and the two scores measure; `Calibrator` maps scores to probabilities (isotonic or Platt). A calibrator is
-fitted on out-of-fold predictions only, never on test; to score it honestly, `cross_calibrate` fits it without the
-fold that it is applied to.
+`reliability` and the two scores measure; `Calibrator` maps scores to probabilities (isotonic or Platt). A
+calibrator is fitted on out-of-fold predictions only, never on test; to score it honestly, `cross_calibrate`
+fits it without the fold that it is applied to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How good out-of-fold predictions are: ranking, operating points, intervals, what is found and what is mistaken.
 
 Everything starts from rows of (target, pred). Ranking metrics come from `Ranking`, which sorts once and then
-takes any weighting of the rows in one pass: 500 bootstrap draws of 60,000 rows cost about two seconds, where a call
-of scikit-learn per draw sorts anew and takes half a minute. The tests hold it against scikit-learn.
+takes any weighting of the rows in one pass: 500 bootstrap draws of 60,000 rows cost about two seconds, where
+a call of scikit-learn per draw sorts anew and takes half a minute. The tests hold it against scikit-learn.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def difference(
     """AUC of `second` minus AUC of `first` on the same rows, with a paired bootstrap interval.
 
     Returns:
-      {"difference", "interval", "resampled"}; an interval that holds 0 means that the rows cannot tell them apart.
+      {"difference", "interval", "resampled"}; an interval that holds 0 means that the rows cannot tell them
+      apart.
     """
     units, resampled = resampling_units(group)
     rankings = Ranking(target, first), Ranking(target, second)
@@ -162,13 +163,14 @@ def summarise(
     """Everything that metrics.json says about a run's out-of-fold predictions.
 
     Args:
-      oof: one row per training cadence: image_id, target (0/1), pred (mean over views), pred_no_tta, fold, and
-        where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
+      oof: one row per training cadence: image_id, target (0/1), pred (mean over views), pred_no_tta, fold,
+        and where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
       n_bootstrap: draws behind each interval.
       seed: of the draws.
 
     Returns:
-      Plain JSON values; a metric that does not exist (one class, no such rows) is None. See docs/evaluation.md.
+      Plain JSON values; a metric that does not exist (one class, no such rows) is None. See
+      docs/evaluation.md.
 
     Raises:
       DataError: a column is missing, there are no rows, or a value cannot be scored.

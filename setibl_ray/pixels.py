@@ -1,7 +1,7 @@
 """The panels behind a run's rows, by image id: for pictures, baselines and probes.
 
-A run folder holds no pixels, only where they were; `open_pixels` finds the shards again and makes sure that they
-are the ones the run was trained on.
+A run folder holds no pixels, only where they were; `open_pixels` finds the shards again and makes sure that
+they are the ones the run was trained on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Post-processing by group: cadences of one target or one sky patch inform each other's scores.
 
-A hook is a function of a table (image_id, pred, group) that returns new scores (n,) in [0, 1]. It never sees targets, so
-applying it to out-of-fold and test predictions alike leaks nothing. It is one of the built-in names, or `module:function`.
+A hook is a function of a table (image_id, pred, group) that returns new scores (n,) in [0, 1]. It never sees
+targets, so applying it to out-of-fold and test predictions alike leaks nothing. It is one of the built-in
+names, or `module:function`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Can this number be trusted? Checks for the ways in which a good score is hollow.
 
-Each check is a dict {"name", "state", "says", …figures}: state is `ok`, `look` (unusual; may be honest) or `problem`.
-Thresholds are set so that independent noise passes by a wide margin; tests plant each leak, and clean data too.
+Each check is a dict {"name", "state", "says", …figures}: state is `ok`, `look` (unusual; may be honest) or
+`problem`. Thresholds are set so that independent noise passes by a wide margin; tests plant each leak, and
+clean data too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def examine(run: Run, pixels: Pixels, *, max_rows: int = 5000, seed: int = 0) ->
     Args:
       run: its out-of-fold rows and folds are used.
       pixels: its panels.
-      max_rows: training and test rows to read at most, drawn at random; 5,000 take about two minutes on one core.
+      max_rows: training and test rows to read at most, drawn at random; 5,000 take about two minutes on one
+        core.
       seed: of the draw.
 
     Returns:

@@ -31,7 +31,8 @@ def write_report(folder: str, data: str | None = None) -> str:
 
     Args:
       folder: run folder or URL.
-      data: where its shards are; by default where they were. Without them, the report has no waterfalls and says so.
+      data: where its shards are; by default where they were. Without them, the report has no waterfalls and
+        says so.
 
     Returns:
       Where the report is.

@@ -30,8 +30,8 @@ class Run:
       config: the resolved config.
       manifest: content of manifest.json.
       metrics: content of metrics.json; None where it is missing.
-      oof: one row per training cadence, in table order: image_id, target, pred, pred_no_tta, fold, group ("" if none),
-        snr (nan if unknown), kind ("" if none).
+      oof: one row per training cadence, in table order: image_id, target, pred, pred_no_tta, fold, group (""
+        if none), snr (nan if unknown), kind ("" if none).
       submission: image_id, pred of the test set, sorted by id; no rows where there was no test set.
       histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, images_per_s, duration_s.
     """

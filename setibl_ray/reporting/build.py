@@ -117,17 +117,13 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
         "Result",
         lead,
         [
-            Figure("roc", "ROC", "Left is strict, right is lax. A survey works at the dashed lines: 1 % and 0.1 % false "
-                   "positives. Switch to linear for the usual picture.", figures.roc(run.oof)),
-            Figure("precision-recall", "Precision against recall", "How many of the flagged cadences are needles, as more "
-                   "are flagged. It depends on how rare needles are: here as rare as in the training set.",
-                   figures.precision_recall(run.oof)),
-            Figure("folds", "Each fold", "Dots with 95 % intervals; the band is the interval of all folds pooled. A fold "
-                   "well outside it is worth a look: a bad start, or harder data.", figures.fold_scores(metrics)),
+            Figure("roc", figures.roc(run.oof)),
+            Figure("precision-recall", figures.precision_recall(run.oof)),
+            Figure("folds", figures.fold_scores(metrics)),
             '<h3 style="margin-top:1rem">Folds in numbers</h3>',
             page.table(header, rows),
         ],
-    )  # fmt: skip
+    )
 
 
 def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
@@ -135,9 +131,16 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
     checks = metrics.get("trust")
     if not checks:
         command = f"python -m setibl_ray.evaluate {run.folder} --baselines"
-        return Section("trust", "Can you trust this number?", lead, [page.note(
-            f"Not checked yet. This scores classical baselines and looks for leaks, then write the report again: {command}"
-        )])  # fmt: skip
+        return Section(
+            "trust",
+            "Can you trust this number?",
+            lead,
+            [
+                page.note(
+                    f"Not checked yet. This scores classical baselines and looks for leaks, then write the report again: {command}"
+                )
+            ],
+        )
     items = "".join(
         f'<li class="{escape(check["state"])}"><span class="state">{STATES[check["state"]]}</span>'
         f"<strong>{escape(check['name'])}</strong><p>{escape(check['says'])}</p></li>"
@@ -156,28 +159,28 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
         for row in metrics["baselines"]
     ]
     header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision")
-    return Section("trust", "Can you trust this number?", lead, [
-        f'<ul class="checks">{items}</ul>', '<h3 style="margin-top:1rem">Against simple methods</h3>', page.table(header, rows),
-    ])  # fmt: skip
+    return Section(
+        "trust",
+        "Can you trust this number?",
+        lead,
+        [
+            f'<ul class="checks">{items}</ul>',
+            '<h3 style="margin-top:1rem">Against simple methods</h3>',
+            page.table(header, rows),
+        ],
+    )
 
 
 def _found(metrics: Mapping[str, Any]) -> Section:
     blocks: list[str | Figure] = []
     if metrics["recall_by_snr"]:
-        blocks.append(Figure(
-            "snr", "Recall against S/N", "Share of needles flagged at 1 % false positives, by S/N in one panel. The thick "
-            "line is all kinds with its 95 % interval. Kinds with few needles are off at first: tap the legend.",
-            figures.recall_by_snr(metrics["recall_by_snr"])))  # fmt: skip
+        blocks.append(Figure("snr", figures.recall_by_snr(metrics["recall_by_snr"])))
     if metrics["needles"]:
-        blocks.append(Figure(
-            "needles", "Recall per kind of needle", "At 1 % false positives, with 95 % intervals. Low bars are the signals "
-            "this model would miss.",
-            figures.shares_by_kind(metrics["needles"], "found", "@needle")))  # fmt: skip
+        blocks.append(Figure("needles", figures.shares_by_kind(metrics["needles"], "found", "@needle")))
     if metrics["interference"]:
-        blocks.append(Figure(
-            "interference", "False positives per kind of haystack", "Share flagged at the same threshold, 1 % over all. A "
-            "long bar is the interference that looks like a needle to this model.",
-            figures.shares_by_kind(metrics["interference"], "flagged", "@haystack")))  # fmt: skip
+        blocks.append(
+            Figure("interference", figures.shares_by_kind(metrics["interference"], "flagged", "@haystack"))
+        )
     lead = "What is behind the score: which needles are found, and which interference passes for one."
     return Section("found", "What it finds", lead, blocks)
 
@@ -202,13 +205,25 @@ def _candidates(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     lead = "Time runs down, frequency to the right. A needle shows in ON panels and in no OFF panel."
     oof = run.oof.sort_values("pred", kind="stable")
     sheets = (
-        ("Top candidates of the test set", "Highest scores among unlabelled cadences.", "test",
-         run.submission.sort_values("pred", ascending=False, kind="stable").head(N_CARDS)),
-        ("Worst false alarms", "Haystacks with the highest scores: what fools this model.", "train",
-         oof[oof["target"] == 0].iloc[::-1].head(N_CARDS)),
-        ("Worst misses", "Needles with the lowest scores: what it does not see.", "train",
-         oof[oof["target"] == 1].head(N_CARDS)),
-    )  # fmt: skip
+        (
+            "Top candidates of the test set",
+            "Highest scores among unlabelled cadences.",
+            "test",
+            run.submission.sort_values("pred", ascending=False, kind="stable").head(N_CARDS),
+        ),
+        (
+            "Worst false alarms",
+            "Haystacks with the highest scores: what fools this model.",
+            "train",
+            oof[oof["target"] == 0].iloc[::-1].head(N_CARDS),
+        ),
+        (
+            "Worst misses",
+            "Needles with the lowest scores: what it does not see.",
+            "train",
+            oof[oof["target"] == 1].head(N_CARDS),
+        ),
+    )
     if pixels is None:
         listing = [
             f"<h3>{title}</h3>{page.table(('image', 'score'), [(r.image_id, f'{r.pred:.4f}') for r in rows.itertuples()])}"
@@ -225,26 +240,29 @@ def _candidates(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
 
 
 def _scores(run: Run) -> Section:
-    return Section("scores", "Scores", "How scores are spread, and whether they mean what they say.", [
-        Figure("distribution", "Distribution of scores", "Out-of-fold scores of both classes, and of the test set (dotted). "
-               "A test set shaped unlike the two together has other data in it.",
-               figures.score_distribution(run.oof, run.submission)),
-        Figure("calibration", "Calibration", "On the diagonal, a score of 0.3 comes true three times in ten. Larger dots hold "
-               "more cadences. Off it, rank by the score but do not read it as a probability.",
-               figures.reliability(run.oof)),
-    ])  # fmt: skip
+    return Section(
+        "scores",
+        "Scores",
+        "How scores are spread, and whether they mean what they say.",
+        [
+            Figure("distribution", figures.score_distribution(run.oof, run.submission)),
+            Figure("calibration", figures.reliability(run.oof)),
+        ],
+    )
 
 
 def _training(run: Run) -> Section:
     best, histories = run.best_epochs, run.histories
-    return Section("training", "Training", "Stars mark the epoch whose weights made every prediction above.", [
-        Figure("auc", "AUC per epoch", "Solid: held-out rows, without TTA. Dotted: training rows, augmented. A gap that "
-               "widens is overfitting.", figures.history(histories, "auc", best)),
-        Figure("loss", "Loss per epoch", "Solid: held-out rows. Dotted: training rows.",
-               figures.history(histories, "loss", best)),
-        Figure("learning-rate", "Learning rate", "The schedule that was used: ramp, sustain, decay.",
-               figures.learning_rate(histories)),
-    ])  # fmt: skip
+    return Section(
+        "training",
+        "Training",
+        "Stars mark the epoch whose weights made every prediction above.",
+        [
+            Figure("auc", figures.history(histories, "auc", best)),
+            Figure("loss", figures.history(histories, "loss", best)),
+            Figure("learning-rate", figures.learning_rate(histories)),
+        ],
+    )
 
 
 def _time(run: Run) -> Section:
@@ -253,18 +271,29 @@ def _time(run: Run) -> Section:
     retries = sum(attempts) - len(attempts)
     lead = f"{len(attempts)} folds on {len(nodes - {None})} node{'s' if len(nodes - {None}) != 1 else ''}, "
     lead += f"{retries} retr{'y' if retries == 1 else 'ies'}."
-    figure = Figure("timeline", "Folds over time", "A lane per fold. Hover for node and seconds; red is an attempt that "
-                    "failed and was tried again.", figures.timeline(run.manifest))  # fmt: skip
+    figure = Figure("timeline", figures.timeline(run.manifest))
     speed = {fold: past["images_per_s"].median() for fold, past in run.histories.items()}
     memory = {int(fold): entry.get("peak_memory_bytes") for fold, entry in run.manifest["folds"].items()}
     rows = [
-        (fold, _where(run.manifest["folds"][str(fold)]), f"{speed[fold]:,.0f}",
-         f"{memory[fold] / 1e9:.2f} GB" if memory.get(fold) else "–", len(run.manifest["folds"][str(fold)]["attempts"]))
+        (
+            fold,
+            _where(run.manifest["folds"][str(fold)]),
+            f"{speed[fold]:,.0f}",
+            f"{memory[fold] / 1e9:.2f} GB" if memory.get(fold) else "–",
+            len(run.manifest["folds"][str(fold)]["attempts"]),
+        )
         for fold in sorted(run.histories)
-    ]  # fmt: skip
-    return Section("time", "Where the time went", lead, [
-        figure, '<div style="height:14px"></div>', page.table(("fold", "where", "images/s", "peak memory", "attempts"), rows),
-    ])  # fmt: skip
+    ]
+    return Section(
+        "time",
+        "Where the time went",
+        lead,
+        [
+            figure,
+            '<div style="height:14px"></div>',
+            page.table(("fold", "where", "images/s", "peak memory", "attempts"), rows),
+        ],
+    )
 
 
 def _where(entry: Mapping[str, Any]) -> str:
@@ -275,15 +304,16 @@ def _where(entry: Mapping[str, Any]) -> str:
 def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     data = run.manifest["data"]
     height, width = data["panel_shape"]
-    scale = f"{height} × {width} pixels of {data['dt_s']:.3g} s × {data['df_hz']:.3g} Hz" if data.get("df_hz") else (
-        f"{height} × {width} pixels"
-    )  # fmt: skip
+    scale = (
+        f"{height} × {width} pixels of {data['dt_s']:.3g} s × {data['df_hz']:.3g} Hz"
+        if data.get("df_hz")
+        else (f"{height} × {width} pixels")
+    )
     lead = f"{data['n_train']:,} training and {data['n_test']:,} test cadences, panels of {scale}, {data['storage']} shards."
     blocks: list[str | Figure] = [
-        Figure("classes", "Classes", "Training cadences of each class.", figures.class_distribution(run.oof)),
-        Figure("balance", "Balance of the folds", "Held-out cadences of each class per fold. Folds with unlike shares "
-               "of needles make their scores harder to compare.", figures.fold_balance(run.oof)),
-    ]  # fmt: skip
+        Figure("classes", figures.class_distribution(run.oof)),
+        Figure("balance", figures.fold_balance(run.oof)),
+    ]
     if pixels is None:
         return Section("data", "Data", lead, [*blocks, page.note(no_pixels)])
     chosen = pd.concat([run.oof[run.oof["target"] == label].head(N_AUGMENTED // 2) for label in (1, 0)])
@@ -296,8 +326,16 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
         cards.append(gallery.card(own, f"{label}<br>as the network's input", {}))
         cards.append(gallery.card(changed, f"{label}<br>augmented", {}))
     how = "Pairs: a panel as it enters the network, and one random augmentation of it as training sees it."
-    return Section("data", "Data", lead, [*blocks, '<div style="height:14px"></div>',
-                                          gallery.sheet("Before and after augmentation", how, cards)])  # fmt: skip
+    return Section(
+        "data",
+        "Data",
+        lead,
+        [
+            *blocks,
+            '<div style="height:14px"></div>',
+            gallery.sheet("Before and after augmentation", how, cards),
+        ],
+    )
 
 
 def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -325,9 +363,15 @@ def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.n
 
 def _making(run: Run) -> Section:
     about = {key: run.manifest[key] for key in ("command", "versions", "data") if key in run.manifest}
-    return Section("making", "How it was made", "Enough to make it again.", [
-        page.folded("config.yaml", run.config.to_yaml()), page.folded("manifest", json.dumps(about, indent=2)),
-    ])  # fmt: skip
+    return Section(
+        "making",
+        "How it was made",
+        "Enough to make it again.",
+        [
+            page.folded("config.yaml", run.config.to_yaml()),
+            page.folded("manifest", json.dumps(about, indent=2)),
+        ],
+    )
 
 
 def comparison(runs: Sequence[Run]) -> str:
@@ -350,8 +394,18 @@ def comparison(runs: Sequence[Run]) -> str:
                 first["group"],
             )
         at = own["recall_at_fpr"]
-        rows.append((name, number(own["oof_auc"]), f"{gain['difference']:+.4f}", spread(gain["interval"], 4),
-                     number(own["oof_ap"]), percent(at[0]["recall"]), percent(at[1]["recall"]), number(own["ece"])))  # fmt: skip
+        rows.append(
+            (
+                name,
+                number(own["oof_auc"]),
+                f"{gain['difference']:+.4f}",
+                spread(gain["interval"], 4),
+                number(own["oof_ap"]),
+                percent(at[0]["recall"]),
+                percent(at[1]["recall"]),
+                number(own["ece"]),
+            )
+        )
     best = int(np.argmax([own["oof_auc"] or 0 for own in metrics]))
     header = (
         "run",
@@ -366,26 +420,42 @@ def comparison(runs: Sequence[Run]) -> str:
     differing = _differing([run.config.model_dump(mode="json") for run in runs])
     config_rows = [(name.replace("_", "-"), *map(str, values)) for name, values in differing.items()]
     sections = [
-        Section("result", "Result", "All runs score the same cadences. Differences are paired: an interval that holds 0 "
-                "means that these rows cannot tell the two apart.", [
-                    page.table(header, rows), '<div style="height:14px"></div>',
-                    Figure("auc", "Pooled AUC", "With 95 % intervals of each run alone; the table's paired intervals are "
-                           "narrower.", figures.compared_intervals(names, metrics)),
-                    Figure("roc", "ROC, all folds", "Which run is best at the strictness you need?",
-                           figures.compared_roc({name: run.oof for name, run in zip(names, runs)})),
-                ]),
-        Section("config", "What differs", "Config fields in which the runs differ.",
-                [page.table(("field", *names), config_rows) if config_rows else page.note("Nothing: the configs are equal.")]),
-    ]  # fmt: skip
+        Section(
+            "result",
+            "Result",
+            "All runs score the same cadences. Differences are paired: an interval that holds 0 "
+            "means that these rows cannot tell the two apart.",
+            [
+                page.table(header, rows),
+                '<div style="height:14px"></div>',
+                Figure("compared-auc", figures.compared_intervals(names, metrics)),
+                Figure(
+                    "compared-roc", figures.compared_roc({name: run.oof for name, run in zip(names, runs)})
+                ),
+            ],
+        ),
+        Section(
+            "config",
+            "What differs",
+            "Config fields in which the runs differ.",
+            [
+                page.table(("field", *names), config_rows)
+                if config_rows
+                else page.note("Nothing: the configs are equal.")
+            ],
+        ),
+    ]
     return page.render(
         title="Comparison – setibl_ray",
         verdict=f"{names[best]} ranks best of {len(runs)} runs: AUC {number(metrics[best]['oof_auc'])} "
         f"{spread(metrics[best]['intervals'].get('oof_auc'))}.",
         subtitle=" · ".join(str(run.folder) for run in runs),
-        tiles=[page.tile(number(own["oof_auc"]), name, spread(own["intervals"].get("oof_auc")))
-               for name, own in zip(names, metrics)],
+        tiles=[
+            page.tile(number(own["oof_auc"]), name, spread(own["intervals"].get("oof_auc")))
+            for name, own in zip(names, metrics)
+        ],
         sections=sections,
-    )  # fmt: skip
+    )
 
 
 def _unique(names: Sequence[str]) -> list[str]:

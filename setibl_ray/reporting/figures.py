@@ -1,7 +1,7 @@
 """The report's figures as plain Plotly dictionaries; the page draws them.
 
-Colours are names ("@needle", "@muted/0.3" with opacity), resolved in the browser, so that one figure serves light
-and dark. Curves are thinned to what a screen shows: a report of 60,000 rows is as small as one of 600.
+Colours are names ("@needle", "@muted/0.3" with opacity), resolved in the browser, so that one figure serves
+light and dark. Curves are thinned to what a screen shows: a report of 60,000 rows is as small as one of 600.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ MIN_SHOWN = 15  # needles per bin below which a kind's curve is noise; a reader 
 
 
 class Figure(NamedTuple):
-    """A drawing with what a reader needs: a title, and a sentence on how to read it."""
+    """A drawing and its name, by which its caption is found."""
 
     name: str
-    title: str
-    how: str
     spec: Spec
 
 
@@ -130,12 +128,14 @@ def roc(oof: pd.DataFrame) -> Spec:
     return {
         "data": traces,
         "layout": _layout(
-            "false-positive rate", "recall (needles found)",
+            "false-positive rate",
+            "recall (needles found)",
             xaxis={"type": "log", "tickformat": "~p"},
             yaxis={"range": [0, 1.02], "tickformat": ".0%"},
-            shapes=marks, updatemenus=[{"buttons": buttons}],
+            shapes=marks,
+            updatemenus=[{"buttons": buttons}],
         ),
-    }  # fmt: skip
+    }
 
 
 def _points(n_folds: int, width: float) -> int:
@@ -175,26 +175,48 @@ def fold_scores(metrics: Mapping[str, Any]) -> Spec:
     error = {
         "type": "data",
         "symmetric": False,
-        "array": [high_low[1] - value if high_low and value is not None else 0 for value, high_low in zip(auc, bounds)],
-        "arrayminus": [value - high_low[0] if high_low and value is not None else 0 for value, high_low in zip(auc, bounds)],
+        "array": [
+            high_low[1] - value if high_low and value is not None else 0
+            for value, high_low in zip(auc, bounds)
+        ],
+        "arrayminus": [
+            value - high_low[0] if high_low and value is not None else 0
+            for value, high_low in zip(auc, bounds)
+        ],
         "color": "@c0/0.5",
         "thickness": 1.5,
-    }  # fmt: skip
+    }
     dots = {"type": "scatter", "mode": "markers", "x": x}
     pooled = intervals.get("oof_auc")
     band = (
-        [{"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": pooled[0], "y1": pooled[1],
-          "fillcolor": "@muted/0.15", "line": {"width": 0}, "layer": "below"}]
-        if pooled else []
-    )  # fmt: skip
+        [
+            {
+                "type": "rect",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": pooled[0],
+                "y1": pooled[1],
+                "fillcolor": "@muted/0.15",
+                "line": {"width": 0},
+                "layer": "below",
+            }
+        ]
+        if pooled
+        else []
+    )
     return {
         "data": [
             {**dots, "y": auc, "name": "with TTA", "marker": {"color": "@c0", "size": 10}, "error_y": error},
-            {**dots, "y": [fold["auc_no_tta"] for fold in folds], "name": "without TTA",
-             "marker": {"color": "@c1", "size": 9, "symbol": "diamond-open", "line": {"width": 2}}},
+            {
+                **dots,
+                "y": [fold["auc_no_tta"] for fold in folds],
+                "name": "without TTA",
+                "marker": {"color": "@c1", "size": 9, "symbol": "diamond-open", "line": {"width": 2}},
+            },
         ],
         "layout": _layout("fold", "ROC AUC", shapes=band, xaxis={"dtick": max(1, -(-len(x) // 12))}),
-    }  # fmt: skip
+    }
 
 
 def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
@@ -218,8 +240,13 @@ def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
         )
     return {
         "data": traces,
-        "layout": _layout("score", "share of its class", xaxis={"range": [0, 1]}, yaxis={"tickformat": ".0%", "rangemode": "tozero"}),
-    }  # fmt: skip
+        "layout": _layout(
+            "score",
+            "share of its class",
+            xaxis={"range": [0, 1]},
+            yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        ),
+    }
 
 
 def reliability(oof: pd.DataFrame) -> Spec:
@@ -229,19 +256,34 @@ def reliability(oof: pd.DataFrame) -> Spec:
     return {
         "data": [
             _line([0, 1], [0, 1], "perfect", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip"),
-            _line(bins.predicted, bins.observed, "this run", "@c0", mode="lines+markers",
-                  marker={"size": _numbers(size)}, customdata=bins.count.tolist(),
-                  hovertemplate="score %{x:.2f}, needles %{y:.0%}<br>%{customdata:,} cadences<extra></extra>"),
-            {"type": "bar", "x": _numbers(bins.predicted), "y": bins.count.tolist(), "yaxis": "y2", "width": 0.04,
-             "marker": {"color": "@muted/0.5"}, "name": "cadences"},
+            _line(
+                bins.predicted,
+                bins.observed,
+                "this run",
+                "@c0",
+                mode="lines+markers",
+                marker={"size": _numbers(size)},
+                customdata=bins.count.tolist(),
+                hovertemplate="score %{x:.2f}, needles %{y:.0%}<br>%{customdata:,} cadences<extra></extra>",
+            ),
+            {
+                "type": "bar",
+                "x": _numbers(bins.predicted),
+                "y": bins.count.tolist(),
+                "yaxis": "y2",
+                "width": 0.04,
+                "marker": {"color": "@muted/0.5"},
+                "name": "cadences",
+            },
         ],
         "layout": _layout(
-            "mean score of the bin", "share of needles",
+            "mean score of the bin",
+            "share of needles",
             xaxis={"range": [0, 1], "anchor": "y2"},
             yaxis={"range": [0, 1.03], "domain": [0.3, 1], "tickformat": ".0%"},
             yaxis2={"domain": [0, 0.2], "title": {"text": "cadences"}, "nticks": 3},
         ),
-    }  # fmt: skip
+    }
 
 
 def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
@@ -254,21 +296,43 @@ def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
         if everything:
             low, high = [row["interval"][0] for row in own], [row["interval"][1] for row in own]
             traces.append(
-                _line([*x, *x[::-1]], [*high, *low[::-1]], "95 % interval", "@ink/0", fill="toself",
-                      fillcolor="@ink/0.1", hoverinfo="skip")
-            )  # fmt: skip
+                _line(
+                    [*x, *x[::-1]],
+                    [*high, *low[::-1]],
+                    "95 % interval",
+                    "@ink/0",
+                    fill="toself",
+                    fillcolor="@ink/0.1",
+                    hoverinfo="skip",
+                )
+            )
         traces.append(
-            _line(x, y, kind, "@ink" if everything else f"@c{i % N_COLOURS}", width=3 if everything else 1.5,
-                  mode="lines+markers", visible=True if everything or np.median([row["n"] for row in own] or [0]) >= MIN_SHOWN else "legendonly", customdata=[row["n"] for row in own],
-                  hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>" + kind + "</extra>")
-        )  # fmt: skip
+            _line(
+                x,
+                y,
+                kind,
+                "@ink" if everything else f"@c{i % N_COLOURS}",
+                width=3 if everything else 1.5,
+                mode="lines+markers",
+                visible=True
+                if everything or np.median([row["n"] for row in own] or [0]) >= MIN_SHOWN
+                else "legendonly",
+                customdata=[row["n"] for row in own],
+                hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>" + kind + "</extra>",
+            )
+        )
     return {
         "data": traces,
         "layout": _layout(
-            "S/N of the needle in one panel", "recall at 1 % false positives",
-            xaxis={"type": "log", "tickvals": [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000]}, yaxis={"range": [0, 1.03], "tickformat": ".0%"},
+            "S/N of the needle in one panel",
+            "recall at 1 % false positives",
+            xaxis={
+                "type": "log",
+                "tickvals": [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000],
+            },
+            yaxis={"range": [0, 1.03], "tickformat": ".0%"},
         ),
-    }  # fmt: skip
+    }
 
 
 def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Spec:
@@ -285,14 +349,25 @@ def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Sp
     }
     return {
         "data": [
-            {"type": "bar", "orientation": "h", "x": _numbers(share), "y": [row["kind"] for row in known],
-             "error_x": error, "marker": {"color": f"{colour}/0.7"}, "showlegend": False,
-             "customdata": [[row["n_hits"], row["n"], row["auc"]] for row in known],
-             "hovertemplate": "%{y}: %{customdata[0]} of %{customdata[1]}, AUC %{customdata[2]:.3f}<extra></extra>"}
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": _numbers(share),
+                "y": [row["kind"] for row in known],
+                "error_x": error,
+                "marker": {"color": f"{colour}/0.7"},
+                "showlegend": False,
+                "customdata": [[row["n_hits"], row["n"], row["auc"]] for row in known],
+                "hovertemplate": "%{y}: %{customdata[0]} of %{customdata[1]}, AUC %{customdata[2]:.3f}<extra></extra>",
+            }
         ],
-        "layout": _layout(x, "", xaxis={"tickformat": "~p", "rangemode": "tozero"},
-                          yaxis={"automargin": True, "title": {"text": ""}}),
-    }  # fmt: skip
+        "layout": _layout(
+            x,
+            "",
+            xaxis={"tickformat": "~p", "rangemode": "tozero"},
+            yaxis={"automargin": True, "title": {"text": ""}},
+        ),
+    }
 
 
 def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[int, int]) -> Spec:
@@ -307,19 +382,33 @@ def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[
         epoch = past["epoch"]
         traces.append(_line(epoch, past[f"val_{quantity}"], name, colour, **group, **style))
         traces.append(
-            _line(epoch, past[quantity], f"{name} train", colour, width=1.2, line={"dash": "dot"}, opacity=0.8,
-                  **group, showlegend=False)
-        )  # fmt: skip
+            _line(
+                epoch,
+                past[quantity],
+                f"{name} train",
+                colour,
+                width=1.2,
+                line={"dash": "dot"},
+                opacity=0.8,
+                **group,
+                showlegend=False,
+            )
+        )
         chosen = past.loc[epoch == best.get(fold)]
         if len(chosen):
             marks["x"].append(int(chosen["epoch"].iloc[0]))
             marks["y"] += _numbers(chosen[f"val_{quantity}"])
             marks["text"].append(f"fold {fold}")
     traces.append(
-        {"type": "scatter", "mode": "markers", "name": "chosen epoch", **marks,
-         "marker": {"symbol": "star", "size": 13, "color": "@ink", "line": {"color": "@card", "width": 1}},
-         "hovertemplate": "%{text}: epoch %{x}, %{y:.4f}<extra></extra>"}
-    )  # fmt: skip
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "chosen epoch",
+            **marks,
+            "marker": {"symbol": "star", "size": 13, "color": "@ink", "line": {"color": "@card", "width": 1}},
+            "hovertemplate": "%{text}: epoch %{x}, %{y:.4f}<extra></extra>",
+        }
+    )
     label = {"auc": "ROC AUC", "loss": "loss"}[quantity]
     return {"data": traces, "layout": _layout("epoch", label, xaxis={"tickformat": "d"})}
 
@@ -339,8 +428,13 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
         )
     return {
         "data": traces,
-        "layout": _layout("epoch", "learning rate", xaxis={"tickformat": "d"}, yaxis={"exponentformat": "e", "rangemode": "tozero"}),
-    }  # fmt: skip
+        "layout": _layout(
+            "epoch",
+            "learning rate",
+            xaxis={"tickformat": "d"},
+            yaxis={"exponentformat": "e", "rangemode": "tozero"},
+        ),
+    }
 
 
 PHASES = (
@@ -358,9 +452,18 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
     def add(name: str, colour: str, lane: str, start: float, length: float, text: str) -> None:
         bar = bars.setdefault(
             name,
-            {"type": "bar", "orientation": "h", "name": name, "x": [], "y": [], "base": [], "customdata": [],
-             "marker": {"color": colour}, "hovertemplate": "%{customdata}<extra></extra>"},
-        )  # fmt: skip
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "x": [],
+                "y": [],
+                "base": [],
+                "customdata": [],
+                "marker": {"color": colour},
+                "hovertemplate": "%{customdata}<extra></extra>",
+            },
+        )
         for key, value in (
             ("x", round(length, 2)),
             ("y", lane),
@@ -394,11 +497,18 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
     return {
         "data": list(bars.values()),
         "layout": _layout(
-            "seconds since the run began", "", barmode="overlay",
-            yaxis={"categoryorder": "array", "categoryarray": lanes[::-1], "automargin": True, "title": {"text": ""}},
+            "seconds since the run began",
+            "",
+            barmode="overlay",
+            yaxis={
+                "categoryorder": "array",
+                "categoryarray": lanes[::-1],
+                "automargin": True,
+                "title": {"text": ""},
+            },
             height=max(220, min(900, 130 + 34 * len(lanes))),
         ),
-    }  # fmt: skip
+    }
 
 
 def _place(attempt: Mapping[str, Any]) -> str:
@@ -410,12 +520,20 @@ def class_distribution(oof: pd.DataFrame) -> Spec:
     counts = [int((oof["target"] == label).sum()) for label in (0, 1)]
     return {
         "data": [
-            {"type": "bar", "x": list(CLASS_NAMES), "y": counts, "showlegend": False, "textposition": "outside",
-             "text": [f"{count:,} ({count / len(oof):.0%})" for count in counts], "cliponaxis": False,
-             "marker": {"color": ["@haystack", "@needle"]}, "width": 0.55}
+            {
+                "type": "bar",
+                "x": list(CLASS_NAMES),
+                "y": counts,
+                "showlegend": False,
+                "textposition": "outside",
+                "text": [f"{count:,} ({count / len(oof):.0%})" for count in counts],
+                "cliponaxis": False,
+                "marker": {"color": ["@haystack", "@needle"]},
+                "width": 0.55,
+            }
         ],
         "layout": _layout("", "training cadences"),
-    }  # fmt: skip
+    }
 
 
 def fold_balance(oof: pd.DataFrame) -> Spec:
@@ -424,9 +542,14 @@ def fold_balance(oof: pd.DataFrame) -> Spec:
     for label, colour in ((0, "@haystack"), (1, "@needle")):
         counts = oof.loc[oof["target"] == label, "fold"].value_counts().reindex(folds, fill_value=0)
         traces.append(
-            {"type": "bar", "x": [f"{fold}" for fold in folds], "y": counts.tolist(), "name": CLASS_NAMES[label],
-             "marker": {"color": colour}}
-        )  # fmt: skip
+            {
+                "type": "bar",
+                "x": [f"{fold}" for fold in folds],
+                "y": counts.tolist(),
+                "name": CLASS_NAMES[label],
+                "marker": {"color": colour},
+            }
+        )
     return {
         "data": traces,
         "layout": _layout("fold", "held-out cadences", barmode="stack", xaxis={"type": "category"}),
@@ -439,15 +562,30 @@ def compared_intervals(names: Sequence[str], metrics: Sequence[Mapping[str, Any]
     bounds = [own["intervals"].get("oof_auc") or [value, value] for own, value in zip(metrics, auc)]
     return {
         "data": [
-            {"type": "scatter", "mode": "markers", "x": auc, "y": list(names), "showlegend": False,
-             "marker": {"size": 11, "color": [f"@c{i % N_COLOURS}" for i in range(len(names))]},
-             "error_x": {"type": "data", "symmetric": False, "color": "@ink/0.5", "thickness": 1.5,
-                         "array": [high - value for value, (_, high) in zip(auc, bounds)],
-                         "arrayminus": [value - low for value, (low, _) in zip(auc, bounds)]}}
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": auc,
+                "y": list(names),
+                "showlegend": False,
+                "marker": {"size": 11, "color": [f"@c{i % N_COLOURS}" for i in range(len(names))]},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "color": "@ink/0.5",
+                    "thickness": 1.5,
+                    "array": [high - value for value, (_, high) in zip(auc, bounds)],
+                    "arrayminus": [value - low for value, (low, _) in zip(auc, bounds)],
+                },
+            }
         ],
-        "layout": _layout("pooled out-of-fold AUC", "", yaxis={"automargin": True, "title": {"text": ""}, "autorange": "reversed"},
-                          height=160 + 40 * len(names)),
-    }  # fmt: skip
+        "layout": _layout(
+            "pooled out-of-fold AUC",
+            "",
+            yaxis={"automargin": True, "title": {"text": ""}, "autorange": "reversed"},
+            height=160 + 40 * len(names),
+        ),
+    }
 
 
 def compared_roc(named: Mapping[str, pd.DataFrame]) -> Spec:

@@ -33,7 +33,8 @@ def waterfall(panels: np.ndarray) -> bytes:
       panels: (H, W, P) of any number type, P panels in the order of the cadence; time runs down.
 
     Returns:
-      A picture P * min(H, 56) rows high (plus gaps) and W columns wide, from its 1st to its 99.8th percentile.
+      A picture P * min(H, 56) rows high (plus gaps) and W columns wide, from its 1st to its 99.8th
+      percentile.
     """
     from PIL import Image
 
@@ -65,7 +66,8 @@ def card(panels: np.ndarray, caption: str, axes: Mapping[str, Any]) -> str:
     Args:
       panels: (H, W, P).
       caption: HTML.
-      axes: `df_hz`, `dt_s` of a raw pixel and `panel_shape` of a raw panel, where known; `f_start_mhz` likewise.
+      axes: `df_hz`, `dt_s` of a raw pixel and `panel_shape` of a raw panel, where known; `f_start_mhz`
+        likewise.
     """
     height, width = axes.get("panel_shape") or panels.shape[:2]
     dt, df = axes.get("dt_s"), axes.get("df_hz")

@@ -10,8 +10,8 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from setibl_ray.reporting.captions import CAPTIONS
 from setibl_ray.reporting.figures import Figure
-
 
 HEIGHT = 380  # of a figure that does not say; page.js has the same
 
@@ -27,7 +27,8 @@ class Section:
 
 
 def tile(value: str, label: str, detail: str = "") -> str:
-    return f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><span>{escape(detail)}</span></div>'
+    texts = escape(label), escape(value), escape(detail)
+    return '<div class="tile"><span>{}</span><b>{}</b><span>{}</span></div>'.format(*texts)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -35,7 +36,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f'<div class="card wide scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="card wide scroll">{whole}</div>'
 
 
 def note(text: str) -> str:
@@ -52,11 +54,12 @@ def image_url(data: bytes, kind: str) -> str:
 
 
 def _card(figure: Figure) -> str:
+    title, how = CAPTIONS[figure.name]
     height = figure.spec["layout"].get("height", HEIGHT)
     return (
-        f'<figure class="card"><h3>{escape(figure.title)}</h3>'
+        f'<figure class="card"><h3>{escape(title)}</h3>'
         f'<div class="plot" id="figure-{figure.name}" style="min-height:{height}px"></div>'
-        f'<p class="how">{escape(figure.how)}</p></figure>'
+        f'<p class="how">{escape(how)}</p></figure>'
     )
 
 
