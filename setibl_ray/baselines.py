@@ -1,4 +1,4 @@
-"""What simple methods make of the same cadences: a classical de-Doppler search, and statistics of whole panels.
+"""What simple methods make of the same cadences: a de-Doppler search, and statistics of whole panels.
 
 Both read each cadence once, in chunks (`measure`). If a network hardly beats them, it has learnt little; if
 the statistics alone are almost perfect, the data give the answer away (see `probes`).
@@ -56,7 +56,7 @@ def measure(pixels: Pixels, split: Split, image_ids: Sequence[str]) -> Measured:
 
 
 def statistics(panels: np.ndarray) -> np.ndarray:
-    """(n, P * 9) float32 statistics of uint8 panels (n, H, W, P), from each panel's histogram: one pass over the pixels."""
+    """(n, P * 9) float32 `STATISTICS` of uint8 panels (n, H, W, P), in one pass that counts values."""
     n, height, width, count = panels.shape
     flat = panels.transpose(0, 3, 1, 2).reshape(n * count, height * width)
     histogram = np.stack([np.bincount(panel, minlength=256) for panel in flat])
@@ -121,11 +121,10 @@ def dedoppler(panels: np.ndarray) -> np.ndarray:
 
 
 def background(panels: np.ndarray) -> np.ndarray:
-    """(n, W) float32 unit vectors: each cadence's spectrum over time without bandpass and without bright lines.
+    """(n, W) float32 unit vectors: each cadence's mean spectrum, bandpass and bright lines removed.
 
     From the OFF panels where there are any, so that a needle does not disguise its background. Bright
-    channels are
-    clipped: two cadences with a line in the same channel are not the same background.
+    channels are clipped: two cadences with a line in the same channel are not the same background.
     """
     from scipy.ndimage import median_filter
 
@@ -139,7 +138,7 @@ def background(panels: np.ndarray) -> np.ndarray:
 
 
 def out_of_fold(features: np.ndarray, target: np.ndarray, fold: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(n,) probabilities of a gradient-boosted classifier, each row's from the other folds; 0.5 where those have one class."""
+    """(n,) probabilities of boosted trees grown on the other folds; 0.5 where those have one class."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     pred = np.full(len(target), 0.5)

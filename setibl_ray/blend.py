@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.blend RUN RUN… --out DIR`: put runs together with weights chosen on out-of-fold predictions."""
+"""`python -m setibl_ray.blend RUN RUN… --out DIR`: several runs into one, weighted by out-of-fold AUC."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_groups(run: Run, path: str | None) -> pd.Series:
 
 
 def _calibrate(method: calibration.Method, table: pd.DataFrame, test: pd.DataFrame) -> dict[str, Any]:
-    """Calibrate in place: out-of-fold rows without their fold, test with all of them; returns scores before and after."""
+    """Calibrate in place, each out-of-fold row without its own fold; returns scores before and after."""
     target, fold = table["target"].to_numpy(), table["fold"].to_numpy()
     before = table["pred"].to_numpy()
     after = calibration.cross_calibrate(method, target, before, fold)
@@ -185,7 +185,8 @@ def _lines(report: dict[str, Any], folder: RunFolder) -> list[str]:
     low, high = gain["interval"]
     nested = report["nested_mean_fold_auc"]
     lines += [
-        f"nested score (mean AUC within folds): weights {nested['weights']:.4f}, rank mean {nested['rank-mean']:.4f}",
+        f"nested score (mean AUC within folds): weights {nested['weights']:.4f}, "
+        f"rank mean {nested['rank-mean']:.4f}",
         f"blend by {report['method']}: out-of-fold AUC {report['oof_auc']:.4f}, "
         f"{gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over the best run",
     ]

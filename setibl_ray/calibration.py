@@ -40,7 +40,7 @@ def reliability(target: np.ndarray, pred: np.ndarray, n_bins: int = N_BINS) -> R
 
 
 def expected_calibration_error(target: np.ndarray, pred: np.ndarray, n_bins: int = N_BINS) -> float:
-    """Mean over rows of the gap between a bin's mean prediction and its share of needles; nan without rows."""
+    """Mean over rows of the gap between their bin's prediction and its share of needles; nan without rows."""
     if not len(target):
         return float("nan")
     bins = reliability(target, pred, n_bins)

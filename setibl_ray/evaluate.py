@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.evaluate RUN`: score a run's out-of-fold predictions, and with --baselines ask whether to believe them."""
+"""`python -m setibl_ray.evaluate RUN`: score a run, and with --baselines ask whether to believe the score."""
 
 from __future__ import annotations
 

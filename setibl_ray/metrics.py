@@ -1,4 +1,4 @@
-"""How good out-of-fold predictions are: ranking, operating points, intervals, what is found and what is mistaken.
+"""How good out-of-fold predictions are: ranking, intervals, what is found and what is mistaken.
 
 Everything starts from rows of (target, pred). Ranking metrics come from `Ranking`, which sorts once and then
 takes any weighting of the rows in one pass: 500 bootstrap draws of 60,000 rows cost about two seconds, where
@@ -41,7 +41,7 @@ class Counts(NamedTuple):
         return float(steps @ heights / (self.true[-1] * self.false[-1]))
 
     def average_precision(self) -> float:
-        """Sum of precision times step in recall (scikit-learn's definition); nan where one class is missing."""
+        """Sum of precision times step in recall, as in scikit-learn; nan where one class is missing."""
         if self.one_class:
             return math.nan
         flagged = self.true + self.false
@@ -54,7 +54,7 @@ class Counts(NamedTuple):
         return int(np.searchsorted(self.false, fpr * self.false[-1] * (1 + 1e-12), side="right")) - 1
 
     def recall_at(self, fpr: float) -> float:
-        """Share of needles found at the lowest threshold with at most `fpr` false positives (no interpolation)."""
+        """Share of needles found at the lowest threshold with at most `fpr` false positives."""
         if self.one_class:
             return math.nan
         at = self.cut(fpr)
@@ -94,7 +94,7 @@ def auc(target: np.ndarray, pred: np.ndarray) -> float:
 
 
 def resampling_units(group: pd.Series) -> tuple[np.ndarray, str]:
-    """What a bootstrap draws: whole groups where there are any (rows of a group are not independent), else rows.
+    """What a bootstrap draws: whole groups where there are any, as their rows are not independent, else rows.
 
     Returns:
       (n,) number of each row's unit, and "groups" or "rows". A row without a group is a unit of its own.

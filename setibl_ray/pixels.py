@@ -88,7 +88,8 @@ def open_pixels(run: Run, data: str | None = None) -> ShardPixels:
         raise DataError(f"shards in {root} cannot be read: {error}") from error
     if index.fingerprint != run.manifest["data"]["fingerprint"]:
         raise DataError(
-            f"{root} holds other shards than {run.folder} was trained on (fingerprint {index.fingerprint[:12]}, "
-            f"expected {run.manifest['data']['fingerprint'][:12]}). Point --data at the right ones."
+            f"{root} holds other shards than {run.folder} was trained on "
+            f"(fingerprint {index.fingerprint[:12]}, expected "
+            f"{run.manifest['data']['fingerprint'][:12]}). Point --data at the right ones."
         )
     return ShardPixels(index)

@@ -21,6 +21,7 @@ SAME_BACKGROUND = 0.8  # cosine; of independent 256-channel noise the largest of
 GIVES_AWAY = 0.97  # AUC of one statistic: bright needles reach about 0.9
 CLOSE = 0.02  # AUC within which statistics count as being as good as the network
 SHIFTED = (0.6, 0.8)  # lower bound of train/test AUC from which to look, and from which it is a problem
+MIN_GAP = 0.01  # AUC that random folds gain over grouped ones before it counts as a leak
 NEIGHBOURS = 5
 _BLOCK = 2048  # rows of the cosine matrix in memory at once
 
@@ -82,15 +83,21 @@ def _measure(run: Run, pixels: Pixels, max_rows: int, seed: int) -> Subject:
     return Subject(rows, measured, on_test, n_panels)
 
 
+def _signed(gain: dict[str, Any]) -> str:
+    """A paired difference with its interval."""
+    bounds = gain["interval"]
+    return f"{gain['difference']:+.3f}" + (f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else "")
+
+
 def beats_baselines(rows: pd.DataFrame, simple: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     """Is the run better than the best simple method, on the same rows?"""
     target = rows["target"].to_numpy()
     name = max(simple, key=lambda key: metrics.auc(target, simple[key]))
     gain = metrics.difference(target, simple[name], rows["pred"].to_numpy(), rows["group"], seed=seed)
-    low, high = gain["interval"] or (float("nan"), float("nan"))
-    state = "ok" if low > 0 else "look"
-    verb = "beats" if low > 0 else "is not shown to beat"
-    says = f"The run {verb} the best simple method, {name}: AUC {gain['difference']:+.3f} [{low:+.3f}, {high:+.3f}]."
+    better = gain["interval"] is not None and gain["interval"][0] > 0
+    state = "ok" if better else "look"
+    verb = "beats" if better else "is not shown to beat"
+    says = f"The run {verb} the best simple method, {name}: AUC {_signed(gain)}."
     return {"name": "Better than simple methods", "state": state, "says": says, **gain}
 
 
@@ -103,7 +110,7 @@ def gives_away(rows: pd.DataFrame, subject: Subject, learned: np.ndarray) -> dic
     alone, together = 0.5 + float(strength[strongest]), metrics.auc(target, learned)
     name = baselines.statistic_name(strongest, subject.n_panels)
     run = metrics.auc(target, rows["pred"].to_numpy())
-    says = f"Alone, the {name} reaches AUC {alone:.3f}; all statistics together {together:.3f}, the run {run:.3f}."
+    says = f"Alone, the {name} reaches AUC {alone:.3f}; all together {together:.3f}, the run {run:.3f}."
     if alone >= GIVES_AWAY or together >= GIVES_AWAY:
         state = "problem"
         says += " A number that knows nothing of lines should not: see how needles and haystacks were made."
@@ -117,7 +124,7 @@ def gives_away(rows: pd.DataFrame, subject: Subject, learned: np.ndarray) -> dic
 
 
 class Pairs(NamedTuple):
-    """Cadences of different folds with one background: their row numbers (k,), and the largest cosine of all pairs."""
+    """Cadences of different folds with one background: row numbers (k,); and the highest cosine of all."""
 
     first: np.ndarray
     second: np.ndarray
@@ -146,19 +153,23 @@ def duplicates(rows: pd.DataFrame, pairs: Pairs) -> dict[str, Any]:
     result = {"name": "Near-duplicate backgrounds across folds", "n_rows": n, "n_pairs": len(pairs.first),
               "highest_cosine": pairs.highest}  # fmt: skip
     if not n:
-        says = f"No two of {len(rows):,} cadences in different folds share a background (highest cosine {pairs.highest:.2f})."
+        says = (
+            f"No two of {len(rows):,} cadences in different folds share a background "
+            f"(highest cosine {pairs.highest:.2f})."
+        )
         return {**result, "state": "ok", "says": says}
     top = int(np.argmax(pairs.cosine))
     a, b = (rows["image_id"].iloc[side[top]] for side in (pairs.first, pairs.second))
     says = (
-        f"{n:,} of {len(rows):,} cadences share their background with one in another fold, for example {a} and {b} "
-        f"(cosine {pairs.cosine[top]:.3f}). A model can know them by heart: give them one group and use --split group."
+        f"{n:,} of {len(rows):,} cadences share their background with one in another fold, for example "
+        f"{a} and {b} (cosine {pairs.cosine[top]:.3f}). A model can know them by heart: give them one group "
+        "and use --split group."
     )
     return {**result, "state": "problem", "says": says, "example": [a, b]}
 
 
 def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[str, Any] | None:
-    """Are groups torn apart by the folds, and does knowing a cadence's relatives then help? None without groups."""
+    """Are groups torn apart by folds, and does knowing relatives then help? None without groups."""
     group, fold, target = rows["group"].to_numpy(), rows["fold"].to_numpy(), rows["target"].to_numpy()
     named = group != ""
     if not named.any() or rows.loc[named, "group"].nunique() < 2:
@@ -172,12 +183,11 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
     by_group = (rng.permutation(units.max() + 1) % n_folds)[units]
     relatives = [neighbours(background, target, folds) for folds in (by_group, at_random)]
     gap = metrics.difference(target, *relatives, rows["group"], seed=seed)
-    low, high = gap["interval"] or (float("nan"), float("nan"))
-    leaks = low > 0.01
+    leaks = gap["interval"] is not None and gap["interval"][0] > MIN_GAP
     state = "problem" if leaks and share > 0 else "ok"
     says = (
-        f"{100 * share:.0f} % of the cadences have relatives (the same group) in another fold. Guessing from the most "
-        f"alike backgrounds gains AUC {gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}] with random folds over grouped ones."
+        f"{100 * share:.0f} % of the cadences have relatives (the same group) in another fold. Guessing "
+        f"from the most alike backgrounds gains AUC {_signed(gap)} with random folds over grouped ones."
     )
     if state == "problem":
         says += " The folds leak: use --split group."
@@ -185,7 +195,7 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
 
 
 def neighbours(background: np.ndarray, target: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n,) mean target of each row's most alike backgrounds in the other folds, weighted by cosine: a model that only memorises."""
+    """(n,) mean target of the most alike backgrounds in other folds: a model that only memorises."""
     pred = np.full(len(target), float(target.mean()))
     for start in range(0, len(background), _BLOCK):
         cosine = background[start : start + _BLOCK] @ background.T
@@ -212,7 +222,7 @@ def train_against_test(subject: Subject, seed: int) -> dict[str, Any] | None:
         float("nan"),
     )
     state = "ok" if not low > SHIFTED[0] else "look" if not low > SHIFTED[1] else "problem"
-    says = f"A classifier tells training from test cadences with AUC {auc:.3f} [{low:.3f}, {high:.3f}]; 0.5 means alike."
+    says = f"A classifier tells training from test cadences with AUC {auc:.3f} [{low:.3f}, {high:.3f}]."
     if state != "ok":
-        says += " The test set has other data than the training set: expect another score there."
+        says += " They hold unlike data: expect another score on the test set."
     return {"name": "Train against test", "state": state, "says": says, "auc": auc, "interval": [low, high]}

@@ -14,7 +14,7 @@ from setibl_ray.runs import load_run
 
 
 class Report(cli.Command):
-    """Write RUN/report.html, a page that needs no network; with several runs, a comparison on their common rows."""
+    """Write RUN/report.html, a page that needs no network; with several runs, a comparison of them."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.report")
 

@@ -65,7 +65,8 @@ def load_run(path: str) -> Run:
     unfinished = [fold for fold, entry in manifest["folds"].items() if entry["state"] != "done"]
     if unfinished:
         raise RunFolderError(
-            f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. Finish the run with --resume."
+            f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. "
+            "Finish the run with --resume."
         )
     try:
         config = parse(yaml.safe_load(folder.read("config.yaml")))
@@ -104,8 +105,8 @@ def same_rows(runs: Sequence[Run]) -> None:
                 row = differs[0]
                 came = [" ".join(map(str, table[columns].iloc[row])) for table in (a, b)]
                 raise RunFolderError(
-                    f"{name}: {len(differs)} rows differ between {first.folder} and {other.folder}, first row {row}: "
-                    f"{came[0]} against {came[1]}. Blend and compare runs over the same shards."
+                    f"{name}: {len(differs)} rows differ between {first.folder} and {other.folder}, "
+                    f"first row {row}: {came[0]} against {came[1]}. Take runs over the same shards."
                 )
 
 

@@ -11,7 +11,7 @@ _WIDTH = 24
 
 
 def sparkline(values: Sequence[float | None], low: float | None = None, high: float | None = None) -> str:
-    """One block character per value, from `low` to `high` (or over the values' own range); a space for None."""
+    """One block character per value, from `low` to `high` or over the values' range; a space for None."""
     known = [value for value in values if value is not None]
     if not known:
         return " " * len(values)
@@ -42,7 +42,7 @@ def bar(value: float | None) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence: how well needles are told from haystacks, how surely, and at what cost in false alarms."""
+    """One sentence: how well needles are told from haystacks, how surely, at what cost in false alarms."""
     auc, bounds = metrics["oof_auc"], metrics["intervals"].get("oof_auc")
     if auc is None:
         return "The training set holds one class only, so nothing can be said about ranking."
@@ -115,6 +115,7 @@ def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
     for fold in folds:
         best = f"  best epoch {fold['best_epoch']}" if fold.get("best_epoch") is not None else ""
         lines.append(
-            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  {fold['n_valid']:,} rows{best}"
+            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  "
+            f"{fold['n_valid']:,} rows{best}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""What stands in a report, in the order in which a reader asks: how good, can I trust it, what does it find, how was it made."""
+"""What stands in a report, in the order of a reader's questions: how good, is it true, what does it find."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
     intervals = metrics["intervals"]
     gain = spread(intervals.get("tta_gain"), 4)
     lead = (
-        f"Every score is of a cadence that its model never saw. Intervals are 95 %, from {intervals['n_bootstrap']} "
-        f"resamples of {intervals['n_units']:,} {intervals['resampled']}. "
+        "Every score is of a cadence that its model never saw. Intervals are 95 %, from "
+        f"{intervals['n_bootstrap']} resamples of {intervals['n_units']:,} {intervals['resampled']}. "
         f"Averaging views changes AUC by {gain or '–'}; an interval that holds 0 means no shown effect."
     )
     return Section(
@@ -137,7 +137,8 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
             lead,
             [
                 page.note(
-                    f"Not checked yet. This scores classical baselines and looks for leaks, then write the report again: {command}"
+                    "Not checked yet. This scores simple methods and looks for leaks; then write the report "
+                    f"again: {command}"
                 )
             ],
         )
@@ -226,7 +227,8 @@ def _candidates(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     )
     if pixels is None:
         listing = [
-            f"<h3>{title}</h3>{page.table(('image', 'score'), [(r.image_id, f'{r.pred:.4f}') for r in rows.itertuples()])}"
+            f"<h3>{title}</h3>"
+            + page.table(("image", "score"), zip(rows["image_id"], rows["pred"].map("{:.4f}".format)))
             for title, _, _, rows in sheets
             if len(rows)
         ]
@@ -309,7 +311,8 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
         if data.get("df_hz")
         else (f"{height} × {width} pixels")
     )
-    lead = f"{data['n_train']:,} training and {data['n_test']:,} test cadences, panels of {scale}, {data['storage']} shards."
+    lead = f"{data['n_train']:,} training and {data['n_test']:,} test cadences in "
+    lead += f"{data['storage']} shards, panels of {scale}."
     blocks: list[str | Figure] = [
         Figure("classes", figures.class_distribution(run.oof)),
         Figure("balance", figures.fold_balance(run.oof)),
@@ -339,7 +342,7 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
 
 
 def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """What the network is given of raw panels (n, H, W, P): plain, and with the augmentation of fold 0's first epoch.
+    """What the network is given of raw panels (n, H, W, P): as they are, and augmented as in training.
 
     Returns:
       Two arrays (n, h, w, p) of the layout's panels at fold 0's image size.

@@ -358,7 +358,8 @@ def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Sp
                 "marker": {"color": f"{colour}/0.7"},
                 "showlegend": False,
                 "customdata": [[row["n_hits"], row["n"], row["auc"]] for row in known],
-                "hovertemplate": "%{y}: %{customdata[0]} of %{customdata[1]}, AUC %{customdata[2]:.3f}<extra></extra>",
+                "hovertemplate": "%{y}: %{customdata[0]} of %{customdata[1]}, AUC %{customdata[2]:.3f}"
+                "<extra></extra>",
             }
         ],
         "layout": _layout(
@@ -371,7 +372,7 @@ def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Sp
 
 
 def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[int, int]) -> Spec:
-    """Training (dotted) and validation (solid) `quantity` ("auc" or "loss") per epoch, the chosen epoch marked."""
+    """`quantity` ("auc" or "loss") per epoch, training dotted and held-out solid, the chosen epoch marked."""
     traces = []
     marks: Spec = {"x": [], "y": [], "text": []}
     for position, (fold, past) in enumerate(sorted(histories.items())):
@@ -483,7 +484,8 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
                 continue
             at, where = attempt["started_s"] - origin, _place(attempt)
             if attempt.get("outcome") != "done":
-                text = f"{lane}, {where}<br>{attempt.get('cause', 'failed')}, then {attempt.get('decision', 'stopped')}"
+                cause, decision = attempt.get("cause", "failed"), attempt.get("decision", "stopped")
+                text = f"{lane}, {where}<br>{cause}, then {decision}"
                 add("failed attempt", "@bad", lane, at, end - attempt["started_s"], text)
                 continue
             spent = [(name, colour, entry["timings"].get(key, 0.0)) for key, name, colour in PHASES]

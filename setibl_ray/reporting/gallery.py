@@ -1,4 +1,4 @@
-"""Cadences as pictures: six panels one below the other, ON and OFF labelled, with seconds and hertz where known."""
+"""Cadences as pictures: panels one below the other, labelled ON or OFF, with seconds and hertz if known."""
 
 from __future__ import annotations
 
