@@ -16,16 +16,16 @@ from setibl_ray import metrics
 STEPS = (0.25, 0.1, 0.05, 0.02, 0.01)
 # One needle overtaking a few haystacks is no reason to go on.
 MIN_GAIN = 1e-5
-SIGNIFICANT = 2.0  # standard errors
+SIGNIFICANT = 3.0  # standard errors; not 2, as the weight was chosen on the rows that judge it
 
 
 def simplex_weights(target: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """Weights of at least 0 that sum to 1 and maximise the AUC of the weighted mean.
 
     Starts from the best of equal weights and each run alone; the result is never below the best run alone.
-    Any column of noise raises AUC a little by luck, so a run left with less than half an equal share must prove
-    itself: it is dropped unless that costs more than two standard errors. Each step costs a sort of the rows for
-    every pair of runs.
+    Any column of noise raises AUC a little by luck, so a run left with less than half an equal share must
+    prove itself: it is dropped unless that costs more than three standard errors. Each step costs a sort of
+    the rows for every pair of runs.
 
     Args:
       target: (n,) 0 or 1, both present.
