@@ -63,7 +63,9 @@ def acquire(kind: str, threads: int) -> Device:
             "device: gpu was asked for, but TensorFlow sees none "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). Is setibl-ray[cuda] installed?"
         )
-    with suppress(RuntimeError):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
+    with suppress(
+        RuntimeError
+    ):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
         tf.config.set_visible_devices([], "GPU")
     logical = tf.config.list_logical_devices("CPU")
     if len(logical) > 1:  # CPUs split on purpose: the way to exercise replicas where there is no accelerator

@@ -108,7 +108,7 @@ def single_machine_run(data: Path, out: Path) -> Path:
 
 def prepare(host: hosts.Host) -> None:
     """What an administrator has done beforehand: keys, and (here) the locked environment with pip in it."""
-    host.run(["bash", "-c", "mkdir -m 700 ~/.ssh && install -m 600 \"$0\" ~/.ssh/setibl_ed25519", host.key])
+    host.run(["bash", "-c", 'mkdir -m 700 ~/.ssh && install -m 600 "$0" ~/.ssh/setibl_ed25519', host.key])
     host.run(["python", "-m", "ensurepip"], timeout_s=180)
     stamp = hashlib.sha256((PROJECT / "requirements.lock").read_bytes()).hexdigest() + "  - "
     host.run(["bash", "-c", f"echo '{stamp}' > {hosts.ENVIRONMENT}/.setibl-lock"])
@@ -147,12 +147,16 @@ def active_nodes(head: hosts.Host) -> int:
 def dashboard(operator: hosts.Host, file: Path) -> Iterator[None]:
     """`ray dashboard FILE`, the documented tunnel, for the length of the block."""
     command = operator.command(["ray", "dashboard", str(file)], **TOKEN)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as tunnel:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as tunnel:
         try:
             wait_until("tunnel to the dashboard", 60, lambda: "401" in anonymous(operator))
             yield
         finally:
-            operator.run(["pkill", "-f", "ray dashboard"], check=False)  # inside the operator's own pid namespace
+            operator.run(
+                ["pkill", "-f", "ray dashboard"], check=False
+            )  # inside the operator's own pid namespace
             operator.run(["pkill", "ssh$"], check=False)
             tunnel.kill()
 

@@ -38,7 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         text=True,
         env=environment(home, "token"),
     )
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     try:
         yield {**json.loads(process.stdout.readline()), "home": str(home)}
     finally:

@@ -39,7 +39,11 @@ def test_nano_has_the_size_that_is_stated():
 
 def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():
     def momenta(model):
-        return {layer.momentum for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)}
+        return {
+            layer.momentum
+            for layer in model.submodules
+            if isinstance(layer, tf.keras.layers.BatchNormalization)
+        }
 
     assert momenta(build("efficientnet-nano", 3)) == {models.SCRATCH_BN_MOMENTUM}
     assert momenta(build("efficientnet-nano", 3, bn_momentum=0.7)) == {0.7}

@@ -23,7 +23,9 @@ def batches():
 
 
 def make(**fields):
-    config = parse({"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8, **fields})
+    config = parse(
+        {"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8, **fields}
+    )
     device = Device("cpu", tf.distribute.get_strategy(), 1)
     return Trainer(SimpleNamespace(config=config, build_model=None), config.for_fold(0), SHAPE, device)
 
@@ -106,7 +108,9 @@ def test_focal_loss_is_tensorflow_addons_on_smoothed_targets():
     cross = -(smooth * np.log(pred) + (1 - smooth) * np.log(1 - pred))
     p_t = smooth * pred + (1 - smooth) * (1 - pred)
     alpha = smooth * 0.25 + (1 - smooth) * 0.75
-    assert float(focal(target, pred)) == pytest.approx(float(np.mean(alpha * (1 - p_t) ** 2 * cross)), rel=1e-4)
+    assert float(focal(target, pred)) == pytest.approx(
+        float(np.mean(alpha * (1 - p_t) ** 2 * cross)), rel=1e-4
+    )
 
 
 def test_steps_compile_under_xla(batches):
