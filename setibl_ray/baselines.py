@@ -140,6 +140,7 @@ def background(panels: np.ndarray) -> np.ndarray:
 def out_of_fold(features: np.ndarray, target: np.ndarray, fold: np.ndarray, seed: int = 0) -> np.ndarray:
     """(n,) probabilities of boosted trees grown on the other folds; 0.5 where those have one class."""
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     pred = np.full(len(target), 0.5)
     for k in np.unique(fold):
@@ -148,7 +149,10 @@ def out_of_fold(features: np.ndarray, target: np.ndarray, fold: np.ndarray, seed
             model = HistGradientBoostingClassifier(
                 max_iter=80, max_leaf_nodes=15, early_stopping=False, random_state=seed
             )
-            pred[held] = model.fit(features[~held], target[~held]).predict_proba(features[held])[:, 1]
+            # On a busy machine its threads wait for each other at every split: seconds become minutes.
+            with threadpool_limits(1, user_api="openmp"):
+                model.fit(features[~held], target[~held])
+                pred[held] = model.predict_proba(features[held])[:, 1]
     return pred
 
 

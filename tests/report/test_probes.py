@@ -152,8 +152,8 @@ def test_the_detector_takes_on_but_not_what_is_in_off_too():
     everywhere[:, :, 40] = 255
     one_burst = plain.copy()
     one_burst[:, :, 40, 0] = 255
-    found = {name: baselines.dedoppler(panels) for name, panels in
-             (("plain", plain), ("needle", needle), ("everywhere", everywhere), ("one burst", one_burst))}  # fmt: skip
+    shown = {"plain": plain, "needle": needle, "everywhere": everywhere, "one burst": one_burst}
+    found = {name: baselines.dedoppler(panels) for name, panels in shown.items()}
     assert found["needle"].min() > found["plain"].max()
     assert found["everywhere"].max() < found["needle"].min()
     assert found["one burst"].max() < found["needle"].min()
