@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,9 @@ def _nano(shape: ImageShape, weights: str | None) -> tf.keras.Model:
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a file"
         )
     build = inject_tfkeras_modules(efficientnet.model.EfficientNet)
-    return build(0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape)
+    return build(
+        0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape
+    )
 
 
 def _application(module: str, name: str) -> Builder:
@@ -97,8 +100,18 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
     return model
 
 
+def _quiet(build: Builder) -> Builder:
+    def quietly(shape: ImageShape, weights: str | None) -> tf.keras.Model:
+        with warnings.catch_warnings():
+            # Keras' applications warn of any number of channels that is not 1 or 3, and then build what was asked for.
+            warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
+            return build(shape, weights)
+
+    return quietly
+
+
 def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.keras.Model:
-    build = BACKBONES[model]
+    build = _quiet(BACKBONES[model])
     if weights is None:
         return build(shape, None)
     try:
