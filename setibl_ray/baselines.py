@@ -76,6 +76,17 @@ def statistics(panels: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1).reshape(n, count * len(STATISTICS)).astype(np.float32)
 
 
+def unmoved_by_needles(n_panels: int) -> list[int]:
+    """Columns of `statistics` in which a narrow signal in ON panels leaves next to no trace."""
+    levels = {STATISTICS.index(name) for name in ("mean", "percentile 1", "median")}
+    return [
+        panel * len(STATISTICS) + statistic
+        for panel in range(n_panels)
+        for statistic in range(len(STATISTICS))
+        if statistic in levels or (n_panels == N_PANELS and panel in OFF)
+    ]
+
+
 def statistic_name(column: int, n_panels: int) -> str:
     """Which statistic of which panel a column of `statistics` is."""
     panel, statistic = divmod(column, len(STATISTICS))

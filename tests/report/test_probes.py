@@ -14,7 +14,8 @@ from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.synth import write_synthetic
 from setibl_ray.runs import load_run
 
-SHAPE = (48, 96)
+SHAPE = (32, 96)
+N = 240
 
 
 class Planted:
@@ -39,9 +40,9 @@ class Planted:
 def clean():
     """Rows with groups, training and test panels without any leak."""
     rng = np.random.default_rng(0)
-    rows = fake.records(400, 5, rng)
-    train = fake.cadences(400, rng, rows["target"].to_numpy(), SHAPE)
-    test = fake.cadences(200, rng, rng.integers(0, 2, 200), SHAPE)
+    rows = fake.records(N, 5, rng)
+    train = fake.cadences(N, rng, rows["target"].to_numpy(), SHAPE)
+    test = fake.cadences(N // 2, rng, rng.integers(0, 2, N // 2), SHAPE)
     return SimpleNamespace(rows=rows, train=train, test=test)
 
 
@@ -106,10 +107,10 @@ def test_a_statistic_that_tells_the_target_is_reported_by_name(clean, tmp_path):
 
 def test_folds_that_tear_groups_apart_are_reported_when_it_helps(clean, tmp_path):
     rng = np.random.default_rng(2)
-    target = np.repeat(rng.integers(0, 2, 100), 4)  # a group has one target …
-    train = np.repeat(fake.cadences(100, rng, np.zeros(100), SHAPE), 4, axis=0)  # … and one background
+    target = np.repeat(rng.integers(0, 2, N // 4), 4)  # a group has one target …
+    train = np.repeat(fake.cadences(N // 4, rng, np.zeros(N // 4), SHAPE), 4, axis=0)  # … and one background
     train = np.clip(train.astype(int) + rng.integers(-1, 2, train.shape), 0, 255).astype(np.uint8)
-    torn = clean.rows.assign(target=target, fold=np.arange(400) % 5)
+    torn = clean.rows.assign(target=target, fold=np.arange(N) % 5)
     _, checks = examine(torn, train, clean.test, tmp_path)
     assert checks[GROUPS]["state"] == "problem"
     assert checks[GROUPS]["interval"][0] > 0.2
