@@ -47,7 +47,7 @@ class Measured(NamedTuple):
 
 
 def measure(pixels: Pixels, split: Split, image_ids: Sequence[str]) -> Measured:
-    """Read cadences in chunks; about 10 ms each on one core."""
+    """Read cadences in chunks; about 15 ms each on one core."""
     parts = []
     for start in range(0, len(image_ids), CHUNK):
         panels = pixels.read(split, image_ids[start : start + CHUNK])

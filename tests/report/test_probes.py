@@ -9,7 +9,6 @@ import pytest
 import runs as fake
 
 from setibl_ray import baselines, evaluate, metrics, probes
-from setibl_ray.data import shards
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.synth import write_synthetic
 from setibl_ray.runs import load_run
@@ -181,24 +180,6 @@ def test_neighbours_and_pairs_equal_loops():
     nearest = others[np.argsort(-(background[others] @ background[5]))[: probes.NEIGHBOURS]]
     weight = np.clip(background[nearest] @ background[5], 1e-3, 1) ** 4
     assert pred[5] == pytest.approx((weight * target[nearest]).sum() / weight.sum(), rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A fabricated run over real synthetic shards."""
-    base = tmp_path_factory.mktemp("shards")
-    write_synthetic(
-        Recipe(train=120, test=30, shards=5, test_shards=2, shape=(64, 64)), base / "data", n_processes=1
-    )
-    index = shards.read_index(base / "data")
-    rows = index.train[["image_id", "target", "group", "snr", "kind"]].assign(fold=index.train["shard"])
-    path = fake.write_run(
-        base / "run", rows=rows, root=str(base / "data"), epochs=3, test_ids=index.test["image_id"]
-    )
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["data"] |= {"fingerprint": index.fingerprint, "panel_shape": [64, 64]}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
 
 
 def test_command_reads_shards_and_writes_what_it_found(trained, capsys):
