@@ -44,11 +44,10 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
         _data(run, pixels, no_pixels),
         _making(run),
     ]
-    data = run.manifest["data"]
     return page.render(
         title=f"{run.name} – setibl_ray",
         verdict=verdict(metrics) + _warning(metrics),
-        subtitle=f"{run.name} · {run.config.folds} folds of {', '.join(run.config.model)} · {data['root']}",
+        subtitle=f"{run.name} · {run.config.folds} folds of {', '.join(run.config.model)}",
         tiles=_tiles(run, metrics),
         sections=sections,
     )

@@ -20,7 +20,7 @@ Spec = dict[str, Any]
 N_COLOURS = 8  # more folds than this share one muted colour: nobody tells nine lines apart by hue
 MAX_POINTS = 400
 N_BINS = 50
-MIN_SHOWN = 15  # needles per bin below which a kind's curve is noise; a reader may switch it on
+MIN_SHOWN = 30  # needles per bin below which a kind's curve is noise; a reader may switch it on
 
 
 class Figure(NamedTuple):
