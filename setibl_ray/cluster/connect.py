@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from setibl_ray.errors import ConfigError
 
@@ -35,7 +39,12 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
     try:
-        ray.init(address=address or "local", **options)
+        if address:
+            ray.init(address=address, **options)
+        else:
+            _private_token()
+            with _loopback_only():
+                ray.init(address="local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"address: no Ray cluster answers at {address or 'local'}: {' '.join(str(error).split())[:300]}"
@@ -48,3 +57,34 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
             yield "started Ray on this machine"
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray started here listens on 127.0.0.1 only.
+
+    On Linux it would listen on every interface, whatever address it is given; this constant is how it keeps to
+    loopback on macOS and Windows. tests/cluster/test_token.py notices when that changes.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _private_token() -> None:
+    """Ray's token file, there before Ray writes one that everybody on this machine may read."""
+    path = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another run was faster: its token stands
+            os.link(name, path)
+        os.unlink(name)
+    path.chmod(0o600)

@@ -61,7 +61,11 @@ MISTAKES = [
     ("cluster.yaml", put(f"{TPU_NODE}/acceleratorType", "v4-16"), "acceleratorType"),
     ("cluster.yaml", put(f"{TPU_NODE}/acceleratorType", "tpu-v4"), "acceleratorType"),
     ("cluster.yaml", put(f"{TPU_NODE}/acceleratorType", "v6e-8"), "acceleratorType"),
-    ("cluster.yaml", put(f"{TPU_NODE}/acceleratorConfig", {"type": "V4", "topology": "2x2x1"}), "node_config"),
+    (
+        "cluster.yaml",
+        put(f"{TPU_NODE}/acceleratorConfig", {"type": "V4", "topology": "2x2x1"}),
+        "node_config",
+    ),
     ("cluster.yaml", put("available_node_types/tpu/resources/TPU", 1), "resources.TPU"),
     ("cluster.yaml", drop("available_node_types/tpu/resources/TPU"), "resources.TPU"),
     ("cluster.yaml", drop(f"{TPU_NODE}/runtimeVersion"), "runtimeVersion"),
@@ -73,34 +77,62 @@ MISTAKES = [
     ("cluster.yaml", swap("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "head_start_ray_commands"),
     ("cluster.yaml", drop("head_start_ray_commands"), "head_start_ray_commands"),  # Ray's default is open
     ("cluster.yaml", swap("head_start_ray_commands", "RAY_AUTH_MODE=token", ""), "head_start_ray_commands"),
-    ("cluster.yaml", swap("worker_start_ray_commands", "RAY_AUTH_MODE=token", ""), "worker_start_ray_commands"),
-    ("cluster.yaml", swap("worker_start_ray_commands", "ray start", "RAY_AUTH_TOKEN=x ray start"), "worker_start"),
+    (
+        "cluster.yaml",
+        swap("worker_start_ray_commands", "RAY_AUTH_MODE=token", ""),
+        "worker_start_ray_commands",
+    ),
+    (
+        "cluster.yaml",
+        swap("worker_start_ray_commands", "ray start", "RAY_AUTH_TOKEN=x ray start"),
+        "worker_start",
+    ),
     ("cluster.yaml", drop("file_mounts/~//.ray//auth_token"), "file_mounts"),
     ("cluster.yaml", swap("setup_commands", "chmod 600", "chmod 644"), "setup_commands"),
     ("cluster.yaml", swap("setup_commands", " RAY_AUTH_MODE=token", ""), "setup_commands"),
     ("cluster.yaml", swap("setup_commands", "install.sh", "other.sh"), "setup_commands"),
     ("cluster.yaml", put("head_setup_commands", ["pip install ray==2.9.0"]), "head_setup_commands"),
     ("cluster.yaml", put("head_setup_commands", ["pip install -U ray"]), "head_setup_commands"),
-    ("cluster.yaml", put("docker", {"image": "rayproject/ray:latest", "container_name": "ray"}), "docker.image"),
+    (
+        "cluster.yaml",
+        put("docker", {"image": "rayproject/ray:latest", "container_name": "ray"}),
+        "docker.image",
+    ),
     ("clusters/gcp-gpu.yaml", put("available_node_types/gpu/resources/GPU", 2), "resources.GPU"),
     ("clusters/gcp-gpu.yaml", drop("available_node_types/gpu/node_config/scheduling"), "scheduling"),
     ("clusters/on-premises.yaml", drop("provider/worker_ips"), "Ray's own check"),
-    ("clusters/on-premises.yaml", swap("head_start_ray_commands", "RAY_enable_autoscaler_v2=0", ""), "head_start"),
+    (
+        "clusters/on-premises.yaml",
+        swap("head_start_ray_commands", "RAY_enable_autoscaler_v2=0", ""),
+        "head_start",
+    ),
     ("clusters/kuberay-tpu.yaml", put("apiVersion", "ray.io/v1alpha1"), "apiVersion"),
     ("clusters/kuberay-tpu.yaml", put("kind", "RayJobs"), "kind"),
     ("clusters/kuberay-tpu.yaml", drop("spec/entrypoint"), "spec.entrypoint"),
     ("clusters/kuberay-tpu.yaml", drop("spec/shutdownAfterJobFinishes"), "shutdownAfterJobFinishes"),
     ("clusters/kuberay-tpu.yaml", put(f"{JOB_CLUSTER}/rayVersion", "2.52.0"), "rayVersion"),
     ("clusters/kuberay-tpu.yaml", drop(f"{JOB_CLUSTER}/authOptions"), "authOptions"),
-    ("clusters/kuberay-tpu.yaml", put(f"{JOB_CLUSTER}/headGroupSpec/serviceType", "LoadBalancer"), "serviceType"),
+    (
+        "clusters/kuberay-tpu.yaml",
+        put(f"{JOB_CLUSTER}/headGroupSpec/serviceType", "LoadBalancer"),
+        "serviceType",
+    ),
     ("clusters/kuberay-tpu.yaml", drop(f"{WORKERS}/numOfHosts"), "numOfHosts"),
     ("clusters/kuberay-tpu.yaml", put(f"{WORKERS}/maxReplicas", 2), "workerGroupSpecs[0]"),
     ("clusters/kuberay-tpu.yaml", put(f"{POD}/containers/0/image", "setibl/setibl-ray"), "image"),
     ("clusters/kuberay-tpu.yaml", put(f"{POD}/containers/0/image", "rayproject/ray:2.40.0-py310"), "image"),
     ("clusters/kuberay-tpu.yaml", put(f"{POD}/containers/0/resources/limits/google.com//tpu", "1"), "limits"),
     ("clusters/kuberay-tpu.yaml", drop(f"{POD}/nodeSelector/cloud.google.com//gke-tpu-topology"), "topology"),
-    ("clusters/kuberay-tpu.yaml", drop(f"{POD}/nodeSelector/cloud.google.com//gke-tpu-accelerator"), "accelerator"),
-    ("clusters/kuberay-tpu.yaml", put(f"{POD}/nodeSelector/cloud.google.com//gke-tpu-topology", "2x2x2"), "topology"),
+    (
+        "clusters/kuberay-tpu.yaml",
+        drop(f"{POD}/nodeSelector/cloud.google.com//gke-tpu-accelerator"),
+        "accelerator",
+    ),
+    (
+        "clusters/kuberay-tpu.yaml",
+        put(f"{POD}/nodeSelector/cloud.google.com//gke-tpu-topology", "2x2x2"),
+        "topology",
+    ),
     (
         "clusters/kuberay-tpu.yaml",
         put(f"{POD}/containers/0/env", [{"name": "RAY_AUTH_TOKEN", "value": "secret"}]),
@@ -154,7 +186,9 @@ def test_chips_and_hosts_of_an_accelerator_type(name: str, chips: int, per_host:
     assert piece.accelerator_type == name
 
 
-def test_the_command_prints_a_table_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_and_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "cluster.yaml"
     broken.write_text((PROJECT / "cluster.yaml").read_text().replace('"TPU": 4', '"TPU": 1'))
     lock = ["--lock", str(PROJECT / "requirements.lock")]

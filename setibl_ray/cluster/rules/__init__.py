@@ -43,7 +43,9 @@ def read_lock(path: Path) -> Lock:
     lock = {_normalised(name): version for name, version in pins}
     for needed in ("ray", "tensorflow"):
         if needed not in lock:
-            raise ConfigError(f"--lock {path}: expected a line {needed}==VERSION, found none; is it the lock?")
+            raise ConfigError(
+                f"--lock {path}: expected a line {needed}==VERSION, found none; is it the lock?"
+            )
     return lock
 
 

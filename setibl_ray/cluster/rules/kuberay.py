@@ -47,13 +47,17 @@ def findings(document: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
 
 def _cluster(field: str, spec: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
     if str(spec.get("rayVersion")) != lock["ray"]:
-        yield Finding(f"{field}.rayVersion", f"{lock['ray']} (requirements.lock)", show(spec.get("rayVersion")))
+        yield Finding(
+            f"{field}.rayVersion", f"{lock['ray']} (requirements.lock)", show(spec.get("rayVersion"))
+        )
     mode = _mapping(spec.get("authOptions")).get("mode")
     if mode != "token":
         yield Finding(f"{field}.authOptions.mode", "token (KubeRay 1.5.1 or newer)", show(mode))
     head = _mapping(spec.get("headGroupSpec"))
     if head.get("serviceType", "ClusterIP") != "ClusterIP":
-        yield Finding(f"{field}.headGroupSpec.serviceType", "ClusterIP (no open dashboard)", head["serviceType"])
+        yield Finding(
+            f"{field}.headGroupSpec.serviceType", "ClusterIP (no open dashboard)", head["serviceType"]
+        )
     if head.get("enableIngress"):
         yield Finding(f"{field}.headGroupSpec.enableIngress", "false (no open dashboard)", "true")
     groups = spec.get("workerGroupSpecs") or []
@@ -112,7 +116,9 @@ def _tpu_group(field: str, group: Mapping[str, Any]) -> Iterator[Finding]:
             show(chips or None),
         )
     if _amount(group, "google.com/tpu", "requests") not in (None, chips):
-        yield Finding(f"{here}.containers[0].resources.requests.google.com/tpu", "the same as limits", "another number")
+        yield Finding(
+            f"{here}.containers[0].resources.requests.google.com/tpu", "the same as limits", "another number"
+        )
     if piece.hosts > 1:
         yield Finding(
             f"{here}.nodeSelector.{_TOPOLOGY}",
@@ -120,7 +126,9 @@ def _tpu_group(field: str, group: Mapping[str, Any]) -> Iterator[Finding]:
             f"{selector[_TOPOLOGY]}: {piece.hosts} hosts",
         )
     if group.get("numOfHosts") != piece.hosts:
-        yield Finding(f"{field}.numOfHosts", f"{piece.hosts} for this topology", show(group.get("numOfHosts")))
+        yield Finding(
+            f"{field}.numOfHosts", f"{piece.hosts} for this topology", show(group.get("numOfHosts"))
+        )
 
 
 def _gpu_group(field: str, group: Mapping[str, Any]) -> Iterator[Finding]:

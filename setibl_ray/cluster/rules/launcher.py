@@ -47,9 +47,13 @@ def _prepared(config: Mapping[str, Any]) -> tuple[dict[str, Any], Finding | None
         validate_config(prepared)
     except jsonschema.ValidationError as error:
         field = ".".join(str(part) for part in error.absolute_path) or "(top level)"
-        return {}, Finding(field, f"what Ray's schema allows: {error.message[:200]}", show(error.instance)[:80])
+        return {}, Finding(
+            field, f"what Ray's schema allows: {error.message[:200]}", show(error.instance)[:80]
+        )
     except (click.ClickException, ValueError, RuntimeError, AssertionError, KeyError, TypeError) as error:
-        return {}, Finding("(Ray's own check)", "a file that Ray accepts", f"{type(error).__name__}: {error}"[:200])
+        return {}, Finding(
+            "(Ray's own check)", "a file that Ray accepts", f"{type(error).__name__}: {error}"[:200]
+        )
     return prepared, None
 
 
@@ -88,7 +92,9 @@ def _versions(config: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
         for line in text.splitlines():
             yield from _unpinned(field, line)
     if not any(word in text for text in texts.values() for word in ("install.sh", "requirements.lock")):
-        yield Finding("setup_commands", "clusters/install.sh, or pip with requirements.lock", "no locked install")
+        yield Finding(
+            "setup_commands", "clusters/install.sh, or pip with requirements.lock", "no locked install"
+        )
     docker = config.get("docker") or {}
     for field in ("image", "head_image", "worker_image"):
         if field in docker:
@@ -168,9 +174,7 @@ def _scopes(field: str, node: Mapping[str, Any]) -> Iterator[Finding]:
 def _gpu_node(field: str, node: Mapping[str, Any], resources: Mapping[str, int]) -> Iterator[Finding]:
     attached = sum(int(gpu.get("acceleratorCount", 0)) for gpu in node.get("guestAccelerators") or ())
     if attached != resources.get("GPU", 0):
-        yield Finding(
-            f"{field}.resources.GPU", f"{attached} (guestAccelerators)", show(resources.get("GPU"))
-        )
+        yield Finding(f"{field}.resources.GPU", f"{attached} (guestAccelerators)", show(resources.get("GPU")))
     scheduling = node.get("scheduling") or {}
     if attached and (
         not isinstance(scheduling, Mapping) or scheduling.get("onHostMaintenance") != "TERMINATE"
@@ -207,9 +211,7 @@ def _tpu_node(
     if piece.generation not in tpu.TENSORFLOW_GENERATIONS:
         yield Finding(source, f"one of {', '.join(tpu.TENSORFLOW_GENERATIONS)} (they run TensorFlow)", got)
     if piece.hosts > 1:
-        yield Finding(
-            source, "a slice on one host (a fold takes one TPU VM)", f"{got}: {piece.hosts} hosts"
-        )
+        yield Finding(source, "a slice on one host (a fold takes one TPU VM)", f"{got}: {piece.hosts} hosts")
     if resources.get("TPU") != piece.chips_per_host:
         yield Finding(
             f"{field}.resources.TPU",
