@@ -6,7 +6,9 @@ from setibl_ray.config import MODELS, parse
 from setibl_ray.errors import ConfigError
 from setibl_ray.train import models
 
-BIG = {f"efficientnet-b{size}" for size in range(1, 7)}  # a minute to build together; b0 and b7 stand for them
+BIG = {
+    f"efficientnet-b{size}" for size in range(1, 7)
+}  # a minute to build together; b0 and b7 stand for them
 
 
 def build(name, channels, size=(80, 76), **fields):
