@@ -15,6 +15,7 @@ import ray
 from setibl_ray.config import Config
 from setibl_ray.errors import PlacementError
 
+NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
 TPU_CHIP_COUNTS = (1, 2, 4, 8)  # what Ray can mask on one host; anything else it refuses
 
 
@@ -25,6 +26,7 @@ class Node:
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
 
     def total(self, resource: str) -> float:
         return self.resources.get(resource, 0.0)
@@ -40,6 +42,7 @@ class Request:
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = 0  # of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait
 
     @property
     def resources(self) -> dict[str, float]:
@@ -49,18 +52,25 @@ class Request:
             wanted["GPU"] = self.gpus
         if self.tpu_chips:
             wanted["TPU"] = self.tpu_chips
+        if self.memory_bytes:
+            wanted["memory"] = self.memory_bytes
         if self.accelerator_type:
             wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return wanted
 
-    def options(self) -> dict:
-        """Keyword arguments of a Ray task's `.options`."""
-        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
+    def options(self, avoid: Sequence[str] = ()) -> dict:
+        """Keyword arguments of a Ray task's `.options`; `avoid` holds the ids of nodes it must not run on."""
+        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")}
         options: dict = {"num_cpus": self.cpus, "resources": custom, "scheduling_strategy": "SPREAD"}
         if self.gpus:
             options["num_gpus"] = self.gpus
-        if self.labels:
-            options["label_selector"] = dict(self.labels)
+        if self.memory_bytes:
+            options["memory"] = self.memory_bytes
+        selector = dict(self.labels)
+        if avoid:
+            selector[NODE_ID_LABEL] = f"!in({','.join(avoid)})"
+        if selector:
+            options["label_selector"] = selector
         return options
 
     def slots(self, node: Node) -> int:
@@ -80,7 +90,7 @@ class Request:
 def cluster_nodes() -> list[Node]:
     """The live nodes of the connected cluster."""
     return [
-        Node(node["NodeManagerHostname"], node["Resources"], node.get("Labels") or {})
+        Node(node["NodeManagerHostname"], node["Resources"], node.get("Labels") or {}, node["NodeID"])
         for node in ray.nodes()
         if node["Alive"]
     ]
