@@ -94,7 +94,9 @@ class RunFolder:
         self.write(name, _csv(table))
 
     def read_csv(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(io.BytesIO(self.read(name)), dtype={"image_id": str, "id": str}, keep_default_na=False)
+        return pd.read_csv(
+            io.BytesIO(self.read(name)), dtype={"image_id": str, "id": str}, keep_default_na=False
+        )
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=2, default=_plain) + "\n")

@@ -64,8 +64,12 @@ def _init(address: str | None, options: dict) -> None:
         try:
             ray.init(address=address or "local", **options)
             return
-        except Exception as error:  # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet
+        except (
+            Exception
+        ) as error:  # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet
             ray.shutdown()
             if address or attempt == 2:
-                what = f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                what = (
+                    f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                )
                 raise ConfigError(f"address: {what}: {' '.join(str(error).split())[:300]}") from error

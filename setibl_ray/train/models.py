@@ -40,7 +40,9 @@ def _nano(shape: ImageShape, weights: str | None) -> tf.keras.Model:
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a file"
         )
     build = inject_tfkeras_modules(efficientnet.model.EfficientNet)
-    return build(0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape)
+    return build(
+        0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape
+    )
 
 
 def _application(module: str, name: str) -> Builder:
