@@ -52,5 +52,7 @@ def decide(failure: Failed, earlier: Sequence[Failed], max_retries: int) -> Deci
     if action == "give-up":
         return Decision(action, f"{failure.cause}: trying again would fail in the same way")
     if len(earlier) >= max_retries:
-        return Decision("give-up", f"{failure.cause}, and all {max_retries} retries since the last epoch are used")
+        return Decision(
+            "give-up", f"{failure.cause}, and all {max_retries} retries since the last epoch are used"
+        )
     return Decision(action, f"{failure.cause}: retry {len(earlier) + 1} of {max_retries}")

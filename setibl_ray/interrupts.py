@@ -20,7 +20,9 @@ def as_keyboard_interrupt() -> Iterator[None]:
     Ending at once loses nothing: whatever is in the run folder is whole, the kernel gives the lock back, and Ray's
     processes of this machine end with their driver.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread only
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python hears signals in the main thread only
         yield
         return
     heard = False
@@ -28,7 +30,9 @@ def as_keyboard_interrupt() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal heard
         if heard:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"interrupted again: leaving at once\n")
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2, b"interrupted again: leaving at once\n"
+            )
             os._exit(130)
         heard = True
         raise KeyboardInterrupt

@@ -51,7 +51,9 @@ def local(folder: Path, shown: str) -> Iterator[None]:
             if os.fstat(lock.fileno()).st_nlink == 0:  # its owner removed it between our open and our flock
                 continue
             try:
-                with suppress(OSError):  # the name is a courtesy, the flock is the lock: a full disk can hold it
+                with suppress(
+                    OSError
+                ):  # the name is a courtesy, the flock is the lock: a full disk can hold it
                     lock.truncate(0)
                     lock.write(json.dumps(_owner()))
                     lock.flush()
@@ -135,4 +137,6 @@ def _refusal(shown: str, there: dict[str, Any]) -> str:
     text = f"{shown} is in use by process {there.get('pid', '?')} on {there.get('host', '?')}"
     if "time_s" in there:
         text += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(there['time_s']))}"
-    return f"{text}. Wait for it or stop it; two drivers on one run folder would overwrite each other's files."
+    return (
+        f"{text}. Wait for it or stop it; two drivers on one run folder would overwrite each other's files."
+    )

@@ -15,7 +15,16 @@ from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
 from setibl_ray.runfolder import FORMAT, RunFolder, sha256
 
-PACKAGES = ("setibl-ray", "tensorflow", "efficientnet", "tensorflow-addons", "ray", "numpy", "pandas", "scikit-learn")
+PACKAGES = (
+    "setibl-ray",
+    "tensorflow",
+    "efficientnet",
+    "tensorflow-addons",
+    "ray",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 
 class Manifest:
@@ -26,7 +35,9 @@ class Manifest:
         self.content = content
 
     @classmethod
-    def new(cls, folder: RunFolder, index: DataIndex, config: Config, command: str, on_bad_record: str) -> Manifest:
+    def new(
+        cls, folder: RunFolder, index: DataIndex, config: Config, command: str, on_bad_record: str
+    ) -> Manifest:
         return cls(
             folder,
             {
@@ -109,7 +120,9 @@ class Manifest:
     def failed(self, event: Failed, decision: Decision) -> None:
         entry = self.fold(event.fold)
         entry["state"] = "failed" if decision.action == "give-up" else "waiting"
-        if not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running":  # it died before it could start
+        if (
+            not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
+        ):  # it died before it could start
             attempt = {"attempt": len(entry["attempts"]), "node": event.node or None, "started_s": None}
             entry["attempts"].append(attempt)
         entry["attempts"][-1] |= {

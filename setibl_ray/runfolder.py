@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import fsspec
@@ -32,6 +32,14 @@ FORMAT = 1
 STATES_KEPT = 2
 _STATE = re.compile(r"state-(\d+)-([0-9a-f]{32})\.npz")
 _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
+
+
+class LastState(NamedTuple):
+    """Where a fold can go on: its state, None to begin anew; the epoch that comes next; states that were damaged."""
+
+    state: bytes | None
+    next_epoch: int
+    damaged: list[str]
 
 
 class RunFolder:
@@ -123,22 +131,24 @@ class RunFolder:
         names = [name for name in self._names(f"fold-{fold}") if _STATE.fullmatch(name)]
         return sorted((f"fold-{fold}/{name}" for name in names), key=_epoch)
 
-    def last_state(self, fold: int) -> tuple[bytes | None, list[str]]:
-        """A fold's newest state that is whole, None if there is none, and the names of damaged ones, now removed."""
+    def last_state(self, fold: int) -> LastState:
+        """A fold's newest state that is whole; damaged ones after it are removed."""
         damaged: list[str] = []
-        found = None
+        found, next_epoch = None, 0
         for name in reversed(self.states(fold)):
             state = self.read(name)
             if sha256(state).startswith(name.rsplit("-", 1)[1].removesuffix(".npz")):
-                found = state
+                found, next_epoch = state, _epoch(name) + 1
                 break
             damaged.append(name)
         self.remove(damaged)
-        return found, damaged
+        return LastState(found, next_epoch, damaged)
 
     def unfit(self, sums: Mapping[str, str]) -> list[str]:
         """Of files and the SHA-256 they should have, those that are missing or have another."""
-        return [name for name, sum_ in sums.items() if not self.exists(name) or sha256(self.read(name)) != sum_]
+        return [
+            name for name, sum_ in sums.items() if not self.exists(name) or sha256(self.read(name)) != sum_
+        ]
 
     def remove_temporaries(self) -> None:
         """Delete what writers that were killed left behind. The caller holds the folder's lock."""
@@ -155,7 +165,11 @@ class RunFolder:
           RunFolderError: another process holds it (says which), or the place cannot be written.
         """
         is_new = self._local and not os.path.exists(self._base)
-        hold = locks.local(Path(self._base), self.root) if self._local else locks.remote(self.fs, self._base, self.root)
+        hold = (
+            locks.local(Path(self._base), self.root)
+            if self._local
+            else locks.remote(self.fs, self._base, self.root)
+        )
         try:
             with hold:
                 yield
@@ -188,11 +202,14 @@ class RunFolder:
         test = {"image_id": test_ids, "pred": result.test_pred, "pred_no_tta": result.test_pred_no_tta}
         held_out = {"pred": result.valid_pred, "pred_no_tta": result.valid_pred_no_tta}
         files = {
-            "weights.h5": result.weights,
             "history.csv": _csv(pd.DataFrame(result.history)),
             "training.png": plot,
             "oof.csv": _csv(valid.assign(**held_out)),
-        } | ({"test.csv": _csv(pd.DataFrame(test))} if len(result.test_pred) else {})
+        }
+        if result.weights:
+            files["weights.h5"] = result.weights
+        if len(result.test_pred):
+            files["test.csv"] = _csv(pd.DataFrame(test))
         sums = {}
         for name, data in files.items():
             self.write(f"fold-{result.fold}/{name}", data)

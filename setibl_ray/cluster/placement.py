@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -42,7 +42,9 @@ class Request:
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    memory_bytes: int = 0  # of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait
+    memory_bytes: int = (
+        0  # of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait
+    )
 
     @property
     def resources(self) -> dict[str, float]:
@@ -58,10 +60,19 @@ class Request:
             wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return wanted
 
-    def options(self, avoid: Sequence[str] = ()) -> dict:
-        """Keyword arguments of a Ray task's `.options`; `avoid` holds the ids of nodes it must not run on."""
-        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")}
-        options: dict = {"num_cpus": self.cpus, "resources": custom, "scheduling_strategy": "SPREAD"}
+    def options(self, spread: bool = True, avoid: Sequence[str] = ()) -> dict:
+        """Keyword arguments of a Ray task's `.options`.
+
+        Args:
+          spread: over the cluster; otherwise it stays in its caller's placement group.
+          avoid: ids of nodes that it must not run on.
+        """
+        custom = {
+            name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")
+        }
+        options: dict = {"num_cpus": self.cpus, "resources": custom}
+        if spread:
+            options["scheduling_strategy"] = "SPREAD"
         if self.gpus:
             options["num_gpus"] = self.gpus
         if self.memory_bytes:
@@ -133,6 +144,15 @@ def request_for(
     if not any(request.slots(node) for node in nodes):
         raise PlacementError(_explain(request, nodes))
     return request
+
+
+def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> Request:
+    """The request with an amount of memory, at most what the largest node that can hold it has.
+
+    The amount is an estimate: where it is more than any node has, a fold runs alone on its node instead of not at all.
+    """
+    most = max((node.total("memory") for node in nodes if request.slots(node)), default=0)
+    return replace(request, memory_bytes=min(wanted_bytes, int(most)))
 
 
 def _rest(request: Request) -> tuple:

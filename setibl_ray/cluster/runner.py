@@ -54,6 +54,7 @@ class RayRunner:
       plan: put into the object store once, read by every job.
       request: what each job takes from a node.
       max_parallel: at most this many jobs at once; None for as many as fit.
+      spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
       timeout_s: an attempt that runs for longer is stopped and fails.
       no_node_s: how long jobs wait for a node when none can hold them any more.
     """
@@ -64,6 +65,7 @@ class RayRunner:
         plan: Plan,
         request: Request,
         max_parallel: int | None = None,
+        spread: bool = True,
         *,
         timeout_s: float | None = None,
         no_node_s: float = NO_NODE_S,
@@ -72,6 +74,7 @@ class RayRunner:
         self._plan = ray.put(plan)
         self._request = request
         self._max_parallel = max_parallel or math.inf
+        self._spread = spread
         self._timeout_s = timeout_s
         self._no_node_s = no_node_s
         self._waiting: deque[Job] = deque()
@@ -96,8 +99,9 @@ class RayRunner:
             yield from self._without_node()
 
     def _start(self, job: Job) -> None:
-        avoid = [node for node in job.avoid if self._fits_outside(job.avoid)]
-        options = self._request.options(avoid) | {"name": f"fold-{job.fold}"}
+        # A placement group has its nodes already: a task that may not go there would wait for ever.
+        avoid = job.avoid if self._spread and self._fits_outside(job.avoid) else ()
+        options = self._request.options(self._spread, avoid) | {"name": f"fold-{job.fold}"}
         if self._request.device != "cpu":
             # An accelerator is held until its process ends, and Ray may hand the next task the same process. Another
             # environment per attempt gives each a process of its own; CPU folds share one and trace only once.
@@ -145,13 +149,17 @@ class RayRunner:
         if not self._fits_outside(()):
             self._no_node_since = self._no_node_since or now
             if now - self._no_node_since > self._no_node_s:
-                text = f"no node that can hold {self._request} is left, and none came in {self._no_node_s:g} s"
+                text = (
+                    f"no node that can hold {self._request} is left, and none came in {self._no_node_s:g} s"
+                )
                 for stream, attempt in waiting.items():
                     yield self._end(stream, Failed(attempt.job.fold, "no-node", text))
             return
         self._no_node_since = None
         for stream, attempt in waiting.items():
-            if attempt.job.avoid and not self._fits_outside(attempt.job.avoid):  # all but the avoided have gone
+            if attempt.job.avoid and not self._fits_outside(
+                attempt.job.avoid
+            ):  # all but the avoided have gone
                 del self._running[stream]
                 ray.cancel(stream, force=True)
                 self._waiting.append(replace(attempt.job, avoid=()))
@@ -185,12 +193,12 @@ class RayRunner:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
     def on_every_node(self, function: str, timeout_s: float = 10.0) -> None:
-        """Call a function, named by `package.module:function`, on each other node; those that do not answer are left."""
+        """Call a function named by `package.module:function`, on each other node; waiting for their answers until `timeout_s`."""
         here = ray.get_runtime_context().get_node_id()
         calls = [
-            _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
-                function
-            )
+            _call.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            ).remote(function)
             for node in cluster_nodes()
             if node.node_id != here
         ]
@@ -203,7 +211,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _cause(error: exceptions.RayError) -> Cause:
-    if isinstance(error, exceptions.OutOfMemoryError | exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
+    if isinstance(
+        error, exceptions.OutOfMemoryError | exceptions.ObjectStoreFullError | exceptions.OutOfDiskError
+    ):
         return "host-memory"
     if isinstance(error, exceptions.NodeDiedError | exceptions.ObjectLostError):
         return "node-died"
