@@ -79,6 +79,7 @@ class Request:
             options["memory"] = self.memory_bytes
         selector = dict(self.labels)
         if avoid:
+            # No space after the commas: Ray 2.60 would take it for a part of the next id, and let that node in.
             selector[NODE_ID_LABEL] = f"!in({','.join(avoid)})"
         if selector:
             options["label_selector"] = selector

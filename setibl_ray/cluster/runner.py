@@ -193,7 +193,7 @@ class RayRunner:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
     def on_every_node(self, function: str, timeout_s: float = 10.0) -> None:
-        """Call a function named by `package.module:function`, on each other node; waiting for their answers until `timeout_s`."""
+        """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
         here = ray.get_runtime_context().get_node_id()
         calls = [
             _call.options(
