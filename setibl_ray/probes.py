@@ -194,8 +194,8 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
     rng = np.random.default_rng(seed)
     at_random = rng.permutation(len(rows)) % n_folds
     by_group = (rng.permutation(units.max() + 1) % n_folds)[units]
-    relatives = [neighbours(background, target, folds) for folds in (by_group, at_random)]
-    gap = metrics.difference(target, *relatives, rows["group"], seed=seed)
+    grouped, random = (neighbours(background, target, folds) for folds in (by_group, at_random))
+    gap = metrics.difference(target, grouped, random, rows["group"], seed=seed)
     leaks = gap["interval"] is not None and gap["interval"][0] > MIN_GAP
     state = "problem" if leaks and share > 0 else "ok"
     says = (

@@ -252,7 +252,7 @@ def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
 def reliability(oof: pd.DataFrame) -> Spec:
     """Share of needles against mean score, with the number of cadences below."""
     bins = calibration.reliability(oof["target"].to_numpy(np.float64), oof["pred"].to_numpy(np.float64))
-    size = 7 + 9 * np.sqrt(bins.count / bins.count.max())
+    size = 7 + 9 * np.sqrt(bins.n_rows / bins.n_rows.max())
     return {
         "data": [
             _line([0, 1], [0, 1], "perfect", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip"),
@@ -263,13 +263,13 @@ def reliability(oof: pd.DataFrame) -> Spec:
                 "@c0",
                 mode="lines+markers",
                 marker={"size": _numbers(size)},
-                customdata=bins.count.tolist(),
+                customdata=bins.n_rows.tolist(),
                 hovertemplate="score %{x:.2f}, needles %{y:.0%}<br>%{customdata:,} cadences<extra></extra>",
             ),
             {
                 "type": "bar",
                 "x": _numbers(bins.predicted),
-                "y": bins.count.tolist(),
+                "y": bins.n_rows.tolist(),
                 "yaxis": "y2",
                 "width": 0.04,
                 "marker": {"color": "@muted/0.5"},
