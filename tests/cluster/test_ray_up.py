@@ -34,7 +34,7 @@ LOST = "worker-2"
 _reason = hosts.why_not()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(_reason is not None, reason=f"cannot make hosts here: {_reason}"),
 ]
 T = TypeVar("T")
@@ -60,18 +60,18 @@ def test_five_folds_survive_a_lost_host(tmp_path: Path) -> None:
         file = tmp_path / "on-premises.yaml"
         file.write_text(rendered(machine))
         operator.run(["ray", "get-auth-token", "--generate"])
-        operator.run(["ray", "up", "--no-config-cache", "-y", str(file)], timeout_s=240, **TOKEN)
-        wait_until("three nodes", 180, lambda: active_nodes(head) == 3)
+        operator.run(["ray", "up", "--no-config-cache", "-y", str(file)], timeout_s=420, **TOKEN)
+        wait_until("three nodes", 300, lambda: active_nodes(head) == 3)
 
         with dashboard(operator, file):
             assert jobs_api(operator, "", token=False) == "401", "a client without the token must be refused"
             job = ["ray", "job", "submit", "--address", DASHBOARD, "--submission-id", "cv", "--no-wait", "--"]
             operator.run([*job, *cv(data, RUN)], **TOKEN)
 
-            wait_until("an epoch on " + LOST, 300, lambda: folds_in_training(head, operator))
+            wait_until("an epoch on " + LOST, 420, lambda: folds_in_training(head, operator))
             machine[LOST].power_off()
 
-            status = wait_until("the job's end", 420, lambda: job_end(operator))
+            status = wait_until("the job's end", 600, lambda: job_end(operator))
             assert status == "SUCCEEDED", job_logs(operator)
 
         fetched = tmp_path / "fetched"
@@ -99,7 +99,7 @@ def single_machine_run(data: Path, out: Path) -> Path:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=420,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout
     return out
