@@ -1,1 +1,28 @@
-"""Ray-distributed cross-validation of EfficientNets for radio-technosignature search."""
+"""Ray-distributed cross-validation of EfficientNets for radio-technosignature search.
+
+from setibl_ray import cross_validate
+cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from setibl_ray.config import Config
+    from setibl_ray.driver import CrossValidation, Where, cross_validate
+
+__all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a command's --help, and a fold task, should not pay for pandas and a driver.
+    if name == "Config":
+        from setibl_ray.config import Config
+
+        return Config
+    if name in __all__:
+        from setibl_ray import driver
+
+        return getattr(driver, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,9 +15,9 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from setibl_ray import schedule
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.errors import ConfigError
+from setibl_ray.schedule import LearningRate, resolve
 
 MODELS = (
     "efficientnet-nano",
@@ -124,8 +124,8 @@ class Schedule(Section):
     """Epochs from start to peak [5 pretrained, 1 from scratch]."""
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Factor per epoch after that."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor per epoch after that [0.8 pretrained, 0.95 from scratch]."""
 
 
 class FoldConfig(NamedTuple):
@@ -228,9 +228,9 @@ class Config(Section):
             pick(self.epochs), pick(self.batch_size), (int(height), int(width)), pick(self.model)
         )
 
-    def learning_rate(self, fold: int, n_replicas: int) -> schedule.LearningRate:
+    def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
-        return schedule.resolve(
+        return resolve(
             pretrained=self.pretrained,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,

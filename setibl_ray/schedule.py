@@ -44,13 +44,13 @@ def resolve(
     lr_min: float | None,
     ramp_epochs: float | None,
     sustain_epochs: float,
-    decay: float,
+    decay: float | None,
 ) -> LearningRate:
     """Fill in what the config leaves open.
 
     Pretrained weights get the seed's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
-    epochs of ramp. From scratch those would not leave the starting point in a short run: peak 1.25e-4 x
-    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp.
+    epochs of ramp, decay 0.8. From scratch those would not leave the starting point in a short run: peak 1.25e-4 x
+    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, decay 0.95.
     Where the seed's ramp is longer than the run, it is kept: the run is then all ramp, as the seed's would be.
     """
     if pretrained:
@@ -58,9 +58,11 @@ def resolve(
         start = lr_start if lr_start is not None else 5e-6
         floor = lr_min if lr_min is not None else 1e-6
         ramp = ramp_epochs if ramp_epochs is not None else 5
+        factor = decay if decay is not None else 0.8
     else:
         peak = lr_max if lr_max is not None else min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
         ramp = ramp_epochs if ramp_epochs is not None else (1 if epochs > 1 else 0)
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, decay)
+        factor = decay if decay is not None else 0.95
+    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor)

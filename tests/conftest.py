@@ -3,9 +3,20 @@
 import os
 import tempfile
 
+import pytest
+
 # Before anything imports Ray: it writes a token into HOME, and joins whatever RAY_ADDRESS names.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="setibl-ray-test-home-")
 os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] + "/.cache"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def own_ray():
+    """A Ray of this test process's own, two CPUs."""
+    from setibl_ray.cluster import connect
+
+    with connect.connected(None, n_cpus=2):
+        yield

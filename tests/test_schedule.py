@@ -21,7 +21,14 @@ def test_pretrained_default_is_the_seeds_and_scales_with_the_global_batch():
 
 
 def test_every_field_counts():
-    fields = {"lr_start": 1e-4, "lr_max": 1e-2, "lr_min": 1e-5, "ramp_epochs": 2, "sustain_epochs": 3, "decay": 0.5}
+    fields = {
+        "lr_start": 1e-4,
+        "lr_max": 1e-2,
+        "lr_min": 1e-5,
+        "ramp_epochs": 2,
+        "sustain_epochs": 3,
+        "decay": 0.5,
+    }
     rate = parse({"schedule": fields}).learning_rate(0, 8)
     for epoch in range(12):
         assert rate(epoch) == pytest.approx(seed_schedule(epoch, 1e-2, 1e-4, 1e-5, 2, 3, 0.5))
@@ -32,6 +39,7 @@ def test_from_scratch_the_peak_is_one_that_learns_and_is_bounded():
     assert small.peak == pytest.approx(2e-3)
     assert small(0) == pytest.approx(5e-4)
     assert small(1) == pytest.approx(2e-3)
+    assert small(2) == pytest.approx(2e-5 + (2e-3 - 2e-5) * 0.95)
     assert parse({"weights": "none", "batch_size": 1024}).learning_rate(0, 8).peak == 1.6e-2
     one_epoch = parse({"weights": "none", "batch_size": 16, "epochs": 1}).learning_rate(0, 1)
     assert one_epoch(0) == pytest.approx(2e-3)

@@ -38,17 +38,7 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
-    try:
-        if address:
-            ray.init(address=address, **options)
-        else:
-            _private_token()
-            with _loopback_only():
-                ray.init(address="local", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"address: no Ray cluster answers at {address or 'local'}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    _init(address, options)
     try:
         if address:
             nodes = sum(node["Alive"] for node in ray.nodes())
@@ -57,6 +47,26 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
             yield "started Ray on this machine"
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None, options: dict) -> None:
+    for attempt in (1, 2):
+        try:
+            if address:
+                ray.init(address=address, **options)
+            else:
+                _private_token()
+                with _loopback_only():
+                    ray.init(address="local", **options)
+            return
+        # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
+        except Exception as error:
+            ray.shutdown()
+            if address or attempt == 2:
+                what = (
+                    f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                )
+                raise ConfigError(f"address: {what}: {' '.join(str(error).split())[:300]}") from error
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """Run fold tasks on Ray: one streaming task per attempt, its events handed to the driver as they come.
 
-A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared. Retries are the
-driver's: Ray's own would start a fold from its beginning, and some of them without end.
+A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared.
+Retries are the driver's: Ray's own would start a fold from its beginning, and some of them without end.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,6 @@ SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; af
 
 @ray.remote(max_retries=0, num_returns="streaming")
 def run_job(task: Task | str, plan: Plan, job: Job) -> Iterator[Event]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     yield from events_of(task, plan, job)
 
 
@@ -89,7 +87,9 @@ class RayRunner:
         for stream in streams:
             ray.cancel(stream, force=False)
         ends = {stream.completed(): stream for stream in streams}
-        _, unfinished = ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
+        _, unfinished = (
+            ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
+        )
         for end in unfinished:
             ray.cancel(ends[end], force=True)
         if unfinished:

@@ -294,7 +294,7 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
         moved = np.empty(height * line_size, np.uint8)
         row_terms = np.empty(width, np.float32)
         column_terms = np.empty(width, np.float32)
-        origin = np.empty(width, np.int32)
+        origin = np.empty(width, np.uint32)
         line = np.empty(line_size, np.float32)
         sums = np.empty(line_size, np.int32)
         bias = np.empty(line_size, np.float32)
@@ -324,10 +324,15 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
                     for c in range(width):
                         y = min(max(row_base + row_terms[c], zero), last_row)
                         x = min(max(column_base + column_terms[c], zero), last_column)
-                        origin[c] = (np.int32(y) * np.int32(width) + np.int32(x)) * np.int32(panels)
+                        origin[c] = np.uint32(
+                            (np.int32(y) * np.int32(width) + np.int32(x)) * np.int32(panels)
+                        )
+                    to = np.uint64(start)
                     for c in range(width):
+                        # Unsigned, or each access would first ask whether its index counts from the end.
                         for k in range(panels):
-                            moved[start + c * panels + k] = source[origin[c] + k]
+                            moved[to + np.uint64(k)] = source[origin[c] + np.uint64(k)]
+                        to += np.uint64(panels)
                 if contrast[sample] != 1:
                     _saturate(moved[start : start + line_size], factor, panels, line)
                     for i in range(line_size):
@@ -341,26 +346,24 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
 
             for r in range(height):
                 start = r * line_size
-                _saturate(moved[start : start + line_size], factor, panels, line)
+                result = line if stacked else out[sample, start : start + line_size]
+                _saturate(moved[start : start + line_size], factor, panels, result)
                 for i in range(line_size):
-                    line[i] = gain * line[i] + bias[i]
+                    result[i] = gain * result[i] + bias[i]
                 for square in range(squares.shape[1]):
                     if squares[sample, square, 0] <= r < squares[sample, square, 1]:
-                        line[squares[sample, square, 2] * panels : squares[sample, square, 3] * panels] = 0
+                        result[squares[sample, square, 2] * panels : squares[sample, square, 3] * panels] = 0
                 if stacked:
                     for k in range(panels):
                         first = (k * height + r) * width
                         for c in range(width):
                             out[sample, first + c] = line[c * panels + k]
-                else:
-                    for i in range(line_size):
-                        out[sample, start + i] = line[i]
 
     return _compile(kernel, _KERNEL_SIGNATURE)
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _saturate(pixels, factor, panels, line):  # type: ignore[no-untyped-def]
+def _saturate(pixels, factor, panels, line):
     """Write one row of pixels, on the 0 to 255 scale, with their saturation changed, to `line`.
 
     HSV's value is a pixel's largest channel V, its saturation (V - smallest) / V. Scaling the saturation by

@@ -1,4 +1,4 @@
-"""What a synthetic set is made of: the parameters of `synth`, validated, and the words for what a record shows.
+"""What a synthetic set is made of: validated parameters, and the words for what a record shows.
 
 Apart from synth.py so that the command line can show its help without loading NumPy.
 """
@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 NEEDLE_KINDS = (
     "needle-constant",  # straight track in the three ON panels
@@ -41,27 +49,35 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: PositiveInt = Field(description="train cadences")
-    test: int = Field(0, ge=0, description="test cadences")
-    shards: PositiveInt = Field(20, description="train shards")
-    test_shards: PositiveInt = Field(10, description="test shards")
-    seed: int = Field(0, description="of every random number")
-    snr: tuple[PositiveFloat, PositiveFloat] = Field((30, 100), description="lowest and highest S/N in a panel")
-    positive: Share = Field(0.5, description="share of cadences with a needle")
-    hard: Share = Field(0.25, description="share of the others that look like one")
-    shape: Shape = Field((273, 256), description="time x frequency bins of a panel")
-    df_hz: PositiveFloat = Field(2.7939677238464355, description="width of a frequency bin")
-    dt_s: PositiveFloat = Field(1.0737418240, description="length of a time bin")
+    test: int = Field(default=0, ge=0, description="test cadences")
+    shards: PositiveInt = Field(default=20, description="train shards")
+    test_shards: PositiveInt = Field(default=10, description="test shards")
+    seed: int = Field(default=0, description="of every random number")
+    snr: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(30, 100), description="lowest and highest S/N in a panel"
+    )
+    positive: Share = Field(default=0.5, description="share of cadences with a needle")
+    hard: Share = Field(default=0.25, description="share of the others that look like one")
+    shape: Shape = Field(default=(273, 256), description="time x frequency bins of a panel")
+    df_hz: PositiveFloat = Field(default=2.7939677238464355, description="width of a frequency bin")
+    dt_s: PositiveFloat = Field(default=1.0737418240, description="length of a time bin")
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         if self.snr[0] > self.snr[1]:
             raise ValueError(f"snr: expected the lower first, got {self.snr[0]:g} {self.snr[1]:g}")
-        for n_cadences, n_shards, split in ((self.train, self.shards, "train"), (self.test, self.test_shards, "test")):
+        for n_cadences, n_shards, split in (
+            (self.train, self.shards, "train"),
+            (self.test, self.test_shards, "test"),
+        ):
             if 0 < n_cadences < n_shards:
-                raise ValueError(f"{n_cadences} {split} cadences do not fill {n_shards} shards; ask for fewer shards")
+                raise ValueError(
+                    f"{n_cadences} {split} cadences do not fill {n_shards} shards; ask for fewer shards"
+                )
         if not self.chi2_df:
+            product = self.df_hz * self.dt_s
             raise ValueError(
-                f"df_hz x dt_s = {self.df_hz * self.dt_s:.3g} gives noise of 0 degrees of freedom; it takes above 0.5"
+                f"df_hz x dt_s must be above 0.5 to give noise any degrees of freedom, got {product:.3g}"
             )
         if min(self.shape) < 16:
             raise ValueError(f"shape: a panel needs 16 bins each way, got {self.shape[0]}x{self.shape[1]}")
@@ -69,7 +85,7 @@ class Recipe(BaseModel):
 
     @property
     def chi2_df(self) -> int:
-        """Degrees of freedom of the noise: two polarisations, real and imaginary, averaged as setigen does."""
+        """Degrees of freedom of the noise, as setigen counts them: two polarisations, real and imaginary."""
         return 4 * round(self.df_hz * self.dt_s)
 
     def n_cadences(self, split: str) -> int:
@@ -79,4 +95,4 @@ class Recipe(BaseModel):
         return self.shards if split == "train" else self.test_shards if self.test else 0
 
 
-DEMO = Recipe(train=1000, test=200, shards=20, test_shards=10, seed=0, snr=(30, 100), positive=0.5, hard=0.25)
+DEMO = Recipe(train=1000, test=200)

@@ -43,7 +43,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of a seed record's ON panels."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of the seed's ON panels."""
 
     image_id: str
     target: int | None
@@ -82,7 +82,9 @@ def encode_record(record: Record) -> bytes:
     """
     panels = record.panels
     if panels.dtype != np.uint8 or panels.ndim != 3 or len(panels) != N_PANELS:
-        raise ValueError(f"a cadence record needs uint8 ({N_PANELS}, H, W), got {panels.dtype} {panels.shape}")
+        raise ValueError(
+            f"a cadence record needs uint8 ({N_PANELS}, H, W), got {panels.dtype} {panels.shape}"
+        )
     features: dict[str, Value] = {
         "cadence": np.ascontiguousarray(panels).tobytes(),
         "shape": list(panels.shape),
@@ -214,5 +216,7 @@ def _decode_png(png: memoryview, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: undecodable PNG: {error}") from None  # Pillow raises SyntaxError on bad chunks
+        raise DataError(
+            f"{where}: undecodable PNG: {error}"
+        ) from None  # Pillow raises SyntaxError on bad chunks
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

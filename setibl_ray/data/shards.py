@@ -1,8 +1,8 @@
 """Reading a folder of shards: their names, the index of all records, and random access to pixels.
 
-Everything goes through fsspec, so a folder may be local, `gs://`, `s3://` or `memory://`. Sets written by this
-package carry `dataset.json` (how they were made) and `index.csv.gz` (one row a record), which spares readers a scan
-of all bytes; a folder without them works the same, once scanned.
+Everything goes through fsspec, so a folder may be local, `gs://`, `s3://` or `memory://`. Sets written by
+this package carry `dataset.json` (how they were made) and `index.csv.gz` (one row a record), which spares
+readers a scan of all bytes; a folder without them works the same, once scanned.
 """
 
 from __future__ import annotations
@@ -125,8 +125,11 @@ def list_shards(root: str) -> list[ShardInfo]:
       DataError: no such folder, no train shards, a misnamed shard, an index that is missing or taken twice.
     """
     fs, folder = _filesystem(root)
+    fs.invalidate_cache()  # a listing of earlier in this process may be out of date
     if not fs.isdir(folder):
-        raise DataError(f"{root} is not a folder. Expected one with train00-N.tfrec …; see `setibl_ray.data synth`.")
+        raise DataError(
+            f"{root} is not a folder. Expected one with train00-N.tfrec …; see `setibl_ray.data synth`."
+        )
     local = isinstance(fs, LocalFileSystem)  # a plain absolute path serves readers that know no URLs
     shards = []
     for entry in fs.ls(folder, detail=True):
@@ -137,7 +140,9 @@ def list_shards(root: str) -> list[ShardInfo]:
             split = cast(Split, match[1])
             shards.append(ShardInfo(split, int(match[2]), int(match[3]), path, int(entry["size"])))
         elif name.endswith(".tfrec") and name.startswith(SPLITS):
-            raise DataError(f"{root}/{name}: expected a name like train00-50.tfrec (index, number of records)")
+            raise DataError(
+                f"{root}/{name}: expected a name like train00-50.tfrec (index, number of records)"
+            )
     if not any(shard.split == "train" for shard in shards):
         raise DataError(f"{root} has no train shards. Expected files named like train00-50.tfrec.")
     shards.sort(key=lambda shard: (shard.split != "train", shard.index, shard.n_records))
@@ -146,7 +151,9 @@ def list_shards(root: str) -> list[ShardInfo]:
         twice = [index for index, n in Counter(indices).items() if n > 1]
         missing = sorted(set(range(len(set(indices)))) - set(indices))
         if twice:
-            names = ", ".join(shard.name for shard in shards if shard.split == split and shard.index == twice[0])
+            names = ", ".join(
+                shard.name for shard in shards if shard.split == split and shard.index == twice[0]
+            )
             raise DataError(f"{root}: {split} shard {twice[0]:02d} is there twice ({names}). Remove one.")
         if missing:
             raise DataError(
@@ -170,7 +177,8 @@ def iter_records(shard: ShardInfo) -> Iterator[Record]:
 def read_index(
     root: str | Path, *, threads: int | None = None, on_bad_record: Literal["fail", "skip"] = "fail"
 ) -> DataIndex:
-    """Read the index of a data set, from `index.csv.gz` if it fits the shards there are, else by scanning them.
+    """Read the index of a data set, from `index.csv.gz` if it fits the shards there are, else by scanning
+    them.
 
     Args:
       root: folder or URL.
@@ -178,8 +186,8 @@ def read_index(
       on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`.
 
     Raises:
-      DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's; mixed
-        storages or shapes; an image_id twice, or in train and test.
+      DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's;
+        mixed storages or shapes; an image_id twice, or in train and test.
     """
     root = str(root)
     shards = list_shards(root)
@@ -207,7 +215,9 @@ def read_index(
     return _index(root, shards, tables, layouts, metadata, bad)
 
 
-def scan_shard(shard: ShardInfo, skipped: list[BadRecord] | None = None, *, pixels: bool = False) -> ShardScan:
+def scan_shard(
+    shard: ShardInfo, skipped: list[BadRecord] | None = None, *, pixels: bool = False
+) -> ShardScan:
     """Read one shard from end to end, verifying checksums and labels, and with `pixels` decoding every panel.
 
     Bad records go to `skipped` if given, else the first is raised. `n_found` counts the bad ones too.
@@ -226,7 +236,9 @@ def scan_shard(shard: ShardInfo, skipped: list[BadRecord] | None = None, *, pixe
             except DataError as error:
                 if skipped is None:
                     raise
-                skipped.append(BadRecord(shard.name, item.record, error.message.removeprefix(where).lstrip(": ")))
+                skipped.append(
+                    BadRecord(shard.name, item.record, error.message.removeprefix(where).lstrip(": "))
+                )
             else:
                 rows.append(Row(labels, item.record, item.offset, len(item.payload), item.crc))
         stream.drain()
@@ -241,7 +253,9 @@ def count_problem(shard: ShardInfo, n_found: int) -> str | None:
     return f"{shard.name}: its name says {shard.n_records} records, it holds {n_found}"
 
 
-def read_panels(index: DataIndex, split: Split, rows: Sequence[int] | np.ndarray, panels: Sequence[int]) -> np.ndarray:
+def read_panels(
+    index: DataIndex, split: Split, rows: Sequence[int] | np.ndarray, panels: Sequence[int]
+) -> np.ndarray:
     """Read the pixels of some rows, wherever they lie.
 
     Args:
@@ -249,7 +263,8 @@ def read_panels(index: DataIndex, split: Split, rows: Sequence[int] | np.ndarray
       panels: cadence positions (0 … 5), in the order in which they are wanted.
 
     Returns:
-      uint8 (rows, height, width, panels), in the order of `rows`. Each shard is opened once and read forwards.
+      uint8 (rows, height, width, panels), in the order of `rows`. Each shard is opened once and read
+      forwards.
 
     Raises:
       ConfigError: positions that the shards do not hold.
@@ -274,10 +289,11 @@ def read_panels(index: DataIndex, split: Split, rows: Sequence[int] | np.ndarray
                 stream.seek(int(offset[i]))
                 payload = stream.read(int(length[i]))
                 if len(payload) != length[i] or masked_crc(payload) != crc[i]:
-                    raise DataError(f"{where} has changed since it was indexed. Run `python -m setibl_ray.data verify`.")
+                    raise DataError(
+                        f"{where} has changed since it was indexed. Run `python -m setibl_ray.data verify`."
+                    )
                 pixels = decode_record(payload, where).panels
-                for k, channel in enumerate(channels):
-                    out[i, :, :, k] = pixels[channel]
+                out[i] = pixels[channels].transpose(1, 2, 0)
     return out
 
 
@@ -285,7 +301,8 @@ def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
     """Where cadence positions lie among a record's panels.
 
     Raises:
-      ConfigError: a position outside 0 … 5, or an OFF panel of seed shards, which hold the three ON panels only.
+      ConfigError: a position outside 0 … 5, or an OFF panel of seed shards, which hold the three ON panels
+        only.
     """
     held = tuple(range(N_PANELS)) if storage == "cadence" else ON
     missing = [panel for panel in panels if panel not in held]
@@ -311,7 +328,9 @@ def read_metadata(root: str) -> dict[str, Any]:
     try:
         metadata = json.loads(fs.cat_file(path))
     except ValueError as error:
-        raise DataError(f"{root}/{DATASET_FILE} is not JSON ({error}). Remove it to have the shards scanned.") from None
+        raise DataError(
+            f"{root}/{DATASET_FILE} is not JSON ({error}). Remove it to have the shards scanned."
+        ) from None
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
@@ -324,10 +343,13 @@ def read_metadata(root: str) -> dict[str, Any]:
 def table_of(rows: Iterable[Row], split: Split) -> pd.DataFrame:
     """The rows of one shard as a table; `shard` is 0 until shards are joined."""
     records = [
-        (r.labels.image_id, r.labels.target, r.labels.group, r.labels.snr, r.labels.kind, 0, *r[1:]) for r in rows
+        (r.labels.image_id, r.labels.target, r.labels.group, r.labels.snr, r.labels.kind, 0, *r[1:])
+        for r in rows
     ]
     columns = dict(zip(_COLUMNS, zip(*records))) if records else dict.fromkeys(_COLUMNS, ())
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in _columns(split).items()})
+    return pd.DataFrame(
+        {name: pd.Series(columns[name], dtype=kind) for name, kind in _columns(split).items()}
+    )
 
 
 def join_tables(shards: Sequence[ShardInfo], tables: Sequence[pd.DataFrame]) -> dict[Split, pd.DataFrame]:
@@ -380,7 +402,9 @@ def _index(
     for problem in (*layout_problems(layouts), *id_problems(shards, tables)):
         raise DataError(f"{root}: {problem}. Pack the set again, or remove the odd shards.")
     if not len(tables["train"]):
-        raise DataError(f"{root}: no train record can be used ({len(bad)} bad ones). Copy or write the set again.")
+        raise DataError(
+            f"{root}: no train record can be used ({len(bad)} bad ones). Copy or write the set again."
+        )
     (storage, panel_shape), *_ = layouts
     return DataIndex(
         root=root,
@@ -407,9 +431,10 @@ def stored_tables(
     if listed != described or not fs.exists(path):
         return None
     packed = fs.cat_file(path)
-    if hashlib.sha256(packed).hexdigest() != metadata["index_sha256"]:
+    if hashlib.sha256(packed).hexdigest() != metadata.get("index_sha256"):
         return None
-    # Text columns by hand: pandas would read an id like "000000000000123" or "1e5" as a number, a group "NA" as none.
+    # Text columns by hand: pandas would read an id like "000000000000123" or "1e5" as a number, a group "NA"
+    # as none.
     kinds = {name: str if kind is object else kind for name, kind in _COLUMNS.items()} | {"target": str}
     both = pd.read_csv(
         io.BytesIO(gzip.decompress(packed)),
@@ -436,7 +461,13 @@ def _where(shard: ShardInfo, record: int) -> str:
 
 
 def _filesystem(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    fs, folder = fsspec.core.url_to_fs(root)
+    try:
+        fs, folder = fsspec.core.url_to_fs(root)
+    except ImportError:
+        extra = {"gs": "gcs", "gcs": "gcs"}.get(root.split(":")[0], root.split(":")[0])
+        raise ConfigError(f"{root} needs another package: pip install 'setibl-ray[{extra}]'") from None
+    except ValueError as error:  # fsspec's word for an unknown protocol
+        raise ConfigError(f"{root}: {error}. Expected a local path, gs:// or s3://.") from None
     return fs, folder.rstrip("/")
 
 

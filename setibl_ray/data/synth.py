@@ -1,9 +1,9 @@
 """Synthetic cadences with setigen's physics, painted on one array, for demos, tests and injection studies.
 
-An observation is a band of radiometer noise (chi-squared) and interference, seen in six panels at their own start
-times with the telescope's slews between them. A cadence is a cut of an observation, a needle or something that looks
-like one in it, every panel then normalised and quantised as `records.quantise` does. It is a pure function of (recipe,
-split, number): neither shards nor processes matter to it.
+An observation is a band of radiometer noise (chi-squared) and interference, seen in six panels at their own
+start times with the telescope's slews between them. A cadence is a cut of an observation, a needle or
+something that looks like one in it, every panel then normalised and quantised as `records.quantise` does. It
+is a pure function of (recipe, split, number): neither shards nor processes matter to it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +65,7 @@ class Track(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What the cadences of a group share: `rfi` lies in a band of BANDS_PER_OBSERVATION cuts, `time_s` is (6, time)."""
+    """What a group shares: `time_s` (6, time), and `rfi` in a band of BANDS_PER_OBSERVATION cuts."""
 
     noise_mean: float
     time_s: np.ndarray
@@ -74,8 +75,10 @@ class Observation(NamedTuple):
 def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
     """The cadences of one shard.
 
-    Counts are exact: over any run of shards from the first, needles are `positive` of all and hard negatives `hard` of
-    the others, rounded; kinds take turns. Observations lie whole in one shard, so folds over shards never share one.
+    Counts are exact: over any run of shards from the first, needles are `positive` of all and hard negatives
+      `hard` of
+    the others, rounded; kinds take turns. Observations lie whole in one shard, so folds over shards never
+    share one.
     """
 
     def total(records: int) -> tuple[int, int]:
@@ -105,7 +108,9 @@ def synthesise(recipe: Recipe, planned: Planned) -> Record:
     rng = _generator(recipe.seed, "cadence", planned.split, planned.number)
     low, high = recipe.snr
     snr = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if planned.kind != HAYSTACK else float("nan")
-    cadence = paint_cadence(recipe, observe(recipe, planned.split, planned.observation), planned.kind, snr, rng)
+    cadence = paint_cadence(
+        recipe, observe(recipe, planned.split, planned.observation), planned.kind, snr, rng
+    )
     return Record(
         image_id=image_id(recipe.seed, planned.split, planned.number),
         target=int(planned.kind in NEEDLE_KINDS) if planned.split == "train" else None,
@@ -124,7 +129,7 @@ def image_id(seed: int, split: Split, number: int) -> str:
 def paint_cadence(
     recipe: Recipe, observation: Observation, kind: str, snr: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Noise, interference and the signal of `kind`, as power before any normalisation: float32 (6, time, frequency)."""
+    """Noise, interference and the signal of `kind` as power, float32 (6, time, frequency)."""
     n_time, n_freq = recipe.shape
     cadence = noise(rng, (N_PANELS, n_time, n_freq), recipe.chi2_df, observation.noise_mean)
     sigma = observation.noise_mean * np.sqrt(2 / recipe.chi2_df)
@@ -136,7 +141,10 @@ def paint_cadence(
         start = rng.integers(n_time)
         cadence[rng.integers(N_PANELS), start : start + rng.integers(1, 9)] += sigma * rng.uniform(0.3, 2)
     if kind == "hard-one-on":
-        n_rows, n_columns = rng.integers(n_time // 20 + 1, n_time // 4), rng.integers(n_freq // 20 + 1, n_freq // 4)
+        n_rows, n_columns = (
+            rng.integers(n_time // 20 + 1, n_time // 4),
+            rng.integers(n_freq // 20 + 1, n_freq // 4),
+        )
         row, column = rng.integers(n_time - n_rows), rng.integers(n_freq - n_columns)
         burst = cadence[rng.choice(ON), row : row + n_rows, column : column + n_columns]
         burst += snr * sigma / np.sqrt(n_rows)
@@ -148,9 +156,9 @@ def paint_cadence(
 def noise(rng: np.random.Generator, shape: tuple[int, ...], df: int, mean: float) -> np.ndarray:
     """Chi-squared noise with `df` degrees of freedom and the given mean, float32.
 
-    Each sample is one of 65,536 equally likely quantiles, those of the highest 256th drawn again from 65,536 finer
-    ones (the last is that of 1 - 2^-25). That is 1 ms a cadence where NumPy's gamma sampler takes 9, and the steps are
-    far below a byte's.
+    Each sample is one of 65,536 equally likely quantiles, those of the highest 256th drawn again from 65,536
+    finer ones (the last is that of 1 - 2^-25). That is 2 ms a cadence where NumPy's gamma sampler takes 9,
+    and the steps are far below a byte's.
     """
     bulk, tail = _quantiles(df)
     n_samples = int(np.prod(shape))
@@ -165,7 +173,8 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], df: int, mean: float
 def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
     """Add a track with a Gaussian profile in frequency to (6, time, frequency) in place.
 
-    Level and profile are those of setigen's `get_intensity` and `gaussian_f_profile`; the profile ends at three sigmas.
+    Level and profile are those of setigen's `get_intensity` and `gaussian_f_profile`; the profile ends at
+    three sigmas.
     """
     n_freq = cadence.shape[-1]
     sigma = track.fwhm / _FWHM
@@ -177,7 +186,9 @@ def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
     centre = centre[rows].astype(np.float32)[:, None]
     level = (level[rows] * unit).astype(np.float32)[:, None]
     if 2 * reach > n_freq / 4:  # wide: whole rows are cheaper than a window's indices
-        cadence.reshape(-1, n_freq)[rows] += _gaussian(np.arange(n_freq, dtype=np.float32), centre, sigma) * level
+        cadence.reshape(-1, n_freq)[rows] += (
+            _gaussian(np.arange(n_freq, dtype=np.float32), centre, sigma) * level
+        )
         return
     columns = np.ceil(centre - np.float32(reach)).astype(np.int64) + np.arange(int(2 * reach) + 1)
     values = _gaussian(columns.astype(np.float32), centre, sigma) * level
@@ -251,7 +262,9 @@ def observe(recipe: Recipe, split: Split, number: int) -> Observation:
         level = np.full(time_s.shape, np.exp(rng.uniform(np.log(low), np.log(high))))
         rfi.append(Track(bands * n_freq, level, rng.uniform(*NARROW_FWHM)))
     means = _noise_means()
-    return Observation(float(means[rng.integers(len(means))] * recipe.dt_s / _SAMPLE_DT_S), time_s, tuple(rfi))
+    return Observation(
+        float(means[rng.integers(len(means))] * recipe.dt_s / _SAMPLE_DT_S), time_s, tuple(rfi)
+    )
 
 
 def write_synthetic(
@@ -309,8 +322,9 @@ def demo_dataset(
 ) -> Path:
     """The folder of the embedded demo set, synthesised on first use and kept (half a gigabyte).
 
-    It lies under `cache_root`, else under the environment's SETIBL_RAY_CACHE, else in the user's cache folder, named
-    by a hash of its recipe. Concurrent calls wait for the one that makes it; a killed one leaves nothing in its place.
+    It lies under `cache_root`, else under the environment's SETIBL_RAY_CACHE, else in the user's cache
+    folder, named by a hash of its recipe. Concurrent calls wait for the one that makes it; a killed one
+    leaves nothing in its place.
     """
     root = Path(cache_root or os.environ.get("SETIBL_RAY_CACHE") or user_cache_path("setibl_ray"))
     key = hashlib.sha256(f"{SYNTH_VERSION} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
@@ -318,6 +332,8 @@ def demo_dataset(
     if not is_made(path, _made(recipe)):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{path.name}.lock"):
+            for left in root.glob(f".{path.name}.partial-*"):  # by a killed run: only one holds the lock
+                shutil.rmtree(left)
             write_synthetic(recipe, path, n_processes=n_processes, on_shard=on_shard)
     return path
 
@@ -359,5 +375,7 @@ def _noise_means() -> np.ndarray:
     """Mean power of 126,500 C-band frames of the Green Bank telescope, as setigen ships them."""
     spec = importlib.util.find_spec("setigen")  # importing it takes seconds
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("synth takes its noise levels from setigen, which is not installed: pip install setigen")
+        raise ConfigError(
+            "synth takes its noise levels from setigen, which is not installed: pip install setigen"
+        )
     return np.load(Path(spec.submodule_search_locations[0], "assets", "sample_noise_params.npy"))[:, 0]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import google_crc32c
 
 from setibl_ray.errors import DataError
 
-Value: TypeAlias = "bytes | str | int | float | Sequence[bytes | str] | Sequence[int] | Sequence[float]"
+Scalar: TypeAlias = "bytes | str | int | float"
+Value: TypeAlias = "Scalar | Sequence[Scalar]"
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -59,8 +60,9 @@ def frames(stream: BinaryIO, name: str, skipped: list[BadRecord] | None = None) 
     Args:
       stream: the file, at its beginning.
       name: what errors call it.
-      skipped: where bad records go instead of being raised. A payload that fails its checksum costs that record
-        alone; a bad header or a truncation costs everything behind it, for nothing says where the next one starts.
+      skipped: where bad records go instead of being raised. A payload that fails its checksum costs that
+        record alone; a bad header or a truncation costs everything behind it, for nothing says where the next
+        one starts.
 
     Raises:
       DataError: naming file and record: truncated header or payload, bad checksum of length or payload.
@@ -134,7 +136,7 @@ def decode_example(payload: bytes) -> dict[str, list]:
 
 
 def _encode_feature(value: Value) -> list[bytes]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
         return []
     if all(isinstance(v, (bytes, str)) for v in values):

@@ -1,7 +1,8 @@
 """Writing a data set so that it is either there whole or not at all.
 
-A set is written into a temporary folder beside its final place and renamed when `dataset.json`, the last file, is
-there; each shard likewise within it. A killed run leaves a hidden `.NAME.partial-…` folder and nothing else.
+A set is written into a temporary folder beside its final place and renamed when `dataset.json`, the last
+file, is there; each shard likewise within it. A killed run leaves a hidden `.NAME.partial-…` folder and
+nothing else.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def new_folder(path: Path) -> Iterator[Path]:
       DataError: `path` holds something already.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError(f"{path} is there already and holds something else. Choose another --out, or remove it.")
+        raise DataError(
+            f"{path} is there already and holds something else. Choose another --out, or remove it."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
@@ -153,7 +156,11 @@ def write_shards(
 
 
 def write_dataset(
-    folder: Path, shards: Iterable[WrittenShard], panel_shape: tuple[int, int], made: dict[str, Any], **facts: Any
+    folder: Path,
+    shards: Iterable[WrittenShard],
+    panel_shape: tuple[int, int],
+    made: dict[str, Any],
+    **facts: Any,
 ) -> None:
     """Write `index.csv.gz` and then `dataset.json` beside finished shards.
 
@@ -182,7 +189,8 @@ def write_dataset(
         "fingerprint": fingerprint(tables),
         "index_sha256": hashlib.sha256(packed).hexdigest(),
         "shards": [
-            {"name": shard.info.name, "size_bytes": shard.info.size_bytes, "crc32c": shard.crc32c} for shard in shards
+            {"name": shard.info.name, "size_bytes": shard.info.size_bytes, "crc32c": shard.crc32c}
+            for shard in shards
         ],
         "made": made,
         "versions": {name: _version(name) for name in ("setibl-ray", "numpy")},

@@ -210,6 +210,7 @@ def test_flip_is_tensorflows() -> None:
     np.testing.assert_allclose(run(images, only(flip=1)), expected, atol=1e-6)
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*TensorFlow Addons:UserWarning")
 def test_geometry_is_tensorflow_addons_projective_transform() -> None:
     import tensorflow_addons as tfa
 

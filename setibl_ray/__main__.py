@@ -1,0 +1,30 @@
+"""`setibl-ray COMMAND …`: the same commands as `python -m setibl_ray.COMMAND …`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS = {
+    "cv": "cross-validate on Ray and write a run folder",
+    "sweep": "search hyperparameters with Ray Tune over whole cross-validations",
+    "data": "synthesise, pack and verify shards",
+    "evaluate": "what a run's predictions are worth",
+    "report": "one page about a run, or several side by side",
+    "blend": "weights over runs that maximise out-of-fold AUC",
+    "cluster": "check cluster files",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        lines = "\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items())
+        print(f"usage: setibl-ray COMMAND [options]   (setibl-ray COMMAND --help)\n\n{lines}")
+        sys.exit(0 if name in ("-h", "--help") else 2)
+    del sys.argv[1]
+    runpy.run_module(f"setibl_ray.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The command line: exit codes, one line for every error, help that loads nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from setibl_ray.data.__main__ import main
+from setibl_ray.data.shards import read_index
+
+SIZES = [
+    "--train",
+    "12",
+    "--test",
+    "4",
+    "--shards",
+    "2",
+    "--test-shards",
+    "2",
+    "--shape",
+    "32x24",
+    "--processes",
+    "1",
+]
+
+
+@pytest.mark.parametrize("snr", [["--snr", "20", "40"], ["--snr", "20,40"]])
+def test_synth_then_verify(tmp_path, capsys, snr):
+    out = tmp_path / "set"
+    assert main(["synth", "--out", str(out), *SIZES, *snr]) == 0
+    assert "12 train (6 needles) and 4 test cadences" in capsys.readouterr().out
+    index = read_index(out)
+    assert index.panel_shape == (32, 24)
+    assert index.train["snr"].dropna().between(20, 40).all()
+    assert main(["verify", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "4 shards, 16 records: sound" in captured.out
+    assert "needle-constant" in captured.out
+    assert captured.err == ""
+
+
+def test_damage_is_exit_2_and_listed(small_set, tmp_path, capsys):
+    for path in small_set.glob("*.tfrec"):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:-1])
+    assert main(["verify", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7
+    assert "6 problems, listed above" in lines[-1]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["synth", "--out", "x", "--train", "0"], "--train: Input should be greater than 0, got '0'"),
+    (["synth", "--out", "x", "--train", "9", "--snr", "5", "2"], "the lower first"),
+    (["verify", "nowhere"], "nowhere is not a folder"),
+    (["pack", "--kaggle", "nowhere", "--out", "x"], "holds no .npy file"),
+])  # fmt: skip
+def test_errors_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_flags_and_missing_ones_are_exit_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["synth", "--out", "x", "--nope", "1"])
+    assert stopped.value.code == 2
+    capsys.readouterr()
+    assert main(["synth"]) == 2
+    assert capsys.readouterr().err == "--train is required; --out is required\n"
+
+
+def test_help_loads_neither_pandas_nor_numpy():
+    code = (
+        "import sys; from setibl_ray.data.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*[m for m in ('numpy', 'pandas', 'tensorflow') if m in sys.modules], 'end')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "end"
+    assert "synth" in out

@@ -1,0 +1,143 @@
+"""Packing a Kaggle-like folder, and verifying sets that are sound and sets that are not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from setibl_ray.data.pack import pack
+from setibl_ray.data.records import quantise
+from setibl_ray.data.shards import iter_records, read_index
+from setibl_ray.data.verify import verify
+from setibl_ray.errors import DataError
+
+N_TRAIN, N_TEST = 30, 8
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "kaggle"
+    ids = {"train": [], "test": []}
+    for split, n in (("train", N_TRAIN), ("test", N_TEST)):
+        for i in range(n):
+            name = f"{i % 4:x}{split[1]}{i:03x}"
+            path = root / split / name[0] / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, rng.normal(size=(6, 20, 16)).astype(np.float16))
+            ids[split].append(name)
+    targets = np.arange(N_TRAIN) % 5 == 0
+    pd.DataFrame({"id": ids["train"], "target": targets.astype(int)}).to_csv(
+        root / "train_labels.csv", index=False
+    )
+    pd.DataFrame({"id": ids["test"], "target": 0.5}).to_csv(root / "sample_submission.csv", index=False)
+    return root
+
+
+def test_pack_stratifies_and_keeps_every_cadence(kaggle, tmp_path):
+    out = pack(kaggle, tmp_path / "out", n_shards=3, n_test_shards=2, n_processes=1)
+    index = read_index(out)
+    labels = pd.read_csv(kaggle / "train_labels.csv", dtype={"id": str}).set_index("id")["target"]
+    packed = index.train.set_index("image_id")["target"]
+    pd.testing.assert_series_equal(
+        packed.sort_index(), labels.sort_index(), check_names=False, check_dtype=False, check_index_type=False
+    )
+    assert (
+        list(index.train.groupby("shard")["target"].agg(["size", "sum"]).itertuples(index=False, name=None))
+        == [(10, 2)] * 3
+    )
+    assert set(index.train["group"]) == {"0", "1", "2", "3"}
+    record = next(iter_records(index.shards[0]))
+    source = np.load(kaggle / "train" / record.group / f"{record.image_id}.npy")
+    np.testing.assert_array_equal(record.panels, quantise(source.astype(np.float32)))
+    assert verify(str(out)).problems == ()
+
+
+def test_pack_is_the_same_over_processes(kaggle, tmp_path):
+    a = pack(kaggle, tmp_path / "a", n_shards=3, n_test_shards=2, n_processes=1)
+    b = pack(kaggle, tmp_path / "b", n_shards=3, n_test_shards=2, n_processes=2)
+    for path in a.iterdir():
+        assert path.read_bytes() == (b / path.name).read_bytes()
+
+
+def test_pack_refusals_name_the_file(kaggle, tmp_path):
+    def refused(message):
+        with pytest.raises(DataError, match=message):
+            pack(kaggle, tmp_path / "out", n_shards=2, n_test_shards=2, n_processes=1)
+        assert not (tmp_path / "out").exists()
+
+    path = kaggle / "train" / "1" / "1r001.npy"
+    good = path.read_bytes()
+    np.save(path, np.full((6, 20, 16), np.nan, np.float16))
+    refused("1r001.npy: 1920 of 1920 values are not finite")
+    np.save(path, np.zeros((6, 20, 15), np.float16))
+    refused(r"1r001.npy: expected shape \(6, 20, 16\) like the first file, found \(6, 20, 15\)")
+    np.save(path, np.zeros((3, 20, 16), np.float16))
+    refused(r"1r001.npy: expected shape \(6, time, frequency\)")
+    np.save(path, np.zeros((6, 20, 16), np.int16))
+    refused("1r001.npy: expected a float array, found int16")
+    path.write_bytes(good[:300])
+    refused("1r001.npy is not a .npy array")
+    path.unlink()
+    refused(r"train_labels.csv: 1 ids have no file under .*train \(1r001\)")
+    path.write_bytes(good)
+    extra = path.with_name("zz.npy")
+    extra.write_bytes(good)
+    refused(r"1 files under .*train are not listed \(zz\)")
+    extra.unlink()
+    (kaggle / "sample_submission.csv").write_text("id,target\nnope,0.5\n")
+    refused(r"sample_submission.csv: 1 ids have no file .* and 8 files under .*test are not listed")
+    (kaggle / "train_labels.csv").write_text("id,target\n1r001,yes\n")
+    refused("train_labels.csv line 2: expected target 0 or 1, found 'yes'")
+    (kaggle / "train_labels.csv").write_text("id\n1r001\n")
+    refused("expected columns id, target, found id")
+    (kaggle / "train_labels.csv").unlink()
+    refused("train_labels.csv is missing")
+
+
+def test_too_many_shards(kaggle, tmp_path):
+    with pytest.raises(DataError, match="8 test files do not fill 10 shards"):
+        pack(kaggle, tmp_path / "out", n_shards=2)
+
+
+def test_verify_finds_a_sound_set_sound(small_set, seed_set):
+    report = verify(str(small_set))
+    assert report.problems == ()
+    assert report.fingerprint == read_index(small_set).fingerprint
+    assert verify(str(seed_set)).problems == ()
+
+
+def test_verify_lists_every_problem(small_set, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in small_set.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    first = folder / "train00-12.tfrec"
+    content = bytearray(first.read_bytes())
+    content[200] ^= 4
+    content[-200] ^= 4
+    first.write_bytes(content)
+    cut = folder / "test01-6.tfrec"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    (folder / "train03-12.tfrec").rename(folder / "train03-13.tfrec")
+    problems = "\n".join(verify(str(folder)).problems)
+    for expected in (
+        "train00-12.tfrec record 0: bad checksum of the payload",
+        "train00-12.tfrec record 11: bad checksum of the payload",
+        "train00-12.tfrec: dataset.json says CRC32C",
+        "test01-6.tfrec record 5: truncated payload",
+        "train03-13.tfrec: its name says 13 records, it holds 12",
+        "train03-12.tfrec is listed in dataset.json but missing",
+        "train03-13.tfrec is not listed",
+    ):
+        assert expected in problems
+
+
+def test_verify_notices_a_lost_index(small_set, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in small_set.iterdir():
+        if path.name != "index.csv.gz":
+            (folder / path.name).write_bytes(path.read_bytes())
+    assert verify(str(folder)).problems == (
+        "index.csv.gz is missing or damaged; readers scan the shards instead",
+    )
