@@ -86,7 +86,7 @@ def test_five_folds_survive_a_lost_host(tmp_path: Path) -> None:
         assert any(attempt.get("outcome") == "failed" and attempt["node"] == LOST for attempt in attempts)
 
         operator.run(["ray", "down", "-y", str(file)], timeout_s=180, **TOKEN)
-        # Ray stops the head; workers of this provider leave by themselves when it has been gone for a minute.
+        # Ray stops the head; workers of this provider leave by themselves: raylets after one minute, agents after two.
         wait_until("end of everything", 240, lambda: not left_running(machine, quiet))
 
 
