@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.config import Config, load_yaml, parse
+from setibl_ray.config import Config, load_yaml, merge, parse
 from setibl_ray.errors import ConfigError
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
@@ -49,7 +49,7 @@ class Cv(Config, cli.Command):
     config: str | None = None
     """YAML file with any of these fields; flags come before it."""
     resume: bool = False
-    """Go on with the run in --out: finished folds are kept, unfinished ones continue at their last epoch."""
+    """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
     runner: Literal["ray", "local"] = "ray"
     """ray, or local for a plain loop in this process."""
     address: str | None = None
@@ -63,20 +63,14 @@ class Cv(Config, cli.Command):
     placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for a cluster to grow before an impossible request is refused."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    """Retries of a fold whose worker or node died."""
+    """Retries of a fold whose worker or node died, without an epoch finished in between."""
+    fold_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
+    on_bad_record: Literal["fail", "skip"] | None = None
+    """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
 
 
 RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Mappings on top of each other, later ones winning, sections field by field."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-            merged[name] = merge(merged[name], value) if both else value
-    return merged
 
 
 def resolve(options: Cv) -> Config:
@@ -90,7 +84,7 @@ def resolve(options: Cv) -> Config:
         name.replace("-", "_"): value
         for name, value in (load_yaml(options.config) if options.config else {}).items()
     }
-    return parse(merge({} if options.data else DEMO, file, flags))
+    return parse(merge({} if options.data or options.resume else DEMO, file, flags))
 
 
 def main(options: Cv) -> int:
@@ -100,19 +94,19 @@ def main(options: Cv) -> int:
 
     from setibl_ray.data.synth import demo_dataset
     from setibl_ray.driver import Where, cross_validate
+    from setibl_ray.report import write_report
     from setibl_ray.summary import summary_lines
 
     console = Console()
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
     data = options.data
-    if data is None:
+    if data is None and not options.resume:
         say("no --data: running on the embedded demo set of simulated cadences")
         data = str(demo_dataset())
-    say(f"data {data}, run folder {out}")
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}")
     done = cross_validate(
         config,
         data=data,
@@ -125,12 +119,15 @@ def main(options: Cv) -> int:
             labels=dict(label.split("=", 1) for label in options.label),
             placement_timeout_s=options.placement_timeout_s,
             max_retries=options.max_retries,
+            fold_timeout_s=options.fold_timeout_s,
         ),
         resume=options.resume,
+        on_bad_record=options.on_bad_record,
         console=console,
     )
     for line in summary_lines(done.metrics):
         say(line)
+    say(f"report: {write_report(done.folder, data)}")
     say(f"everything lies in {done.folder}")
     return 0
 
