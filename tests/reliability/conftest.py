@@ -12,14 +12,25 @@ from standin import no_plot, standin
 
 from setibl_ray import cv, driver
 
-ARGUMENTS = ("--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8")
+ARGUMENTS = (
+    "--model",
+    "efficientnet-nano",
+    "--weights",
+    "none",
+    "--image-size",
+    "40x36",
+    "--batch-size",
+    "8",
+)
 RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1")
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    return cadence_shards(tmp_path_factory.mktemp("shards") / "cadences", SMALL.model_copy(update={"snr": (20, 30)}))
+    return cadence_shards(
+        tmp_path_factory.mktemp("shards") / "cadences", SMALL.model_copy(update={"snr": (20, 30)})
+    )
 
 
 @pytest.fixture

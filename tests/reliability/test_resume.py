@@ -139,7 +139,10 @@ def test_a_fold_that_always_fails(local_cv, tmp_path, undisturbed, capsys):
     assert "1 of 5 folds failed (fold 3: ZeroDivisionError: broken on purpose in epoch 0)" in said
     assert f"Resume with: python -m setibl_ray.cv --resume --out {out} --runner local" in said
     assert "broken on purpose" in (out / "fold-3" / "error.txt").read_text()
-    assert [manifest(out)["folds"][str(fold)]["state"] for fold in range(5)] == ["done"] * 3 + ["failed", "done"]
+    assert [manifest(out)["folds"][str(fold)]["state"] for fold in range(5)] == ["done"] * 3 + [
+        "failed",
+        "done",
+    ]
     assert not (out / "oof.csv").exists()
 
     broken.unlink()
@@ -149,7 +152,9 @@ def test_a_fold_that_always_fails(local_cv, tmp_path, undisturbed, capsys):
     assert not (out / "fold-3" / "error.txt").exists()
 
 
-def test_a_driver_that_is_killed_and_one_that_comes_too_early(shards, tmp_path, undisturbed, capsys, local_cv):
+def test_a_driver_that_is_killed_and_one_that_comes_too_early(
+    shards, tmp_path, undisturbed, capsys, local_cv
+):
     out = tmp_path / "run"
     first = start(*RUN, "--data", shards, "--out", out, "--runner", "local", epoch_s=0.4)
     deadline = time.monotonic() + 100
