@@ -38,6 +38,9 @@ soak: $(INSTALLED)
 test-cluster: $(INSTALLED)
 	$(PYTHON) -m pytest -m cluster
 
+bench: $(INSTALLED)
+	$(PYTHON) benchmarks/run.py
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
