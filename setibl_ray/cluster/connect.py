@@ -13,6 +13,8 @@ import ray
 
 from setibl_ray.errors import ConfigError
 
+ATTEMPTS = 3  # at starting Ray here
+
 
 @contextmanager
 def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
@@ -60,15 +62,13 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _init(address: str | None, options: dict) -> None:
-    for attempt in (1, 2):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init(address=address or "local", **options)
             return
-        except (
-            Exception
-        ) as error:  # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet
+        except Exception as error:  # bare ones; on a busy machine a raylet gives up on its helpers after 15 s
             ray.shutdown()
-            if address or attempt == 2:
+            if address or attempt == ATTEMPTS:
                 what = (
                     f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
                 )
