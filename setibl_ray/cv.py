@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -93,10 +94,11 @@ def main(options: Cv) -> int:
 
     from setibl_ray.data.synth import demo_dataset
     from setibl_ray.driver import Where, cross_validate
+    from setibl_ray.report import write_report
     from setibl_ray.summary import summary_lines
 
     console = Console()
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
@@ -125,6 +127,7 @@ def main(options: Cv) -> int:
     )
     for line in summary_lines(done.metrics):
         say(line)
+    say(f"report: {write_report(done.folder, data)}")
     say(f"everything lies in {done.folder}")
     return 0
 

@@ -33,7 +33,7 @@ def percent(value: float | None) -> str:
 
 
 def spread(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    return "" if bounds is None else f"[{bounds[0]:.{digits}f}\u00a0–\u00a0{bounds[1]:.{digits}f}]"
+    return "" if bounds is None else f"[{bounds[0]:.{digits}f},\u00a0{bounds[1]:.{digits}f}]"
 
 
 def bar(value: float | None) -> str:

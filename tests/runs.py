@@ -183,7 +183,7 @@ def _attempt(attempt: int, fold: int, start: float, end: float, outcome: str) ->
 def cadences(
     n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[int, int] = (64, 96)
 ) -> np.ndarray:
-    """(n, H, W, 6) uint8: noise, with a drifting line in the ON panels where target is 1."""
+    """(n, H, W, 6) uint8: noise, with a drifting line in the ON panels where target is 1; panels normalised."""
     height, width = shape
     panels = rng.gamma(8, 1, (n, height, width, 6)).astype(np.float32)
     for i in np.flatnonzero(target):
@@ -192,4 +192,6 @@ def cadences(
             time = (position + np.arange(height) / height) / 6
             column = np.clip((start + drift * time).astype(int), 0, width - 1)
             panels[i, np.arange(height), column, position] += 8
-    return np.clip(panels * 8, 0, 255).astype(np.uint8)
+    panels -= panels.mean(axis=(1, 2), keepdims=True)
+    panels /= panels.std(axis=(1, 2), keepdims=True)
+    return np.clip(80 + 20 * panels, 0, 255).astype(np.uint8)

@@ -44,11 +44,10 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
         _data(run, pixels, no_pixels),
         _making(run),
     ]
-    data = run.manifest["data"]
     return page.render(
         title=f"{run.name} – setibl_ray",
         verdict=verdict(metrics) + _warning(metrics),
-        subtitle=f"{run.name} · {run.config.folds} folds of {', '.join(run.config.model)} · {data['root']}",
+        subtitle=f"{run.name} · {run.config.folds} folds of {', '.join(run.config.model)}",
         tiles=_tiles(run, metrics),
         sections=sections,
     )
@@ -386,7 +385,7 @@ def comparison(runs: Sequence[Run]) -> str:
     same_rows(runs)
     names = _unique([run.name for run in runs])
     metrics = [_metrics(run) for run in runs]
-    rows, first = [], runs[0].oof
+    rows, first, apart = [], runs[0].oof, False
     for name, run, own in zip(names, runs, metrics):
         gain: dict[str, Any] = {"difference": 0.0, "interval": None}
         if run is not runs[0]:
@@ -396,6 +395,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 run.oof["pred"].to_numpy(),
                 first["group"],
             )
+            apart |= gain["interval"] is not None and not gain["interval"][0] <= 0 <= gain["interval"][1]
         at = own["recall_at_fpr"]
         rows.append(
             (
@@ -409,6 +409,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 number(own["ece"]),
             )
         )
+    doubt = "" if apart else f", but none is shown to differ from {names[0]}"
     best = int(np.argmax([own["oof_auc"] or 0 for own in metrics]))
     header = (
         "run",
@@ -450,7 +451,7 @@ def comparison(runs: Sequence[Run]) -> str:
     ]
     return page.render(
         title="Comparison – setibl_ray",
-        verdict=f"{names[best]} ranks best of {len(runs)} runs: AUC {number(metrics[best]['oof_auc'])} "
+        verdict=f"{names[best]} ranks best of {len(runs)} runs{doubt}: AUC {number(metrics[best]['oof_auc'])} "
         f"{spread(metrics[best]['intervals'].get('oof_auc'))}.",
         subtitle=" · ".join(str(run.folder) for run in runs),
         tiles=[

@@ -10,7 +10,8 @@ at once.
         hosts["operator"].run(["ssh", hosts["head"].address, "true"])
         hosts["worker"].power_off()
 
-Needs root, Linux with overlayfs, and the programs in `REQUIRED_PROGRAMS` (Debian: iproute2 openssh-server rsync).
+Needs root, Linux with overlayfs, and the programs in `REQUIRED_PROGRAMS` (Debian: iproute2 openssh-server
+rsync).
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ HOME = "/root"
 ENVIRONMENT = f"{HOME}/setibl-env"
 """Where clusters/install.sh keeps a node's Python environment."""
 
-# Everything is mounted on fresh tmpfs, so it goes away with the namespace. What lies under /tmp and has to stay
-# visible (interpreter, data) is set aside before /tmp is covered. $ENV is the test's own environment under an
-# overlay: a node may install into it, and nobody else sees that.
+# Everything is mounted on fresh tmpfs, so it goes away with the namespace. What lies under /tmp and has to
+# stay visible (interpreter, data) is set aside before /tmp is covered. $ENV is the test's own environment
+# under an overlay: a node may install into it, and nobody else sees that.
 BOOT = r"""
 set -eu
 hostname "$NAME"
@@ -90,7 +91,7 @@ class Host:
         return [*enter, "env", "-i", *(f"{name}={value}" for name, value in inside.items()), *argv]
 
     def run(
-        self, argv: Sequence[str], timeout_s: float = 60, check: bool = True, **environment: str
+        self, argv: Sequence[str], timeout_s: float = 180, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and capture what it prints (stderr with stdout).
 
@@ -111,7 +112,7 @@ class Host:
         return done
 
     def processes(self) -> dict[int, str]:
-        """Command lines of the processes inside, by the machine's pid (kernel threads and zombies left out)."""
+        """Command lines of the processes inside, by the machine's pid; zombies left out."""
         listed = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, timeout=30
         )

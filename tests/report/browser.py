@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import re
@@ -109,3 +110,17 @@ def browser() -> Iterator[Browser]:
                 _call(f"{url}/session/{session}", method="DELETE")
         finally:
             driver.terminate()
+
+
+if __name__ == "__main__":  # python tests/report/browser.py RUN/report.html picture.png --height 1500
+    parser = argparse.ArgumentParser(description="Screenshot of a report.")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--top", type=float, default=0)
+    parser.add_argument("--height", type=float)
+    parser.add_argument("--dark", action="store_true")
+    options = parser.parse_args()
+    with browser() as chromium:
+        chromium.open(options.page, width=options.width, dark=options.dark)
+        chromium.screenshot(options.out, top=options.top, height=options.height)

@@ -9,12 +9,12 @@ import pytest
 import runs as fake
 
 from setibl_ray import baselines, evaluate, metrics, probes
-from setibl_ray.data import shards
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.synth import write_synthetic
 from setibl_ray.runs import load_run
 
-SHAPE = (48, 96)
+SHAPE = (32, 96)
+N = 240
 
 
 class Planted:
@@ -39,9 +39,9 @@ class Planted:
 def clean():
     """Rows with groups, training and test panels without any leak."""
     rng = np.random.default_rng(0)
-    rows = fake.records(400, 5, rng)
-    train = fake.cadences(400, rng, rows["target"].to_numpy(), SHAPE)
-    test = fake.cadences(200, rng, rng.integers(0, 2, 200), SHAPE)
+    rows = fake.records(N, 5, rng)
+    train = fake.cadences(N, rng, rows["target"].to_numpy(), SHAPE)
+    test = fake.cadences(N // 2, rng, rng.integers(0, 2, N // 2), SHAPE)
     return SimpleNamespace(rows=rows, train=train, test=test)
 
 
@@ -106,10 +106,10 @@ def test_a_statistic_that_tells_the_target_is_reported_by_name(clean, tmp_path):
 
 def test_folds_that_tear_groups_apart_are_reported_when_it_helps(clean, tmp_path):
     rng = np.random.default_rng(2)
-    target = np.repeat(rng.integers(0, 2, 100), 4)  # a group has one target …
-    train = np.repeat(fake.cadences(100, rng, np.zeros(100), SHAPE), 4, axis=0)  # … and one background
+    target = np.repeat(rng.integers(0, 2, N // 4), 4)  # a group has one target …
+    train = np.repeat(fake.cadences(N // 4, rng, np.zeros(N // 4), SHAPE), 4, axis=0)  # … and one background
     train = np.clip(train.astype(int) + rng.integers(-1, 2, train.shape), 0, 255).astype(np.uint8)
-    torn = clean.rows.assign(target=target, fold=np.arange(400) % 5)
+    torn = clean.rows.assign(target=target, fold=np.arange(N) % 5)
     _, checks = examine(torn, train, clean.test, tmp_path)
     assert checks[GROUPS]["state"] == "problem"
     assert checks[GROUPS]["interval"][0] > 0.2
@@ -152,8 +152,8 @@ def test_the_detector_takes_on_but_not_what_is_in_off_too():
     everywhere[:, :, 40] = 255
     one_burst = plain.copy()
     one_burst[:, :, 40, 0] = 255
-    found = {name: baselines.dedoppler(panels) for name, panels in
-             (("plain", plain), ("needle", needle), ("everywhere", everywhere), ("one burst", one_burst))}  # fmt: skip
+    shown = {"plain": plain, "needle": needle, "everywhere": everywhere, "one burst": one_burst}
+    found = {name: baselines.dedoppler(panels) for name, panels in shown.items()}
     assert found["needle"].min() > found["plain"].max()
     assert found["everywhere"].max() < found["needle"].min()
     assert found["one burst"].max() < found["needle"].min()
@@ -180,24 +180,6 @@ def test_neighbours_and_pairs_equal_loops():
     nearest = others[np.argsort(-(background[others] @ background[5]))[: probes.NEIGHBOURS]]
     weight = np.clip(background[nearest] @ background[5], 1e-3, 1) ** 4
     assert pred[5] == pytest.approx((weight * target[nearest]).sum() / weight.sum(), rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A fabricated run over real synthetic shards."""
-    base = tmp_path_factory.mktemp("shards")
-    write_synthetic(
-        Recipe(train=120, test=30, shards=5, test_shards=2, shape=(64, 64)), base / "data", n_processes=1
-    )
-    index = shards.read_index(base / "data")
-    rows = index.train[["image_id", "target", "group", "snr", "kind"]].assign(fold=index.train["shard"])
-    path = fake.write_run(
-        base / "run", rows=rows, root=str(base / "data"), epochs=3, test_ids=index.test["image_id"]
-    )
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["data"] |= {"fingerprint": index.fingerprint, "panel_shape": [64, 64]}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
 
 
 def test_command_reads_shards_and_writes_what_it_found(trained, capsys):
