@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ class Faults:
 
     @classmethod
     def begin(cls):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        return cls(cluster, [cluster.add_node(num_cpus=2) for _ in range(2)])
+        head = {"num_cpus": 0, "include_dashboard": False, **agent_ports()}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        return cls(cluster, [cluster.add_node(num_cpus=2, **agent_ports()) for _ in range(2)])
 
     def kill_node(self, rng):
         node = self.workers.pop(rng.randrange(len(self.workers)))
@@ -40,7 +42,22 @@ class Faults:
 
     def mend(self):
         while len(self.workers) < 2:
-            self.workers.append(self.cluster.add_node(num_cpus=2))
+            self.workers.append(self.cluster.add_node(num_cpus=2, **agent_ports()))
+
+
+def agent_ports():
+    """Ports for a node's helpers: a raylet that must wait for them to choose gives up after 15 s (Ray issue 65983)."""
+    names = (
+        "metrics_agent_port",
+        "metrics_export_port",
+        "dashboard_agent_listen_port",
+        "runtime_env_agent_port",
+    )
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets)}
 
 
 @pytest.fixture(scope="module")
