@@ -88,7 +88,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(train=640, test=10, shards=2, test_shards=1, shape=(91, 85))
         index = read_index(str(write_synthetic(recipe, f"{folder}/data")))
-        rows = index.train["shard"].to_numpy()
         for batch in (16, 32, 64):
             result |= measure(index, f"{folder}/scratch", batch)
     for name, ratio in result.items():
