@@ -129,7 +129,9 @@ def main(options: Cv) -> int:
         say(line)
     try:
         say(f"report: {write_report(done.folder, data)}")
-    except Exception as error:  # the run is done and whole; a picture that cannot be drawn must not call it a failure
+    except (
+        Exception
+    ) as error:  # the run is done and whole; a picture that cannot be drawn must not call it a failure
         say(f"no report ({error}); try again with: python -m setibl_ray.report {done.folder}")
     say(f"everything lies in {done.folder}")
     return 0
