@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
 from setibl_ray.config import Config, load_yaml, merge, parse
-from setibl_ray.errors import ConfigError
+from setibl_ray.errors import ConfigError, RunFolderError, RunStoppedError
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
@@ -127,7 +127,11 @@ def main(options: Cv) -> int:
     )
     for line in summary_lines(done.metrics):
         say(line)
-    say(f"report: {write_report(done.folder, data)}")
+    try:
+        say(f"report: {write_report(done.folder)}")
+    except RunFolderError as error:
+        again = f"python -m setibl_ray.report {done.folder}"
+        raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     say(f"everything lies in {done.folder}")
     return 0
 

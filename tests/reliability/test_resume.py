@@ -7,7 +7,7 @@ import time
 
 import pytest
 import yaml
-from conftest import RUN, leftovers, manifest, same_results, start
+from harness import RUN, leftovers, manifest, same_results, start
 from standin import standin
 
 from setibl_ray.contract import EpochEnd
