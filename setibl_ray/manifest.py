@@ -125,8 +125,8 @@ class Manifest:
         if (
             not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
         ):  # it died before it could start
-            attempt = {"attempt": len(entry["attempts"]), "node": event.node or "?", "started_s": time.time()}
-            entry["attempts"].append(attempt)
+            attempt = {"attempt": len(entry["attempts"]), "started_s": time.time()}
+            entry["attempts"].append(attempt | ({"node": event.node} if event.node else {}))
         entry["attempts"][-1] |= {
             "ended_s": time.time(),
             "outcome": "failed",
