@@ -106,7 +106,7 @@ class FoldResult:
     test_pred_no_tta: np.ndarray
     best_epoch: int
     history: list[dict[str, float]]
-    weights: bytes = field(repr=False)  # HDF5, as Keras' save_weights writes it
+    weights: bytes = field(repr=False)  # HDF5, as Keras' save_weights writes it; empty where they are not kept
     timings: dict[str, float]
     peak_memory_bytes: int
 

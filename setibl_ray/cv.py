@@ -80,15 +80,24 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(options: Cv) -> Config:
-    """The config: defaults, below the demo's values if there is no --data, below --config, below flags."""
+    return parse(layered(options, RUN_FIELDS))
+
+
+def layered(options: Any, own_fields: frozenset[str]) -> dict[str, Any]:
+    """The config of a command: defaults, below the demo's values if there is no --data, below --config, below flags.
+
+    Args:
+      options: a command with `data` and `config`.
+      own_fields: its fields that are not the config's.
+    """
     flags = {
-        name: value for name, value in options.model_dump(exclude_unset=True).items() if name not in RUN_FIELDS
+        name: value for name, value in options.model_dump(exclude_unset=True).items() if name not in own_fields
     }
     file = {
         name.replace("-", "_"): value
         for name, value in (load_yaml(options.config) if options.config else {}).items()
     }
-    return parse(merge({} if options.data else DEMO, file, flags))
+    return merge({} if options.data else DEMO, file, flags)
 
 
 def main(options: Cv) -> int:

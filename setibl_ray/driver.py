@@ -22,10 +22,10 @@ import numpy as np
 from setibl_ray import folds, metrics, oof
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
-from setibl_ray.contract import EpochEnd, Failed, FoldResult, Job, LocalRunner, Plan, Runner, Started
+from setibl_ray.contract import EpochEnd, Event, Failed, FoldResult, Job, LocalRunner, Plan, Runner, Started
 from setibl_ray.data.shards import DataIndex, read_index
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError
-from setibl_ray.failures import decide
+from setibl_ray.failures import Decision, decide
 from setibl_ray.manifest import Manifest, describe
 from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
@@ -99,13 +99,13 @@ def cross_validate(
     index = read_index(data)
     config = check(config, index)
     fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
-    _check_batches(config, fold_of_row)
+    check_batches(config, fold_of_row)
     folder = RunFolder(out)
     scratch = tempfile.gettempdir() + f"/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
     plan = Plan(config, index, fold_of_row, scratch, build_model=build_model)
     with runner_for(plan, where, console) as (runner, plan):
-        manifest = _open(folder, plan, resume)
-        results = _finished(folder, manifest, plan) if resume else {}
+        manifest = open_run(folder, plan, resume)
+        results = finished_folds(folder, manifest, plan) if resume else {}
         todo = [fold for fold in range(plan.config.folds) if fold not in results]
         with Progress(todo, console) as progress:
             try:
@@ -119,7 +119,7 @@ def cross_validate(
         raise FoldFailedError(
             f"{len(failed)} of {config.folds} folds failed ({reasons}). The others are kept. {resuming(folder)}"
         )
-    return _gather(folder, manifest, plan, results)
+    return gather_run(folder, manifest, plan, results)
 
 
 def check(config: Config, index: DataIndex) -> Config:
@@ -143,7 +143,7 @@ def check(config: Config, index: DataIndex) -> Config:
     return config.model_copy(update={"layout": layout.name})
 
 
-def _check_batches(config: Config, fold_of_row: np.ndarray) -> None:
+def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
     for fold in range(config.folds):
         n_train, batch = int((fold_of_row != fold).sum()), config.for_fold(fold).batch_size
         if n_train < batch:
@@ -196,12 +196,30 @@ def run_folds(
     max_retries: int,
     progress: Progress,
 ) -> dict[int, FoldResult]:
-    """Run folds, write down what happens as it happens, and try failed attempts again where that helps.
+    """Run folds and show what happens.
 
     Raises:
       ConfigError: a fold found that no fold of this config can work.
     """
     results: dict[int, FoldResult] = {}
+    for event, decision in follow_folds(runner, folder, manifest, plan, todo, max_retries):
+        if isinstance(event, FoldResult):
+            results[event.fold] = event
+        progress.update(event, decision)
+    return results
+
+
+def follow_folds(
+    runner: Runner, folder: RunFolder, manifest: Manifest, plan: Plan, todo: list[int], max_retries: int
+) -> Iterator[tuple[Event, Decision | None]]:
+    """Run folds, write down what happens as it happens, and try failed attempts again where that helps.
+
+    Yields:
+      Every event once it is in the run folder; with a `Failed`, what was decided about it.
+
+    Raises:
+      ConfigError: a fold found that no fold of this config can work.
+    """
     failures: dict[int, list[Failed]] = {fold: [] for fold in todo}
     for fold in todo:
         runner.submit(Job(fold, state=_last_state(folder, fold)))
@@ -214,7 +232,6 @@ def run_folds(
         elif isinstance(event, FoldResult):
             _save_fold(folder, plan, event)
             manifest.done(event)
-            results[event.fold] = event
         else:
             decision = decide(event, failures[event.fold], max_retries)
             failures[event.fold].append(event)
@@ -226,8 +243,7 @@ def run_folds(
                 runner.submit(Job(event.fold, len(failures[event.fold]), _last_state(folder, event.fold)))
             elif event.details:
                 folder.write(f"fold-{event.fold}/error.txt", event.details)
-        progress.update(event, decision)
-    return results
+        yield event, decision
 
 
 def _last_state(folder: RunFolder, fold: int) -> bytes | None:
@@ -248,7 +264,7 @@ def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> None:
     folder.save_fold(result, valid, plan.index.test["image_id"].to_numpy(), plot)
 
 
-def _open(folder: RunFolder, plan: Plan, resume: bool) -> Manifest:
+def open_run(folder: RunFolder, plan: Plan, resume: bool) -> Manifest:
     """Begin a run folder, or take up one that exists."""
     if folder.exists():
         if not resume:
@@ -288,32 +304,32 @@ def _same_run(folder: RunFolder, plan: Plan) -> None:
             f"{there['data']['root']}, now {plan.index.fingerprint[:12]} of {plan.index.root}."
         )
     old, new = yaml.safe_load(folder.read("config.yaml")), yaml.safe_load(plan.config.to_yaml())
-    differences = list(_differences(old, new))
-    if differences:
+    changed = list(differences(old, new))
+    if changed:
         raise RunFolderError(
-            f"{folder} was begun with another config: {'; '.join(differences)}. Resume with the config of "
+            f"{folder} was begun with another config: {'; '.join(changed)}. Resume with the config of "
             f"{folder.path('config.yaml')}, or choose another --out."
         )
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
         label = f"{prefix}{name.replace('_', '-')}"
         if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differences(before, now, f"{label}.")
+            yield from differences(before, now, f"{label}.")
         elif before != now:
             yield f"{label} was {before}, now {now}"
 
 
-def _finished(folder: RunFolder, manifest: Manifest, plan: Plan) -> dict[int, FoldResult]:
+def finished_folds(folder: RunFolder, manifest: Manifest, plan: Plan) -> dict[int, FoldResult]:
     """The finished folds of a run that is taken up again, read back from its folder."""
     results = {}
     for fold in range(plan.config.folds):
         if not manifest.is_done(fold):
             continue
         valid = folder.read_csv(f"fold-{fold}/oof.csv")
-        test = folder.read_csv(f"fold-{fold}/test.csv") if len(plan.index.test) else None
+        test = folder.read_csv(f"fold-{fold}/test.csv") if plan.predict_test and len(plan.index.test) else None
         empty = np.empty(0, np.float32)
         results[fold] = FoldResult(
             fold=fold,
@@ -330,7 +346,7 @@ def _finished(folder: RunFolder, manifest: Manifest, plan: Plan) -> dict[int, Fo
     return results
 
 
-def _gather(
+def gather_run(
     folder: RunFolder, manifest: Manifest, plan: Plan, results: Mapping[int, FoldResult]
 ) -> CrossValidation:
     """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
@@ -343,7 +359,7 @@ def _gather(
     for entry in summary["folds"]:
         entry["best_epoch"] = results[entry["fold"]].best_epoch
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
-    if len(plan.index.test):
+    if plan.predict_test and len(plan.index.test):
         in_order = [results[fold] for fold in range(plan.config.folds)]
         weights = oof.fold_weights(plan.config, [entry["auc"] for entry in summary["folds"]])
         test = pd.DataFrame(

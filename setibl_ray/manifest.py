@@ -94,7 +94,7 @@ class Manifest:
         entry |= {
             "state": "done",
             "best_epoch": result.best_epoch,
-            "weights_sha256": sha256(result.weights),
+            "weights_sha256": sha256(result.weights) if result.weights else None,
             "timings": result.timings,
             "peak_memory_bytes": result.peak_memory_bytes,
         }

@@ -123,7 +123,8 @@ class RunFolder:
           plot: training.png.
         """
         folder = f"fold-{result.fold}"
-        self.write(f"{folder}/weights.h5", result.weights)
+        if result.weights:
+            self.write(f"{folder}/weights.h5", result.weights)
         self.write_csv(f"{folder}/history.csv", pd.DataFrame(result.history))
         self.write(f"{folder}/training.png", plot)
         if len(result.test_pred):

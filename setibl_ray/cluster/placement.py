@@ -53,10 +53,12 @@ class Request:
             wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return wanted
 
-    def options(self) -> dict:
-        """Keyword arguments of a Ray task's `.options`."""
+    def options(self, spread: bool = True) -> dict:
+        """Keyword arguments of a Ray task's `.options`; without `spread` it stays in its caller's placement group."""
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
-        options: dict = {"num_cpus": self.cpus, "resources": custom, "scheduling_strategy": "SPREAD"}
+        options: dict = {"num_cpus": self.cpus, "resources": custom}
+        if spread:
+            options["scheduling_strategy"] = "SPREAD"
         if self.gpus:
             options["num_gpus"] = self.gpus
         if self.labels:

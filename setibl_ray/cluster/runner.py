@@ -32,14 +32,21 @@ class RayRunner:
       plan: put into the object store once, read by every job.
       request: what each job takes from a node.
       max_parallel: at most this many jobs at once; None for as many as fit.
+      spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
     """
 
     def __init__(
-        self, task: Task | str, plan: Plan, request: Request, max_parallel: int | None = None
+        self,
+        task: Task | str,
+        plan: Plan,
+        request: Request,
+        max_parallel: int | None = None,
+        spread: bool = True,
     ) -> None:
         self._task = task
         self._plan = ray.put(plan)
         self._request = request
+        self._spread = spread
         self._max_parallel = max_parallel or float("inf")
         self._waiting: deque[Job] = deque()
         self._running: dict[Any, Job] = {}
@@ -56,7 +63,7 @@ class RayRunner:
                 yield from self._next_of(stream)
 
     def _start(self, job: Job) -> None:
-        options = self._request.options() | {"name": f"fold-{job.fold}"}
+        options = self._request.options(self._spread) | {"name": f"fold-{job.fold}"}
         if self._request.device != "cpu":
             # An accelerator is held until its process ends, and Ray may hand the next task the same process. Another
             # environment per attempt gives each a process of its own; CPU folds share one and trace only once.
