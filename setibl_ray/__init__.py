@@ -1,7 +1,7 @@
 """Ray-distributed cross-validation of EfficientNets for radio-technosignature search.
 
-    from setibl_ray import cross_validate
-    cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
+from setibl_ray import cross_validate
+cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
 """
 
 from __future__ import annotations

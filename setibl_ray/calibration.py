@@ -1,8 +1,8 @@
 """Whether a predicted 0.3 comes true three times in ten, and how to mend it when it does not.
 
-`reliability` and the two scores measure; `Calibrator` maps scores to probabilities (isotonic or Platt). A calibrator is
-fitted on out-of-fold predictions only, never on test; to score it honestly, `cross_calibrate` fits it without the
-fold that it is applied to.
+`reliability` and the two scores measure; `Calibrator` maps scores to probabilities (isotonic or Platt). A
+calibrator is fitted on out-of-fold predictions only, never on test; to score it honestly, `cross_calibrate`
+fits it without the fold that it is applied to.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reliability(target: np.ndarray, pred: np.ndarray, n_bins: int = N_BINS) -> R
 
 
 def expected_calibration_error(target: np.ndarray, pred: np.ndarray, n_bins: int = N_BINS) -> float:
-    """Mean over rows of the gap between a bin's mean prediction and its share of needles; nan without rows."""
+    """Mean over rows of the gap between their bin's prediction and its share of needles; nan without rows."""
     if not len(target):
         return float("nan")
     bins = reliability(target, pred, n_bins)
@@ -73,7 +73,9 @@ def fit(method: Method, target: np.ndarray, pred: np.ndarray) -> Calibrator:
       DataError: one class is missing.
     """
     if len(np.unique(target)) < 2:
-        raise DataError(f"calibration needs both classes among the out-of-fold rows, got {len(target)} of one class")
+        raise DataError(
+            f"calibration needs both classes among the out-of-fold rows, got {len(target)} of one class"
+        )
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 

@@ -15,9 +15,9 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from setibl_ray import schedule
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.errors import ConfigError
+from setibl_ray.schedule import LearningRate, resolve
 
 MODELS = (
     "efficientnet-nano",
@@ -228,9 +228,9 @@ class Config(Section):
             pick(self.epochs), pick(self.batch_size), (int(height), int(width)), pick(self.model)
         )
 
-    def learning_rate(self, fold: int, n_replicas: int) -> schedule.LearningRate:
+    def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
-        return schedule.resolve(
+        return resolve(
             pretrained=self.pretrained,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,

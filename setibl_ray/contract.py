@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from setibl_ray.config import Config
     from setibl_ray.data.shards import DataIndex
 
-Cause = Literal["config", "data", "device-memory", "tpu-busy", "code", "worker-died", "node-died", "host-memory"]
+Cause = Literal[
+    "config", "data", "device-memory", "tpu-busy", "code", "worker-died", "node-died", "host-memory"
+]
 
 
 @dataclass(frozen=True)

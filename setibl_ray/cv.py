@@ -22,7 +22,7 @@ DEMO = {
     "image_size": "91x85",
     "batch_size": 16,
     "epochs": 10,
-    "augment": {"height_shift": 2.0, "width_shift": 2.0, "dropout_count": 2},
+    "augment": {"strength": 0.3},
 }
 
 
@@ -58,7 +58,7 @@ class Cv(Config, cli.Command):
     """At most this many folds at once [as many as fit]."""
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
-    label: Annotated[list[str], BeforeValidator(_labels)] = []
+    label: Annotated[tuple[str, ...], BeforeValidator(_labels)] = ()
     """Node label key=value that a fold's node must carry; may be repeated."""
     placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for a cluster to grow before an impossible request is refused."""
@@ -91,7 +91,9 @@ def layered(options: Any, own_fields: frozenset[str]) -> dict[str, Any]:
       own_fields: its fields that are not the config's.
     """
     flags = {
-        name: value for name, value in options.model_dump(exclude_unset=True).items() if name not in own_fields
+        name: value
+        for name, value in options.model_dump(exclude_unset=True).items()
+        if name not in own_fields
     }
     file = {
         name.replace("-", "_"): value

@@ -112,7 +112,9 @@ def cross_validate(
                 results |= run_folds(runner, folder, manifest, plan, todo, where.max_retries, progress)
             except KeyboardInterrupt:
                 runner.cancel()
-                raise Interrupted(f"interrupted; finished folds and epochs are kept. {resuming(folder)}") from None
+                raise Interrupted(
+                    f"interrupted; finished folds and epochs are kept. {resuming(folder)}"
+                ) from None
     if manifest.failed_folds:
         failed = manifest.failed_folds
         reasons = "; ".join(f"fold {f}: {manifest.fold(f)['attempts'][-1]['message']}" for f in failed)
@@ -139,7 +141,9 @@ def check(config: Config, index: DataIndex) -> Config:
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a weights file"
         )
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
-        raise ConfigError(f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file")
+        raise ConfigError(
+            f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file"
+        )
     return config.model_copy(update={"layout": layout.name})
 
 
@@ -148,7 +152,8 @@ def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
         n_train, batch = int((fold_of_row != fold).sum()), config.for_fold(fold).batch_size
         if n_train < batch:
             raise ConfigError(
-                f"batch-size: fold {fold} trains on {n_train} records, fewer than one batch of {batch}. Lower --batch-size."
+                f"batch-size: fold {fold} trains on {n_train} records, fewer than one batch of {batch}. "
+                "Lower --batch-size."
             )
 
 
@@ -274,7 +279,9 @@ def open_run(folder: RunFolder, plan: Plan, resume: bool) -> Manifest:
         _same_run(folder, plan)
         return Manifest.load(folder)
     if resume:
-        raise RunFolderError(f"--resume: {folder} holds no run (no manifest.json). Leave --resume out to begin one.")
+        raise RunFolderError(
+            f"--resume: {folder} holds no run (no manifest.json). Leave --resume out to begin one."
+        )
     train = plan.index.train
     folder.write("config.yaml", plan.config.to_yaml())
     assigned = train[["image_id"]].assign(fold=plan.fold_of_row)

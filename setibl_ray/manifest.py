@@ -12,7 +12,16 @@ from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
 from setibl_ray.runfolder import FORMAT, RunFolder, sha256
 
-PACKAGES = ("setibl-ray", "tensorflow", "efficientnet", "tensorflow-addons", "ray", "numpy", "pandas", "scikit-learn")
+PACKAGES = (
+    "setibl-ray",
+    "tensorflow",
+    "efficientnet",
+    "tensorflow-addons",
+    "ray",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 
 class Manifest:
@@ -77,7 +86,9 @@ class Manifest:
     def failed(self, event: Failed, decision: Decision) -> None:
         entry = self.fold(event.fold)
         entry["state"] = "failed" if decision.action == "give-up" else "waiting"
-        if not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running":  # it died before it could start
+        if (
+            not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
+        ):  # it died before it could start
             entry["attempts"].append({"attempt": len(entry["attempts"]), "started_s": time.time()})
         entry["attempts"][-1] |= {
             "ended_s": time.time(),

@@ -1,8 +1,8 @@
-"""How good out-of-fold predictions are: ranking, operating points, intervals, what is found and what is mistaken.
+"""How good out-of-fold predictions are: ranking, intervals, what is found and what is mistaken.
 
 Everything starts from rows of (target, pred). Ranking metrics come from `Ranking`, which sorts once and then
-takes any weighting of the rows in one pass: 500 bootstrap draws of 60,000 rows cost about two seconds, where a call
-of scikit-learn per draw sorts anew and takes half a minute. The tests hold it against scikit-learn.
+takes any weighting of the rows in one pass: 500 bootstrap draws of 60,000 rows cost about two seconds, where
+a call of scikit-learn per draw sorts anew and takes half a minute. The tests hold it against scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Counts(NamedTuple):
         return float(steps @ heights / (self.true[-1] * self.false[-1]))
 
     def average_precision(self) -> float:
-        """Sum of precision times step in recall (scikit-learn's definition); nan where one class is missing."""
+        """Sum of precision times step in recall, as in scikit-learn; nan where one class is missing."""
         if self.one_class:
             return math.nan
         flagged = self.true + self.false
@@ -54,7 +54,7 @@ class Counts(NamedTuple):
         return int(np.searchsorted(self.false, fpr * self.false[-1] * (1 + 1e-12), side="right")) - 1
 
     def recall_at(self, fpr: float) -> float:
-        """Share of needles found at the lowest threshold with at most `fpr` false positives (no interpolation)."""
+        """Share of needles found at the lowest threshold with at most `fpr` false positives."""
         if self.one_class:
             return math.nan
         at = self.cut(fpr)
@@ -94,7 +94,7 @@ def auc(target: np.ndarray, pred: np.ndarray) -> float:
 
 
 def resampling_units(group: pd.Series) -> tuple[np.ndarray, str]:
-    """What a bootstrap draws: whole groups where there are any (rows of a group are not independent), else rows.
+    """What a bootstrap draws: whole groups where there are any, as their rows are not independent, else rows.
 
     Returns:
       (n,) number of each row's unit, and "groups" or "rows". A row without a group is a unit of its own.
@@ -120,6 +120,14 @@ def _draw_weights(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.bincount(rng.integers(0, n_units, n_units), minlength=n_units)[units].astype(np.float64)
 
 
+def bootstrap_auc(
+    target: np.ndarray, pred: np.ndarray, units: np.ndarray, *, n_bootstrap: int = 500, seed: int = 0
+) -> list[float] | None:
+    """Interval of the AUC of (n,) scores, resampling units (n,)."""
+    ranking, rng = Ranking(target, pred), np.random.default_rng(seed)
+    return interval(np.array([ranking.counts(_draw_weights(units, rng)).auc() for _ in range(n_bootstrap)]))
+
+
 def difference(
     target: np.ndarray,
     first: np.ndarray,
@@ -132,7 +140,8 @@ def difference(
     """AUC of `second` minus AUC of `first` on the same rows, with a paired bootstrap interval.
 
     Returns:
-      {"difference", "interval", "resampled"}; an interval that holds 0 means that the rows cannot tell them apart.
+      {"difference", "interval", "resampled"}; an interval that holds 0 means that the rows cannot tell them
+      apart.
     """
     units, resampled = resampling_units(group)
     rankings = Ranking(target, first), Ranking(target, second)
@@ -154,13 +163,14 @@ def summarise(
     """Everything that metrics.json says about a run's out-of-fold predictions.
 
     Args:
-      oof: one row per training cadence: image_id, target (0/1), pred (mean over views), pred_no_tta, fold, and
-        where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
+      oof: one row per training cadence: image_id, target (0/1), pred (mean over views), pred_no_tta, fold,
+        and where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
       n_bootstrap: draws behind each interval.
       seed: of the draws.
 
     Returns:
-      Plain JSON values; a metric that does not exist (one class, no such rows) is None. See docs/evaluation.md.
+      Plain JSON values; a metric that does not exist (one class, no such rows) is None. See
+      docs/evaluation.md.
 
     Raises:
       DataError: a column is missing, there are no rows, or a value cannot be scored.
@@ -173,10 +183,7 @@ def summarise(
 
     ranking, raw_ranking = Ranking(target, pred), Ranking(target, raw)
     counts, raw_counts = ranking.counts(), raw_ranking.counts()
-    folds = [
-        _fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k])
-        for k in np.unique(fold)
-    ]
+    folds = [_fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k]) for k in np.unique(fold)]
     operating = [_operating_point(ranking, counts, fpr) for fpr in FPR_LEVELS]
     threshold = operating[0]["threshold"]
     return plain(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from setibl_ray.contract import EpochEnd, Event, Failed, FoldResult, Started
+from setibl_ray.contract import EpochEnd, Event, FoldResult, Started
 from setibl_ray.failures import Decision
 
 
@@ -33,7 +33,9 @@ class Progress:
         self.console = console or Console(stderr=False)
         self._rows = {fold: _Row() for fold in folds}
         self._started: dict[int, float] = {}
-        self._live = Live(console=self.console, refresh_per_second=4, transient=False) if self._on_terminal else None
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, transient=False) if self._on_terminal else None
+        )
 
     @property
     def _on_terminal(self) -> bool:
@@ -86,7 +88,9 @@ class Progress:
             row.state, row.eta = "done", ""
             return f"done, best epoch {event.best_epoch + 1} with held-out AUC {best['val_auc']:.3f}"
         row.state = "failed" if decision is None or decision.action == "give-up" else "retrying"
-        return f"{row.state}: {event.message}" + (f" -> {decision.action} ({decision.reason})" if decision else "")
+        return f"{row.state}: {event.message}" + (
+            f" -> {decision.action} ({decision.reason})" if decision else ""
+        )
 
     def _table(self) -> Table:
         table = Table(title="folds", title_justify="left", expand=False)

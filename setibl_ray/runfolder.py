@@ -88,7 +88,9 @@ class RunFolder:
         self.write(name, table.to_csv(index=False, lineterminator="\n"))
 
     def read_csv(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(io.BytesIO(self.read(name)), dtype={"image_id": str, "id": str}, keep_default_na=False)
+        return pd.read_csv(
+            io.BytesIO(self.read(name)), dtype={"image_id": str, "id": str}, keep_default_na=False
+        )
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=2, default=_plain) + "\n")

@@ -30,8 +30,8 @@ class Run:
       config: the resolved config.
       manifest: content of manifest.json.
       metrics: content of metrics.json; None where it is missing.
-      oof: one row per training cadence, in table order: image_id, target, pred, pred_no_tta, fold, group ("" if none),
-        snr (nan if unknown), kind ("" if none).
+      oof: one row per training cadence, in table order: image_id, target, pred, pred_no_tta, fold, group (""
+        if none), snr (nan if unknown), kind ("" if none).
       submission: image_id, pred of the test set, sorted by id; no rows where there was no test set.
       histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, images_per_s, duration_s.
     """
@@ -65,7 +65,8 @@ def load_run(path: str) -> Run:
     unfinished = [fold for fold, entry in manifest["folds"].items() if entry["state"] != "done"]
     if unfinished:
         raise RunFolderError(
-            f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. Finish the run with --resume."
+            f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. "
+            "Finish the run with --resume."
         )
     try:
         config = parse(yaml.safe_load(folder.read("config.yaml")))
@@ -104,17 +105,21 @@ def same_rows(runs: Sequence[Run]) -> None:
                 row = differs[0]
                 came = [" ".join(map(str, table[columns].iloc[row])) for table in (a, b)]
                 raise RunFolderError(
-                    f"{name}: {len(differs)} rows differ between {first.folder} and {other.folder}, first row {row}: "
-                    f"{came[0]} against {came[1]}. Blend and compare runs over the same shards."
+                    f"{name}: {len(differs)} rows differ between {first.folder} and {other.folder}, "
+                    f"first row {row}: {came[0]} against {came[1]}. Take runs over the same shards."
                 )
 
 
 def _read_table(folder: RunFolder, name: str, columns: Sequence[str]) -> pd.DataFrame:
     # Only an empty cell is a missing value: an image may be called "NA", a kind "none".
-    table = pd.read_csv(io.BytesIO(folder.read(name)), dtype=_TEXT, keep_default_na=False, na_values=["", "nan"])
+    table = pd.read_csv(
+        io.BytesIO(folder.read(name)), dtype=_TEXT, keep_default_na=False, na_values=["", "nan"]
+    )
     for column in columns:
         if column not in table:
-            raise RunFolderError(f"{folder.path(name)}: no column {column!r}, only {', '.join(table.columns)}")
+            raise RunFolderError(
+                f"{folder.path(name)}: no column {column!r}, only {', '.join(table.columns)}"
+            )
     return table
 
 
@@ -128,8 +133,12 @@ def _oof(folder: RunFolder) -> pd.DataFrame:
         for fold in sorted(predicted["fold"].unique())
     )
     if plain["image_id"].duplicated().any() or set(plain["image_id"]) != set(predicted["image_id"]):
-        raise RunFolderError(f"{folder.path('fold-*/oof.csv')}: together they do not hold each row of oof.csv once")
-    predicted["pred_no_tta"] = plain.set_index("image_id")["pred_no_tta"].loc[predicted["image_id"]].to_numpy()
+        raise RunFolderError(
+            f"{folder.path('fold-*/oof.csv')}: together they do not hold each row of oof.csv once"
+        )
+    predicted["pred_no_tta"] = (
+        plain.set_index("image_id")["pred_no_tta"].loc[predicted["image_id"]].to_numpy()
+    )
     _check_predictions(folder, "oof.csv", predicted, ("pred", "pred_no_tta"))
     if not predicted["target"].isin((0, 1)).all():
         raise RunFolderError(f"{folder.path('oof.csv')}: expected targets 0 and 1")

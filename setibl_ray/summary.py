@@ -11,7 +11,7 @@ _WIDTH = 24
 
 
 def sparkline(values: Sequence[float | None], low: float | None = None, high: float | None = None) -> str:
-    """One block character per value, from `low` to `high` (or over the values' own range); a space for None."""
+    """One block character per value, from `low` to `high` or over the values' range; a space for None."""
     known = [value for value in values if value is not None]
     if not known:
         return " " * len(values)
@@ -19,7 +19,8 @@ def sparkline(values: Sequence[float | None], low: float | None = None, high: fl
     span = high - low or 1.0
     top = len(_BLOCKS) - 1
     return "".join(
-        " " if value is None else _BLOCKS[min(top, max(0, round((value - low) / span * top)))] for value in values
+        " " if value is None else _BLOCKS[min(top, max(0, round((value - low) / span * top)))]
+        for value in values
     )
 
 
@@ -28,11 +29,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"  # no line break before the sign
 
 
 def spread(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    return "" if bounds is None else f"[{bounds[0]:.{digits}f} – {bounds[1]:.{digits}f}]"
+    return "" if bounds is None else f"[{bounds[0]:.{digits}f},\u00a0{bounds[1]:.{digits}f}]"
 
 
 def bar(value: float | None) -> str:
@@ -41,12 +42,12 @@ def bar(value: float | None) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence: how well needles are told from haystacks, how surely, and at what cost in false alarms."""
+    """One sentence: how well needles are told from haystacks, how surely, at what cost in false alarms."""
     auc, bounds = metrics["oof_auc"], metrics["intervals"].get("oof_auc")
     if auc is None:
         return "The training set holds one class only, so nothing can be said about ranking."
     recall = metrics["recall_at_fpr"][0]["recall"]
-    found = f"{percent(recall)} of needles found at 1 % false positives"
+    found = f"{percent(recall)} of needles found at 1\u00a0% false positives"
     if bounds and bounds[0] <= 0.5:
         return f"Not shown to be better than chance: out-of-fold AUC {auc:.3f} {spread(bounds)}."
     word = next(word for least, word in _WORDS if auc >= least)
@@ -114,6 +115,7 @@ def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
     for fold in folds:
         best = f"  best epoch {fold['best_epoch']}" if fold.get("best_epoch") is not None else ""
         lines.append(
-            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  {fold['n_valid']:,} rows{best}"
+            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  "
+            f"{fold['n_valid']:,} rows{best}"
         )
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ INTERFERENCE = ("quiet", "stationary", "all-panels", "off-only")
 STARTED_S = 1_760_000_000.0
 
 
-def records(n: int, folds: int, rng: np.random.Generator, positive: float = 0.4, kinds: bool = True) -> pd.DataFrame:
+def records(
+    n: int, folds: int, rng: np.random.Generator, positive: float = 0.4, kinds: bool = True
+) -> pd.DataFrame:
     """Training rows: image_id, target, group, snr, kind, fold; groups of four rows stay in one fold."""
     target = (rng.random(n) < positive).astype(int)
     target[:2] = 0, 1
@@ -76,7 +79,7 @@ def write_run(
     rows: pd.DataFrame | None = None,
     pred: np.ndarray | None = None,
     root: str = "shards",
-    metrics: dict[str, Any] | None = None,
+    test_ids: Sequence[str] | None = None,
 ) -> Path:
     """Write a finished run folder; `rows` and `pred` may be given to plant something in them."""
     rng = np.random.default_rng(seed)
@@ -98,7 +101,8 @@ def write_run(
     rows[["image_id", "fold"]].to_csv(path / "folds.csv", index=False)
     table = rows[["image_id", "target"]].assign(pred=pred, fold=rows["fold"])
     table.to_csv(path / "oof.csv", index=False)
-    test_ids = [f"t{i:07x}" for i in range(n_test)]
+    test_ids = [f"t{i:07x}" for i in range(n_test)] if test_ids is None else sorted(test_ids)
+    n_test = len(test_ids)
     test_pred = rng.beta(1, 3, (folds, n_test)).astype(np.float32)
     submission = pd.DataFrame({"id": test_ids, "target": test_pred.mean(axis=0)})
     submission.to_csv(path / "submission.csv", index=False)
@@ -118,8 +122,6 @@ def write_run(
         if fold == 0:
             (own / "training.png").write_bytes(training_plot.draw(past, f"FOLD {fold}"))
     (path / "manifest.json").write_text(json.dumps(manifest(path, folds, len(rows), n_test, root), indent=1))
-    if metrics is not None:
-        (path / "metrics.json").write_text(json.dumps(metrics))
     return path
 
 
@@ -178,8 +180,10 @@ def _attempt(attempt: int, fold: int, start: float, end: float, outcome: str) ->
     }
 
 
-def cadences(n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[int, int] = (64, 96)) -> np.ndarray:
-    """(n, H, W, 6) uint8: noise, with a drifting line in the ON panels where target is 1."""
+def cadences(
+    n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[int, int] = (64, 96)
+) -> np.ndarray:
+    """(n, H, W, 6) uint8: noise, with a drifting line in the ON panels where target is 1; panels normalised."""
     height, width = shape
     panels = rng.gamma(8, 1, (n, height, width, 6)).astype(np.float32)
     for i in np.flatnonzero(target):
@@ -188,4 +192,6 @@ def cadences(n: int, rng: np.random.Generator, target: np.ndarray, shape: tuple[
             time = (position + np.arange(height) / height) / 6
             column = np.clip((start + drift * time).astype(int), 0, width - 1)
             panels[i, np.arange(height), column, position] += 8
-    return np.clip(panels * 8, 0, 255).astype(np.uint8)
+    panels -= panels.mean(axis=(1, 2), keepdims=True)
+    panels /= panels.std(axis=(1, 2), keepdims=True)
+    return np.clip(80 + 20 * panels, 0, 255).astype(np.uint8)

@@ -35,7 +35,14 @@ def copied(good, tmp_path):
 
 
 def record(image_id="one", target=1, panels=None):
-    return Record(image_id, target, None, float("nan"), None, np.zeros((6, 40, 36), np.uint8) if panels is None else panels)
+    return Record(
+        image_id,
+        target,
+        None,
+        float("nan"),
+        None,
+        np.zeros((6, 40, 36), np.uint8) if panels is None else panels,
+    )
 
 
 def put(data, split, index, *records):
@@ -54,9 +61,13 @@ def test_fields(capsys, good, tmp_path):
     assert "--fold 3" in refused(capsys, *base, "--fold", "3")
     assert "folds: 7 folds need at least 7 training shards" in refused(capsys, *base, "--folds", 7)
     (tmp_path / "size.yaml").write_text("image-size: large\nbatch-size: 512\n")
-    assert "image-size: expected HEIGHTxWIDTH" in refused(capsys, *base[:4], *base[8:], "--config", tmp_path / "size.yaml")
+    assert "image-size: expected HEIGHTxWIDTH" in refused(
+        capsys, *base[:4], *base[8:], "--config", tmp_path / "size.yaml"
+    )
     (tmp_path / "batch.yaml").write_text("batch-size: 512\n")
-    assert "batch-size: fold 0 trains on" in refused(capsys, *base[:6], *base[8:], "--config", tmp_path / "batch.yaml")
+    assert "batch-size: fold 0 trains on" in refused(
+        capsys, *base[:6], *base[8:], "--config", tmp_path / "batch.yaml"
+    )
     assert "no file" in refused(capsys, *base, "--weights", tmp_path / "absent.h5")
     assert "nobody has trained efficientnet-nano" in refused(capsys, *base, "--weights", "imagenet")
     assert "--resume needs --out" in refused(capsys, *BASE, "--data", good, "--resume")
@@ -75,7 +86,9 @@ def test_layout_that_the_shards_cannot_give(capsys, good, tmp_path):
 
 def test_data(capsys, good, tmp_path):
     def cv_on(data):
-        return refused(capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--runner", "local", "--folds", 3)
+        return refused(
+            capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--runner", "local", "--folds", 3
+        )
 
     assert str(tmp_path / "absent") in cv_on(tmp_path / "absent")
     data = copied(good, tmp_path)
@@ -93,7 +106,9 @@ def test_data(capsys, good, tmp_path):
     assert "target" in said
 
     put(data, "train", 2, record("a", 0), record("b", 1), record("a", 0))
-    assert "image_id a stands for 2 records: train02-3.tfrec record 0, train02-3.tfrec record 2" in cv_on(data)
+    assert "image_id a stands for 2 records: train02-3.tfrec record 0, train02-3.tfrec record 2" in cv_on(
+        data
+    )
 
     put(data, "train", 2, record("a", 0), record("b", 1))
     put(data, "test", 0, record("a", None))
@@ -108,5 +123,7 @@ def test_one_class_in_a_fold(capsys, tmp_path):
     data.mkdir()
     for shard in range(3):
         put(data, "train", shard, *(record(f"{shard}-{i}", int(shard > 0)) for i in range(12)))
-    said = refused(capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--runner", "local", "--folds", 3)
+    said = refused(
+        capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--runner", "local", "--folds", 3
+    )
     assert "the held-out part has only target" in said

@@ -29,7 +29,10 @@ def shards(tmp_path_factory):
 def run(*arguments):
     """`python -m setibl_ray.cv` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "setibl_ray.cv", *map(str, arguments)], capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "setibl_ray.cv", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -63,7 +66,9 @@ def test_the_run_folder_is_whole(shards, plain_run):
     for entry in metrics["folds"]:
         rows = oof[oof["fold"] == entry["fold"]]
         assert entry["auc"] == pytest.approx(roc_auc_score(rows["target"], rows["pred"]))
-    tests = [pd.read_csv(plain_run / f"fold-{fold}" / "test.csv", dtype={"image_id": str}) for fold in range(3)]
+    tests = [
+        pd.read_csv(plain_run / f"fold-{fold}" / "test.csv", dtype={"image_id": str}) for fold in range(3)
+    ]
     mean = np.mean([test["pred"] for test in tests], axis=0)
     by_id = pd.Series(mean, tests[0]["image_id"]).loc[submission["id"]]
     assert submission["target"].to_numpy() == pytest.approx(by_id.to_numpy(), abs=1e-6)
@@ -72,14 +77,17 @@ def test_the_run_folder_is_whole(shards, plain_run):
     assert manifest["data"]["fingerprint"] == index.fingerprint
     for fold in range(3):
         folder = plain_run / f"fold-{fold}"
-        assert {path.name for path in folder.iterdir()} == {"weights.h5", "history.csv", "oof.csv", "test.csv", "training.png"}  # fmt: skip
+        files = {"weights.h5", "history.csv", "oof.csv", "test.csv", "training.png"}
+        assert {path.name for path in folder.iterdir()} == files
         assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
         history = pd.read_csv(folder / "history.csv")
         held_out = pd.read_csv(folder / "oof.csv")
         best = manifest["folds"][str(fold)]["best_epoch"]
         # From the saved weights, not the maximum over epochs of something that was thrown away.
         assert history["val_auc"][best] == pytest.approx(history["val_auc"].max())
-        assert history["val_auc"][best] == pytest.approx(roc_auc_score(held_out["target"], held_out["pred_no_tta"]))
+        assert history["val_auc"][best] == pytest.approx(
+            roc_auc_score(held_out["target"], held_out["pred_no_tta"])
+        )
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -123,7 +131,10 @@ def test_seed_shards(tmp_path, height, width):
     cadences = cadence_shards(tmp_path / "cadences", recipe)
     data = seed_shards(tmp_path / "seed", cadences)
     arguments = [*TINY, "--folds", "2", "--epochs", "1", "--tta", "1", "--image-size", f"{height}x{width}"]
-    assert cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run"), "--cpus-per-fold", "1"]) == 0
+    assert (
+        cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run"), "--cpus-per-fold", "1"])
+        == 0
+    )
     oof = pd.read_csv(tmp_path / "run" / "oof.csv", dtype={"image_id": str})
     truth = read_index(str(cadences)).train.set_index("image_id")["target"]
     assert sorted(oof["image_id"]) == sorted(truth.index)

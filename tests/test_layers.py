@@ -28,7 +28,9 @@ def imported(module: str) -> set[str]:
 
 
 def uses(module: str, *packages: str) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for name in imported(module) for package in packages)
+    return any(
+        name == package or name.startswith(f"{package}.") for name in imported(module) for package in packages
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -36,7 +38,9 @@ def test_layers(module):
     if not module.startswith(RAY):
         assert not uses(module, "ray")
     if not module.startswith(TENSORFLOW):
-        assert not uses(module, "tensorflow", "tensorflow_addons", "efficientnet", "keras_cv_attention_models")
+        assert not uses(
+            module, "tensorflow", "tensorflow_addons", "efficientnet", "keras_cv_attention_models"
+        )
         assert not uses(module, "setibl_ray.train")
     if not module.startswith(PLOTTING):
         assert not uses(module, "matplotlib", "plotly")

@@ -28,8 +28,16 @@ def test_gather_refuses_gaps_and_wrong_counts():
 def test_fold_weights_sum_to_one_and_average_is_the_weighted_mean():
     aucs = [0.5, 0.7, 0.9]
     assert oof.fold_weights(parse({"folds": 3}), aucs) == pytest.approx([1 / 3] * 3)
-    assert oof.fold_weights(parse({"folds": 3, "fold_weights": "auc"}), aucs) == pytest.approx([0, 1 / 3, 2 / 3])
-    assert oof.fold_weights(parse({"folds": 3, "fold_weights": "auc"}), [0.4] * 3) == pytest.approx([1 / 3] * 3)
+    assert oof.fold_weights(parse({"folds": 3, "fold_weights": "auc"}), aucs) == pytest.approx(
+        [0, 1 / 3, 2 / 3]
+    )
+    assert oof.fold_weights(parse({"folds": 3, "fold_weights": "auc"}), [0.4] * 3) == pytest.approx(
+        [1 / 3] * 3
+    )
     weights = oof.fold_weights(parse({"folds": 3, "fold_weights": "1,1,2"}), aucs)
-    predictions = [np.array([0.0, 1.0], np.float32), np.array([1.0, 1.0], np.float32), np.array([0.5, 0.0], np.float32)]
+    predictions = [
+        np.array([0.0, 1.0], np.float32),
+        np.array([1.0, 1.0], np.float32),
+        np.array([0.5, 0.0], np.float32),
+    ]
     assert oof.average(predictions, weights) == pytest.approx([0.5, 0.5])

@@ -21,7 +21,14 @@ def test_pretrained_default_is_the_seeds_and_scales_with_the_global_batch():
 
 
 def test_every_field_counts():
-    fields = {"lr_start": 1e-4, "lr_max": 1e-2, "lr_min": 1e-5, "ramp_epochs": 2, "sustain_epochs": 3, "decay": 0.5}
+    fields = {
+        "lr_start": 1e-4,
+        "lr_max": 1e-2,
+        "lr_min": 1e-5,
+        "ramp_epochs": 2,
+        "sustain_epochs": 3,
+        "decay": 0.5,
+    }
     rate = parse({"schedule": fields}).learning_rate(0, 8)
     for epoch in range(12):
         assert rate(epoch) == pytest.approx(seed_schedule(epoch, 1e-2, 1e-4, 1e-5, 2, 3, 0.5))

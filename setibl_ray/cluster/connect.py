@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from setibl_ray.errors import ConfigError
 
@@ -48,10 +52,49 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
 def _init(address: str | None, options: dict) -> None:
     for attempt in (1, 2):
         try:
-            ray.init(address=address or "local", **options)
+            if address:
+                ray.init(address=address, **options)
+            else:
+                _private_token()
+                with _loopback_only():
+                    ray.init(address="local", **options)
             return
-        except Exception as error:  # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet
+        # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
+        except Exception as error:
             ray.shutdown()
             if address or attempt == 2:
-                what = f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                what = (
+                    f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                )
                 raise ConfigError(f"address: {what}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray started here listens on 127.0.0.1 only.
+
+    On Linux it would listen on every interface, whatever address it is given; this constant is how it keeps to
+    loopback on macOS and Windows. tests/cluster/test_token.py notices when that changes.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _private_token() -> None:
+    """Ray's token file, there before Ray writes one that everybody on this machine may read."""
+    path = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another run was faster: its token stands
+            os.link(name, path)
+        os.unlink(name)
+    path.chmod(0o600)

@@ -107,7 +107,9 @@ def request_for(
     matching = [node for node in nodes if all(node.labels.get(key) == value for key, value in labels.items())]
     device = config.device
     if device == "auto":
-        device = next((kind for kind in ("tpu", "gpu") if any(n.total(kind.upper()) for n in matching)), "cpu")
+        device = next(
+            (kind for kind in ("tpu", "gpu") if any(n.total(kind.upper()) for n in matching)), "cpu"
+        )
     gpus = chips = 0
     if device == "gpu":
         gpus = config.devices_per_fold or 1
@@ -130,7 +132,7 @@ def _rest(request: Request) -> tuple:
 
 
 def _common_chip_count(nodes: Sequence[Node]) -> int:
-    """Chips per host that most folds can use at once; 4 where there is no TPU, so that the refusal can say what it wanted."""
+    """Chips per host that most folds can use at once; 4 where there is no TPU, for the refusal to name."""
     counts = [int(node.total("TPU")) for node in nodes if node.total("TPU")]
     return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
 
@@ -151,12 +153,17 @@ def _explain(request: Request, nodes: Sequence[Node]) -> str:
     kinds: dict[str, int] = {}
     for node in nodes:
         shown = {name: node.total(name) for name in ("CPU", "GPU", "TPU") if node.total(name)}
-        accelerators = [name.partition(":")[2] for name in node.resources if name.startswith("accelerator_type:")]
+        accelerators = [
+            name.partition(":")[2] for name in node.resources if name.startswith("accelerator_type:")
+        ]
         text = " + ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"
         text += f" ({', '.join(accelerators)})" if accelerators else ""
         kinds[text] = kinds.get(text, 0) + 1
     has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items()))
-    return f"a fold asks for {request}, but no node has that much. The cluster has: {has or 'no nodes'}. {_nearest(request, nodes)}"
+    return (
+        f"a fold asks for {request}, but no node has that much. The cluster has: {has or 'no nodes'}. "
+        f"{_nearest(request, nodes)}"
+    )
 
 
 def _nearest(request: Request, nodes: Sequence[Node]) -> str:

@@ -1,7 +1,7 @@
 """Run fold tasks on Ray: one streaming task per attempt, its events handed to the driver as they come.
 
-A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared. Retries are the
-driver's: Ray's own would start a fold from its beginning, and some of them without end.
+A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared.
+Retries are the driver's: Ray's own would start a fold from its beginning, and some of them without end.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class RayRunner:
         for stream in streams:
             ray.cancel(stream, force=False)
         ends = {stream.completed(): stream for stream in streams}
-        _, unfinished = ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
+        _, unfinished = (
+            ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
+        )
         for end in unfinished:
             ray.cancel(ends[end], force=True)
         if unfinished:

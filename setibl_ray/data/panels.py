@@ -34,7 +34,7 @@ _FORMAT = 1  # raise it when the stored bytes of the same panels change
 _CHUNK_BYTES = 128 << 20  # raw panels held at a time by all building threads together
 
 Policy = Literal["auto", "memory", "disk", "off"]
-ReadPanels = Callable[[Any, str, np.ndarray, tuple[int, ...]], np.ndarray]
+ReadPanels = Callable[..., np.ndarray]  # (index, split, rows, panels) -> uint8 (n, H, W, P)
 
 
 @lru_cache(maxsize=16)

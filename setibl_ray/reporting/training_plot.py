@@ -27,7 +27,9 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
     lines = []
     for axes, colours, style in ((left, AUC_COLOURS, "-"), (right, LOSS_COLOURS, "--")):
         for name, colour in colours.items():
-            lines += axes.plot(epoch, history[name], style, marker="o", ms=4, color=colour, label=LABELS[name])
+            lines += axes.plot(
+                epoch, history[name], style, marker="o", ms=4, color=colour, label=LABELS[name]
+            )
     if np.isfinite(history["val_auc"]).any():
         best = int(np.nanargmax(history["val_auc"]))
         value = history["val_auc"].iloc[best]

@@ -43,7 +43,7 @@ def acquire(kind: str, threads: int) -> Device:
       ConfigError: `tpu` or `gpu` was asked for and this process sees none, or TensorFlow already runs with
         another number of threads.
     """
-    _set_threads(threads)
+    _set_threads(threads, n_replicas=len(tf.config.list_physical_devices("GPU")) or _n_logical_cpus())
     if kind in ("auto", "tpu"):
         strategy = _tpu_strategy(required=kind == "tpu")
         if strategy is not None:
@@ -63,7 +63,9 @@ def acquire(kind: str, threads: int) -> Device:
             "device: gpu was asked for, but TensorFlow sees none "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). Is setibl-ray[cuda] installed?"
         )
-    with suppress(RuntimeError):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
+    with suppress(
+        RuntimeError
+    ):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
         tf.config.set_visible_devices([], "GPU")
     logical = tf.config.list_logical_devices("CPU")
     if len(logical) > 1:  # CPUs split on purpose: the way to exercise replicas where there is no accelerator
@@ -71,11 +73,17 @@ def acquire(kind: str, threads: int) -> Device:
     return Device("cpu", tf.distribute.get_strategy(), threads)
 
 
-def _set_threads(threads: int) -> None:
+def _n_logical_cpus() -> int:
+    cpus = tf.config.list_physical_devices("CPU")
+    return len(tf.config.get_logical_device_configuration(cpus[0]) or cpus)
+
+
+def _set_threads(threads: int, n_replicas: int) -> None:
     config = tf.config.threading
     try:
         config.set_intra_op_parallelism_threads(threads)
-        config.set_inter_op_parallelism_threads(threads)
+        # Replicas wait for each other in an all-reduce: with fewer threads than replicas they would wait for ever.
+        config.set_inter_op_parallelism_threads(max(threads, 2 * n_replicas if n_replicas > 1 else 1))
     except RuntimeError:
         running = config.get_intra_op_parallelism_threads()
         if running != threads:

@@ -40,7 +40,9 @@ def _nano(shape: ImageShape, weights: str | None) -> tf.keras.Model:
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a file"
         )
     build = inject_tfkeras_modules(efficientnet.model.EfficientNet)
-    return build(0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape)
+    return build(
+        0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape
+    )
 
 
 def _application(module: str, name: str) -> Builder:
@@ -131,8 +133,8 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
 def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:
     """Copy weights between two builds that differ in input channels only.
 
-    The kernel that meets the image is repeated over the channels and rescaled by 3 / channels, so that
-    its response to a grey image stays what it was.
+    The kernel that meets the image is repeated over the channels and rescaled by 3 / channels; what is then left
+    over, where 3 does not divide the channels, is spread over them. Its response to a grey image stays what it was.
     """
     weights = []
     for ours, theirs in zip(target.weights, source.get_weights(), strict=True):
@@ -140,6 +142,8 @@ def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:
             axis = next(i for i, (a, b) in enumerate(zip(ours.shape, theirs.shape, strict=True)) if a != b)
             n_channels = ours.shape[axis]
             n_source = theirs.shape[axis]
-            theirs = np.take(theirs, np.arange(n_channels) % n_source, axis=axis) * (n_source / n_channels)
+            repeated = np.take(theirs, np.arange(n_channels) % n_source, axis=axis) * (n_source / n_channels)
+            left = theirs.sum(axis=axis, keepdims=True) - repeated.sum(axis=axis, keepdims=True)
+            theirs = repeated + left / n_channels
         weights.append(theirs)
     target.set_weights(weights)

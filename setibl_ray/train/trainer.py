@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -45,18 +46,18 @@ class FoldState:
         numbers = {name: getattr(self, name) for name in ("epochs_done", "best_auc", "best_epoch", "history")}
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FoldState:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            lists = {
+            values: dict[str, Any] = {
                 name: [archive[key] for key in sorted(archive.files) if key.startswith(f"{name}/")]
                 for name in ("weights", "optimizer", "best_weights")
             }
             numbers = json.loads(archive["numbers"].tobytes())
-            return cls(**lists, **numbers, best_valid_pred=archive["best_valid_pred"])
+            return cls(**values, **numbers, best_valid_pred=archive["best_valid_pred"])
 
 
 class Trainer:

@@ -47,7 +47,12 @@ def test_slots_count_every_resource_and_label():
     [
         ([cpu(4)], {"device": "gpu"}, {}, "Nearest that fits: --device cpu"),
         ([cpu(4), gpu(2)], {"device": "tpu"}, {}, "Nearest that fits: --device gpu"),
-        ([tpu(4)] * 4, {"device": "tpu", "devices_per_fold": 8}, {}, "Nearest that fits: --devices-per-fold 4"),
+        (
+            [tpu(4)] * 4,
+            {"device": "tpu", "devices_per_fold": 8},
+            {},
+            "Nearest that fits: --devices-per-fold 4",
+        ),
         ([tpu(4)], {"devices_per_fold": 3}, {}, "1, 2, 4 or 8 TPU chips of one host; got 3"),
         ([cpu(4)], {"cpus_per_fold": 9}, {}, "Nearest that fits: --cpus-per-fold 4"),
         ([gpu(2, cpus=4)], {"cpus_per_fold": 9}, {}, "Nearest that fits: --cpus-per-fold 4"),

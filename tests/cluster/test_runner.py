@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,7 +68,8 @@ def test_events_are_those_of_the_plain_loop():
 def test_a_killed_worker_is_a_failed_event_and_goes_on_from_its_state():
     runner = RayRunner(fold_task(), PLAN, Request("cpu", 1))
     events = collect(runner, [Job(1)], lambda failed: runner.submit(Job(1, attempt=1, state=b"2")))
-    assert [type(e).__name__ for e in events] == ["Started", "EpochEnd", "EpochEnd", "Failed", "Started", "EpochEnd", "FoldResult"]  # fmt: skip
+    names = [type(e).__name__ for e in events]
+    assert names == ["Started", "EpochEnd", "EpochEnd", "Failed", "Started", "EpochEnd", "FoldResult"]
     assert events[3].cause == "worker-died"
     assert events[5].epoch == 2
 
@@ -80,9 +82,11 @@ def test_at_most_max_parallel_run_at_once():
         time.sleep(0.3)
         yield FoldResult(job.fold, *[np.array([started, time.time()])] * 4, 0, [], b"", {}, 0)
 
-    events = collect(RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)])
+    events = collect(
+        RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)]
+    )
     spans = sorted(tuple(event.valid_pred) for event in events if isinstance(event, FoldResult))
-    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:]))
+    assert all(first[1] <= second[0] for first, second in pairwise(spans))
 
 
 @pytest.mark.usefixtures("own_ray")

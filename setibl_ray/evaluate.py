@@ -1,0 +1,77 @@
+"""`python -m setibl_ray.evaluate RUN`: score a run, and with --baselines ask whether to believe the score."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from setibl_ray import cli, metrics
+from setibl_ray.runs import Run, load_run
+from setibl_ray.summary import number, spread, summary_lines
+
+
+class Evaluate(cli.Command):
+    """Write RUN/metrics.json anew and print it; `python -m setibl_ray.report RUN` draws it."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.evaluate")
+
+    run: CliPositionalArg[str]
+    """Run folder or URL."""
+    baselines: bool = False
+    """Score simple methods on the same folds, and look for leaks (reads the shards)."""
+    rows: Annotated[int, Field(ge=100)] = 5000
+    """Cadences of each split that --baselines reads at most, drawn at random."""
+    data: str | None = None
+    """Where the shards are now [where the run read them]."""
+    bootstrap: Annotated[int, Field(ge=10)] = 500
+    """Resamples behind each interval."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the resamples and of the rows drawn."""
+
+
+def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, Any]:
+    """What metrics.json says of a run; keeps what only `cv` and `--baselines` know."""
+    fresh = metrics.summarise(run.oof, n_bootstrap=n_bootstrap, seed=seed)
+    for fold in fresh["folds"]:
+        fold["best_epoch"] = run.best_epochs.get(fold["fold"])
+    return {**(run.metrics or {}), **fresh}
+
+
+def trust_lines(summary: dict[str, Any]) -> list[str]:
+    """Baselines and checks as text."""
+    lines = [
+        f"{row['name']:34}AUC {number(row['auc'])} {spread(row['interval'])}"
+        for row in summary.get("baselines", [])
+    ]
+    marks = {"ok": "✓", "look": "?", "problem": "✗"}
+    return [
+        *lines,
+        *(f"{marks[check['state']]} {check['name']}: {check['says']}" for check in summary.get("trust", [])),
+    ]
+
+
+def main(options: Evaluate) -> int:
+    run = load_run(options.run)
+    summary = evaluate(run, n_bootstrap=options.bootstrap, seed=options.seed)
+    if options.baselines:
+        from setibl_ray import probes
+        from setibl_ray.pixels import open_pixels
+
+        summary |= probes.examine(
+            run, open_pixels(run, options.data), max_rows=options.rows, seed=options.seed
+        )
+    run.folder.write_json("metrics.json", summary)
+    print("\n".join([*summary_lines(summary), *trust_lines(summary)]))
+    return 0
+
+
+def entry(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Evaluate, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,82 @@
+"""`python -m setibl_ray.report RUN…`: one run's report.html, or a comparison of several."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from setibl_ray import cli
+from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.runfolder import RunFolder
+from setibl_ray.runs import load_run
+
+
+class Report(cli.Command):
+    """Write RUN/report.html, a page that needs no network; with several runs, a comparison of them."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.report")
+
+    runs: CliPositionalArg[list[str]]
+    """Run folders or URLs."""
+    out: str | None = None
+    """HTML file to write [RUN/report.html, or comparison.html here]."""
+    data: str | None = None
+    """Where the shards are now, for pictures [where the run read them]."""
+
+
+def write_report(folder: str, data: str | None = None) -> str:
+    """Write a finished run's report.html into its folder.
+
+    Args:
+      folder: run folder or URL.
+      data: where its shards are; by default where they were. Without them, the report has no waterfalls and
+        says so.
+
+    Returns:
+      Where the report is.
+    """
+    run_folder = RunFolder(folder)
+    run_folder.write("report.html", _page(folder, data))
+    return run_folder.path("report.html")
+
+
+def _page(folder: str, data: str | None) -> str:
+    from setibl_ray.pixels import open_pixels
+    from setibl_ray.reporting import build
+
+    run = load_run(folder)
+    try:
+        pixels, reason = open_pixels(run, data), ""
+    except DataError as error:
+        if data is not None:  # asked for by name: then its absence is an error
+            raise
+        pixels, reason = None, f"No pictures: {error} Give the shards' place with --data."
+    return build.single(run, pixels, reason)
+
+
+def main(options: Report) -> int:
+    if not options.runs:
+        raise ConfigError("expected at least one run folder: python -m setibl_ray.report RUN")
+    if len(options.runs) == 1 and options.out is None:
+        print(write_report(options.runs[0], options.data))
+        return 0
+    if len(options.runs) == 1:
+        text = _page(options.runs[0], options.data)
+    else:
+        from setibl_ray.reporting import build
+
+        text = build.comparison([load_run(run) for run in options.runs])
+    place, _, name = (options.out or "comparison.html").rpartition("/")
+    RunFolder(place or ".").write(name, text)
+    print(options.out or "comparison.html")
+    return 0
+
+
+def entry(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Report, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

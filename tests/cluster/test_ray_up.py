@@ -1,0 +1,197 @@
+"""`ray up clusters/on-premises.yaml` for real: three hosts, a 5-fold job, one host lost, `ray down`.
+
+The hosts are namespaces on this machine (hosts.py). The shipped file itself is under test: only addresses, user
+and key are put in. The hosts' Python environment is this test's own, marked as installed from the lock, so that
+nothing is downloaded; the project is installed into it on every host by the file's own commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import hosts
+import pytest
+import seed_shards
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHIPPED = PROJECT / "clusters/on-premises.yaml"
+DASHBOARD = "http://127.0.0.1:8265"
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_UP_enable_autoscaler_v2": "0"}
+RUN = f"{hosts.HOME}/run"
+LOST = "worker-2"
+
+_reason = hosts.why_not()
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(_reason is not None, reason=f"cannot make hosts here: {_reason}"),
+]
+T = TypeVar("T")
+
+
+def cv(data: Path, out: Path | str) -> list[str]:
+    # Enough epochs that a fold is still training when its host goes.
+    small = "--model efficientnet-nano --weights none --image-size 91x85 --epochs 4 --batch-size 16 --tta 2"
+    command = f"-m setibl_ray.cv --folds 5 --data {data} --out {out} {small} --device cpu --cpus-per-fold 1"
+    return ["python", *command.split()]
+
+
+def test_five_folds_survive_a_lost_host(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    seed_shards.write(data, train_shards=10, test_shards=2, per_shard=24)
+    expected = single_machine_run(data, tmp_path / "expected")
+
+    with hosts.make_hosts(["operator", "head", "worker-1", LOST], shared=[tmp_path]) as machine:
+        operator, head = machine["operator"], machine["head"]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(prepare, machine.values()))
+        quiet = {name: set(machine[name].processes().values()) for name in ("head", "worker-1")}
+        file = tmp_path / "on-premises.yaml"
+        file.write_text(rendered(machine))
+        operator.run(["ray", "get-auth-token", "--generate"])
+        operator.run(["ray", "up", "--no-config-cache", "-y", str(file)], timeout_s=240, **TOKEN)
+        wait_until("three nodes", 180, lambda: active_nodes(head) == 3)
+
+        with dashboard(operator, file):
+            assert jobs_api(operator, "", token=False) == "401", "a client without the token must be refused"
+            job = ["ray", "job", "submit", "--address", DASHBOARD, "--submission-id", "cv", "--no-wait", "--"]
+            operator.run([*job, *cv(data, RUN)], **TOKEN)
+
+            wait_until("an epoch on " + LOST, 300, lambda: folds_in_training(head, operator))
+            machine[LOST].power_off()
+
+            status = wait_until("the job's end", 420, lambda: job_end(operator))
+            assert status == "SUCCEEDED", job_logs(operator)
+
+        fetched = tmp_path / "fetched"
+        operator.run(["ray", "rsync-down", str(file), f"{RUN}/", str(fetched)], **TOKEN)
+        assert (fetched / "oof.csv").read_bytes() == (expected / "oof.csv").read_bytes()
+        assert (fetched / "submission.csv").read_bytes() == (expected / "submission.csv").read_bytes()
+        attempts = [
+            attempt
+            for fold in json.loads((fetched / "manifest.json").read_text())["folds"].values()
+            for attempt in fold["attempts"]
+        ]
+        assert any(attempt.get("outcome") == "failed" and attempt["node"] == LOST for attempt in attempts)
+
+        operator.run(["ray", "down", "-y", str(file)], timeout_s=120, **TOKEN)
+        for name, before in quiet.items():
+            left = [line for line in machine[name].processes().values() if line not in before]
+            assert not [line for line in left if "sshd" not in line], f"{name} still runs {left}"
+
+
+def single_machine_run(data: Path, out: Path) -> Path:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, *cv(data, out)[1:], "--runner", "local"],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=420,
+    )
+    assert done.returncode == 0, done.stdout
+    return out
+
+
+def prepare(host: hosts.Host) -> None:
+    """What an administrator has done beforehand: keys, and (here) the locked environment with pip in it."""
+    host.run(["bash", "-c", 'mkdir -m 700 ~/.ssh && install -m 600 "$0" ~/.ssh/setibl_ed25519', host.key])
+    host.run(["python", "-m", "ensurepip"], timeout_s=180)
+    stamp = hashlib.sha256((PROJECT / "requirements.lock").read_bytes()).hexdigest() + "  - "
+    host.run(["bash", "-c", f"echo '{stamp}' > {hosts.ENVIRONMENT}/.setibl-lock"])
+
+
+def rendered(machine: dict[str, hosts.Host]) -> str:
+    """The shipped file with this test's addresses, user and key."""
+    config = yaml.safe_load(SHIPPED.read_text())
+    workers = [host.address for name, host in machine.items() if name.startswith("worker")]
+    config["provider"] |= {"head_ip": machine["head"].address, "worker_ips": workers}
+    config["auth"]["ssh_user"] = "root"
+    assert config["auth"]["ssh_private_key"] == "~/.ssh/setibl_ed25519"
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def wait_until(what: str, deadline_s: float, probe: Callable[[], T]) -> T:
+    """The first true answer of `probe`.
+
+    Raises:
+      AssertionError: none came in time.
+    """
+    deadline = time.monotonic() + deadline_s
+    while not (answer := probe()):
+        assert time.monotonic() < deadline, f"no {what} within {deadline_s} s"
+        time.sleep(1)
+    return answer
+
+
+def active_nodes(head: hosts.Host) -> int:
+    status = head.run(["ray", "status"], check=False, **TOKEN).stdout
+    active = status.partition("Active:")[2].partition("Pending:")[0]
+    return sum(int(line.split()[0]) for line in active.splitlines() if "local.cluster.node" in line)
+
+
+@contextlib.contextmanager
+def dashboard(operator: hosts.Host, file: Path) -> Iterator[None]:
+    """`ray dashboard FILE`, the documented tunnel, for the length of the block."""
+    command = operator.command(["ray", "dashboard", str(file)], **TOKEN)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as tunnel:
+        try:
+            wait_until("tunnel to the dashboard", 60, lambda: jobs_api(operator, "", token=False) == "401")
+            yield
+        finally:
+            # Killing nsenter would leave what it started; this looks at the operator's own pid namespace only.
+            operator.run(["pkill", "-f", "ray dashboard"], check=False)
+            operator.run(["pkill", "ssh$"], check=False)
+            tunnel.kill()
+
+
+def jobs_api(operator: hosts.Host, path: str, token: bool = True) -> str:
+    """The dashboard's answer: a body, or an HTTP error's number. (`ray job` takes seconds of CPU a call.)"""
+    code = (
+        "import os, sys, urllib.error, urllib.request as r\n"
+        "token = open(os.path.expanduser('~/.ray/auth_token')).read().strip()\n"
+        "headers = {'Authorization': 'Bearer ' + token} if sys.argv[2] == 'True' else {}\n"
+        "request = r.Request(sys.argv[1], headers=headers)\n"
+        "try: print(r.urlopen(request, timeout=10).read().decode())\n"
+        "except urllib.error.HTTPError as error: print(error.code)\n"
+        "except OSError as error: print('no answer:', error)\n"
+    )
+    return operator.run(["python", "-c", code, f"{DASHBOARD}/api/jobs/{path}", str(token)]).stdout.strip()
+
+
+def folds_in_training(head: hosts.Host, operator: hosts.Host) -> list[str]:
+    """Folds that have finished an epoch on the host that will be lost, and are still at it."""
+    assert job_end(operator) is None, job_logs(operator)
+    manifest = head.run(["cat", f"{RUN}/manifest.json"], check=False)
+    states = head.run(["find", RUN, "-name", "state-*"], check=False).stdout
+    if manifest.returncode:
+        return []
+    return [
+        fold
+        for fold, entry in json.loads(manifest.stdout)["folds"].items()
+        if entry["state"] == "running" and entry["attempts"][-1]["node"] == LOST and f"fold-{fold}/" in states
+    ]
+
+
+def job_end(operator: hosts.Host) -> str | None:
+    answer = jobs_api(operator, "cv")
+    status = json.loads(answer)["status"] if answer.startswith("{") else answer
+    return status if status in ("SUCCEEDED", "FAILED", "STOPPED") else None
+
+
+def job_logs(operator: hosts.Host) -> str:
+    shown = operator.run(["ray", "job", "logs", "--address", DASHBOARD, "cv"], check=False, **TOKEN)
+    return shown.stdout[-5000:]

@@ -1,0 +1,126 @@
+"""A headless Chromium for tests, spoken to through chromedriver's own HTTP protocol: no further package."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+def missing() -> str:
+    """What is not installed of chromium and chromedriver, or ""."""
+    names = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    return f"no {' and no '.join(names)} on PATH" if names else ""
+
+
+class Browser:
+    def __init__(self, url: str, session: str) -> None:
+        self._url, self._session = url, session
+
+    def call(self, path: str, body: Any = None) -> Any:
+        return _call(f"{self._url}/session/{self._session}/{path}", body)
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        return self.call("goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def run(self, script: str) -> Any:
+        return self.call("execute/sync", {"script": script, "args": []})
+
+    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
+        """Open a file as a device of this width shows it, and wait until its figures are drawn."""
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=900, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("url", {"url": page.resolve().as_uri()})
+        deadline = time.monotonic() + 60
+        while not self.run("return document.documentElement.dataset.drawn"):
+            assert time.monotonic() < deadline, f"figures were not drawn in 60 s: {self.errors()}"
+            time.sleep(0.1)
+
+    def errors(self) -> list[str]:
+        """Console messages of level warning and up since the last call, uncaught exceptions among them."""
+        entries = self.call("se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+
+    def screenshot(self, path: Path, *, top: float = 0, height: float | None = None) -> None:
+        """PNG of the page from `top`, all of it by default."""
+        size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {
+            "x": 0, "y": top, "width": size["width"], "height": height or size["height"] - top, "scale": 1,
+        }  # fmt: skip
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def _call(url: str, body: Any = None, method: str | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)["value"]
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser with a profile of its own, gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile,
+        subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as driver,
+    ):
+        try:
+            assert driver.stdout is not None
+            port = next(
+                found[1]
+                for line in driver.stdout
+                if (found := re.search(r"started successfully on port (\d+)", line))
+            )
+            url = f"http://127.0.0.1:{port}"
+            options = {"args": [*FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            session = _call(f"{url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+            try:
+                yield Browser(url, session)
+            finally:
+                _call(f"{url}/session/{session}", method="DELETE")
+        finally:
+            driver.terminate()
+
+
+if __name__ == "__main__":  # python tests/report/browser.py RUN/report.html picture.png --height 1500
+    parser = argparse.ArgumentParser(description="Screenshot of a report.")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--top", type=float, default=0)
+    parser.add_argument("--height", type=float)
+    parser.add_argument("--dark", action="store_true")
+    options = parser.parse_args()
+    with browser() as chromium:
+        chromium.open(options.page, width=options.width, dark=options.dark)
+        chromium.screenshot(options.out, top=options.top, height=options.height)

@@ -1,0 +1,134 @@
+"""The trainer: what a fold leaves behind must not reach the next, and a resumed fold must not differ."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from setibl_ray.config import parse
+from setibl_ray.train import trainer as trainers
+from setibl_ray.train.device import Device
+from setibl_ray.train.trainer import FoldState, Trainer
+
+SHAPE = (40, 36, 3)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(32, *SHAPE)).astype(np.float32)
+    targets = rng.integers(0, 2, (32, 1)).astype(np.float32)
+    return tf.data.Dataset.from_tensor_slices((images, targets)).batch(8, drop_remainder=True)
+
+
+def make(**fields):
+    config = parse(
+        {"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8, **fields}
+    )
+    device = Device("cpu", tf.distribute.get_strategy(), 1)
+    return Trainer(SimpleNamespace(config=config, build_model=None), config.for_fold(0), SHAPE, device)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return make()
+
+
+def train(trainer, batches, epochs):
+    for epoch in epochs:
+        logs = trainer.train_epoch(batches, learning_rate=1e-3, key=epoch)
+        assert set(logs) == {"loss", "auc"}
+    return trainer.capture()
+
+
+def equal(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_reset_trainer_repeats_itself(trainer, batches):
+    trainer.reset()
+    first = train(trainer, batches, range(2))
+    trainer.reset()
+    again = train(trainer, batches, range(2))
+    equal(first[0], again[0])
+    equal(first[1], again[1])
+
+
+def test_dropout_follows_from_the_key_alone(trainer, batches):
+    trainer.reset()
+    one = train(trainer, batches, [5])
+    trainer.reset()
+    other = train(trainer, batches, [6])
+    assert trainer._generators
+    assert any((a != b).any() for a, b in zip(one[0], other[0]))
+
+
+def test_a_state_travels_as_bytes_and_goes_on_in_a_new_trainer(trainer, batches):
+    trainer.reset()
+    whole = train(trainer, batches, range(3))
+    trainer.reset()
+    weights, optimizer = train(trainer, batches, range(2))
+    row = {"epoch": 1, "val_auc": float("nan")}
+    state = FoldState(2, weights, optimizer, weights, 0.7, 1, np.ones(3, np.float32), [row])
+    back = FoldState.from_bytes(state.to_bytes())
+    equal(back.weights, weights)
+    equal(back.optimizer, optimizer)
+    assert (back.epochs_done, back.best_auc, back.best_epoch) == (2, 0.7, 1)
+    assert np.isnan(back.history[0]["val_auc"])
+
+    fresh = make()
+    fresh.restore(back)
+    resumed = train(fresh, batches, [2])
+    equal(resumed[0], whole[0])
+    equal(resumed[1], whole[1])
+
+
+def test_the_process_keeps_one_trainer_and_what_does_not_shape_it_may_change(monkeypatch):
+    monkeypatch.setattr(trainers, "_kept", None)
+    base = {"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8}
+    device = Device("cpu", tf.distribute.get_strategy(), 1)
+
+    def get(**fields):
+        config = parse({**base, **fields})
+        plan = SimpleNamespace(config=config, build_model=None)
+        return trainers.trainer_for(plan, config.for_fold(0), SHAPE, device)
+
+    first = get()
+    assert get(schedule={"lr_max": 0.5}, augment={"strength": 0}, epochs=3) is first
+    assert get(label_smoothing=0.2) is not first
+
+
+def test_focal_loss_is_tensorflow_addons_on_smoothed_targets():
+    focal = trainers.SmoothedFocal(0.1)
+    target, pred = np.array([[1.0], [0.0]], np.float32), np.array([[0.8], [0.3]], np.float32)
+    smooth = target * 0.9 + 0.05
+    cross = -(smooth * np.log(pred) + (1 - smooth) * np.log(1 - pred))
+    p_t = smooth * pred + (1 - smooth) * (1 - pred)
+    alpha = smooth * 0.25 + (1 - smooth) * 0.75
+    assert float(focal(target, pred)) == pytest.approx(
+        float(np.mean(alpha * (1 - p_t) ** 2 * cross)), rel=1e-4
+    )
+
+
+def test_steps_compile_under_xla(batches):
+    """Static shapes and no host op in a step: as near to a TPU as a CPU comes."""
+    compiled, plain = make(jit_compile=True), make()
+    assert compiled.model.jit_compile
+    logs = [trainer.train_epoch(batches, learning_rate=1e-3, key=1) for trainer in (compiled, plain)]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=0.05)
+    images = batches.map(lambda image, _: image)
+    assert compiled.predict(images, 30).shape == (30,)
+    assert np.isfinite(compiled.predict(images, 32)).all()
+
+
+def test_mixed_precision_predicts_in_float32(batches):
+    trainer = make(mixed_precision=True)
+    try:
+        trainer.train_epoch(batches, learning_rate=1e-3, key=1)
+        assert trainer.model.layers[1].compute_dtype == "bfloat16"
+        assert trainer.predict(batches.map(lambda image, _: image), 32).dtype == np.float32
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
