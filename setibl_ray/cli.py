@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
+from setibl_ray import interrupts
 from setibl_ray.config import explain
-from setibl_ray.errors import ConfigError, SetiblError
+from setibl_ray.errors import ConfigError, Interrupted, SetiblError
 
 
 class Command(BaseSettings):
@@ -42,10 +43,14 @@ C = TypeVar("C", bound=Command)
 def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, call `main`, and return the exit code; a SetiblError becomes one line on stderr."""
     try:
-        return main(parse(command, argv))
+        with interrupts.as_keyboard_interrupt():
+            return main(parse(command, argv))
     except SetiblError as error:
         print(f"{_program(command)}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{_program(command)}: interrupted", file=sys.stderr)
+        return Interrupted.exit_code
     except BrokenPipeError:  # `… | head` went away: not this command's failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

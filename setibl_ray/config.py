@@ -275,6 +275,16 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
     return values or {}
 
 
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Mappings on top of each other, later ones winning, sections field by field."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
 def parse(values: dict[str, Any]) -> Config:
     """Validate plain values.
 

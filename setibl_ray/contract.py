@@ -12,9 +12,11 @@ import os
 import pkgutil
 import platform
 import socket
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -27,7 +29,16 @@ if TYPE_CHECKING:
     from setibl_ray.data.shards import DataIndex
 
 Cause = Literal[
-    "config", "data", "device-memory", "tpu-busy", "code", "worker-died", "node-died", "host-memory"
+    "config",
+    "data",
+    "device-memory",
+    "tpu-busy",
+    "code",
+    "worker-died",
+    "node-died",
+    "host-memory",
+    "time-limit",
+    "no-node",
 ]
 
 
@@ -51,11 +62,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at one fold. `state` is what the last `EpochEnd` of an earlier attempt left, if any."""
+    """One attempt at one fold.
+
+    Attributes:
+      state: what the last `EpochEnd` of an earlier attempt left, if any.
+      avoid: `node_id`s that this attempt should not run on, as long as another node can take it.
+    """
 
     fold: int
     attempt: int = 0
     state: bytes | None = field(default=None, repr=False)
+    avoid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class Place:
     n_replicas: int
     threads: int
     visible: dict[str, str]  # the variables that tell frameworks which accelerators are theirs
+    node_id: str = ""  # the cluster's own name of the node, filled in by a runner that has one
 
     @classmethod
     def here(cls, device: str, n_replicas: int, threads: int) -> Place:
@@ -108,7 +126,9 @@ class FoldResult:
     test_pred_no_tta: np.ndarray
     best_epoch: int
     history: list[dict[str, float]]
-    weights: bytes = field(repr=False)  # HDF5, as Keras' save_weights writes it; empty where they are not kept
+    weights: bytes = field(
+        repr=False
+    )  # HDF5, as Keras' save_weights writes it; empty where they are not kept
     timings: dict[str, float]
     peak_memory_bytes: int
 
@@ -121,6 +141,12 @@ class Failed:
     cause: Cause
     message: str
     details: str = field(default="", repr=False)  # the worker's traceback
+    node: str = ""  # where it ran, as far as the runner knows: an attempt may die before it can say `Started`
+    node_id: str = ""
+
+    @classmethod
+    def late(cls, fold: int, timeout_s: float | None) -> Failed:
+        return cls(fold, "time-limit", f"not done after {timeout_s:g} s (--fold-timeout-s)")
 
     @classmethod
     def from_exception(cls, fold: int, error: BaseException) -> Failed:
@@ -148,7 +174,7 @@ Event: TypeAlias = Started | EpochEnd | FoldResult | Failed
 Task = Callable[[Plan, Job], Iterator[Event]]
 
 
-def events_of(task: Task | str, plan: Plan, job: Job) -> Iterator[Event]:
+def events_of(task: Task | str, plan: Plan, job: Job) -> Generator[Event, None, None]:
     """Run a task; an exception becomes its last event, since tracebacks with TensorFlow objects do not travel.
 
     A task may be named (`package.module:function`), so that a driver need not import what only workers need.
@@ -175,11 +201,15 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """A plain loop in this process: one job after another. The readable specification of a runner."""
+    """A plain loop in this process: one job after another. The readable specification of a runner.
 
-    def __init__(self, task: Task | str, plan: Plan) -> None:
+    Nothing can stop a step of its own process, so `timeout_s` is looked at when an event comes.
+    """
+
+    def __init__(self, task: Task | str, plan: Plan, timeout_s: float | None = None) -> None:
         self._task = task
         self._plan = plan
+        self._timeout_s = timeout_s
         self._jobs: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
@@ -187,7 +217,15 @@ class LocalRunner:
 
     def events(self) -> Iterator[Event]:
         while self._jobs:
-            yield from events_of(self._task, self._plan, self._jobs.popleft())
+            job = self._jobs.popleft()
+            started = time.monotonic()
+            with closing(events_of(self._task, self._plan, job)) as events:
+                for event in events:
+                    yield event
+                    late = self._timeout_s and time.monotonic() - started > self._timeout_s
+                    if late and isinstance(event, Started | EpochEnd):
+                        yield Failed.late(job.fold, self._timeout_s)
+                        break
 
     def cancel(self) -> None:
         self._jobs.clear()

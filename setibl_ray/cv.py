@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.config import Config, load_yaml, parse
+from setibl_ray.config import Config, load_yaml, merge, parse
 from setibl_ray.errors import ConfigError
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
@@ -49,7 +48,7 @@ class Cv(Config, cli.Command):
     config: str | None = None
     """YAML file with any of these fields; flags come before it."""
     resume: bool = False
-    """Go on with the run in --out: finished folds are kept, unfinished ones continue at their last epoch."""
+    """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
     runner: Literal["ray", "local"] = "ray"
     """ray, or local for a plain loop in this process."""
     address: str | None = None
@@ -63,32 +62,28 @@ class Cv(Config, cli.Command):
     placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for a cluster to grow before an impossible request is refused."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    """Retries of a fold whose worker or node died."""
+    """Retries of a fold whose worker or node died, without an epoch finished in between."""
+    fold_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
+    on_bad_record: Literal["fail", "skip"] | None = None
+    """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
 
 
 RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
 
 
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Mappings on top of each other, later ones winning, sections field by field."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-            merged[name] = merge(merged[name], value) if both else value
-    return merged
-
-
 def resolve(options: Cv) -> Config:
-    return parse(layered(options, RUN_FIELDS))
+    """What the flags say of the config; a resumed run has its own below them, not the demo's."""
+    return parse(layered(options, RUN_FIELDS, {} if options.data or options.resume else DEMO))
 
 
-def layered(options: Any, own_fields: frozenset[str]) -> dict[str, Any]:
-    """The config of a command: defaults, below the demo's values if there is no --data, below --config, below flags.
+def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) -> dict[str, Any]:
+    """Config values of a command: `lowest`, below --config, below flags.
 
     Args:
-      options: a command with `data` and `config`.
+      options: a command with `config`.
       own_fields: its fields that are not the config's.
+      lowest: what stands above the defaults.
     """
     flags = {
         name: value
@@ -99,7 +94,7 @@ def layered(options: Any, own_fields: frozenset[str]) -> dict[str, Any]:
         name.replace("-", "_"): value
         for name, value in (load_yaml(options.config) if options.config else {}).items()
     }
-    return merge({} if options.data else DEMO, file, flags)
+    return merge(lowest, file, flags)
 
 
 def main(options: Cv) -> int:
@@ -117,11 +112,10 @@ def main(options: Cv) -> int:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
     data = options.data
-    if data is None:
+    if data is None and not options.resume:
         say("no --data: running on the embedded demo set of simulated cadences")
         data = str(demo_dataset())
-    say(f"data {data}, run folder {out}")
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}")
     done = cross_validate(
         config,
         data=data,
@@ -134,8 +128,10 @@ def main(options: Cv) -> int:
             labels=dict(label.split("=", 1) for label in options.label),
             placement_timeout_s=options.placement_timeout_s,
             max_retries=options.max_retries,
+            fold_timeout_s=options.fold_timeout_s,
         ),
         resume=options.resume,
+        on_bad_record=options.on_bad_record,
         console=console,
     )
     for line in summary_lines(done.metrics):

@@ -11,22 +11,25 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from setibl_ray import folds, metrics, oof
+from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import EpochEnd, Event, Failed, FoldResult, Job, LocalRunner, Plan, Runner, Started
 from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError
+from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError, RunStoppedError
 from setibl_ray.failures import Decision, decide
 from setibl_ray.manifest import Manifest, describe
+from setibl_ray.memory import largest_fold_bytes
 from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
 
@@ -47,7 +50,8 @@ class Where:
       accelerator_type: Ray's name of a generation, such as TPU-V4 or A100.
       labels: node labels that a fold's node must carry.
       placement_timeout_s: how long to wait for a cluster to grow before an impossible request is refused.
-      max_retries: retries of one fold after its worker or node died.
+      max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
+      fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
     """
 
     runner: Literal["ray", "local"] = "ray"
@@ -57,6 +61,17 @@ class Where:
     labels: Mapping[str, str] = field(default_factory=dict)
     placement_timeout_s: float = 0.0
     max_retries: int = 3
+    fold_timeout_s: float | None = None
+
+    def flags(self) -> list[str]:
+        """These as `cv` takes them, the defaults left out."""
+        flags = []
+        for name, value in vars(self).items():
+            if name == "labels":
+                flags += [part for key, label in value.items() for part in ("--label", f"{key}={label}")]
+            elif value != getattr(Where, name):
+                flags += [f"--{name.replace('_', '-')}", str(value)]
+        return flags
 
 
 @dataclass(frozen=True)
@@ -70,10 +85,11 @@ class CrossValidation:
 def cross_validate(
     config: Config | Mapping[str, Any] | None = None,
     *,
-    data: str,
+    data: str | None = None,
     out: str,
     where: Where | None = None,
     resume: bool = False,
+    on_bad_record: Literal["fail", "skip"] | None = None,
     build_model: Callable[..., Any] | None = None,
     console: Console | None = None,
 ) -> CrossValidation:
@@ -81,10 +97,13 @@ def cross_validate(
 
     Args:
       config: a `Config`, or a mapping of its fields; None for the defaults.
-      data: folder or URL of training and test shards.
+      data: folder or URL of training and test shards; with `resume` the run's own if left out.
       out: run folder or URL to write.
       where: where folds run.
-      resume: go on with the unfinished folds of the run at `out`.
+      resume: go on with the unfinished folds of the run at `out`. What `config` leaves out is the run's own then,
+        what it sets must not contradict it.
+      on_bad_record: refuse data with an unusable record [the default], or leave such records out and list them in
+        manifest.json.
       build_model: (image_shape, config, fold_config) -> uncompiled Keras model with one sigmoid output,
         instead of the config's backbone. Runs in the fold tasks.
       console: where progress is shown.
@@ -92,36 +111,69 @@ def cross_validate(
     Raises:
       ConfigError, DataError, RunFolderError: found before any training.
       FoldFailedError: a fold failed for good; the others are in the run folder.
+      RunStoppedError: the run folder could not be written any more, or the cluster was lost.
       Interrupted: Ctrl-C; what was finished is in the run folder.
     """
     where = where or Where()
-    config = config if isinstance(config, Config) else parse(dict(config or {}))
-    index = read_index(data)
-    config = check(config, index)
-    fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
-    check_batches(config, fold_of_row)
+    given = config if isinstance(config, Config) else parse(dict(config or {}))
     folder = RunFolder(out)
-    scratch = tempfile.gettempdir() + f"/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
-    plan = Plan(config, index, fold_of_row, scratch, build_model=build_model)
-    with runner_for(plan, where, console) as (runner, plan):
-        manifest = open_run(folder, plan, resume)
-        results = finished_folds(folder, manifest, plan) if resume else {}
-        todo = [fold for fold in range(plan.config.folds) if fold not in results]
-        with Progress(todo, console) as progress:
-            try:
+    with folder.locked():
+        if resume:
+            earlier, own = taken_up.load(folder)
+            config = taken_up.run_config(folder, own, given)
+            data = data or earlier.content["data"]["root"]
+            on_bad_record = on_bad_record or earlier.content["data"]["on_bad_record"]
+        else:
+            taken_up.refuse_existing(folder)
+            config = given
+        if data is None:
+            raise ConfigError(
+                "data: expected a folder or URL of shards; only a run that is resumed knows its own"
+            )
+        index = read_index(data, on_bad_record=on_bad_record or "fail")
+        config = check(config, index)
+        fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
+        check_batches(config, fold_of_row)
+        scratch = tempfile.gettempdir() + f"/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
+        plan = Plan(config, index, fold_of_row, scratch, build_model=build_model)
+        with runner_for(plan, where, console) as (runner, plan):
+            manifest = open_run(folder, plan, resume, on_bad_record or "fail")
+            with (
+                _resumable(folder, manifest, plan, where),
+                Progress(range(config.folds), console) as progress,
+            ):
+                results = taken_up.finished_folds(folder, manifest, plan, progress.say) if resume else {}
+                todo = [fold for fold in range(config.folds) if fold not in results]
                 results |= run_folds(runner, folder, manifest, plan, todo, where.max_retries, progress)
-            except KeyboardInterrupt:
-                runner.cancel()
-                raise Interrupted(
-                    f"interrupted; finished folds and epochs are kept. {resuming(folder)}"
-                ) from None
-    if manifest.failed_folds:
-        failed = manifest.failed_folds
+                _all_done(manifest)
+                return gather_run(folder, manifest, plan, results)
+
+
+@contextmanager
+def _resumable(folder: RunFolder, manifest: Manifest, plan: Plan, where: Where) -> Iterator[None]:
+    """Whatever ends a run that has begun leaves its state behind and says how to go on from it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(RunFolderError):
+            manifest.interrupted()
+            manifest.save()
+        raise Interrupted(
+            f"interrupted; finished folds and epochs are kept. {resuming(folder, plan, where)}"
+        ) from None
+    except (RunFolderError, RunStoppedError) as error:
+        raise RunStoppedError(
+            f"{error} Everything before is kept. {resuming(folder, plan, where)}"
+        ) from error
+    except FoldFailedError as error:
+        raise FoldFailedError(f"{error} The others are kept. {resuming(folder, plan, where)}") from None
+
+
+def _all_done(manifest: Manifest) -> None:
+    failed = manifest.failed_folds
+    if failed:
         reasons = "; ".join(f"fold {f}: {manifest.fold(f)['attempts'][-1]['message']}" for f in failed)
-        raise FoldFailedError(
-            f"{len(failed)} of {config.folds} folds failed ({reasons}). The others are kept. {resuming(folder)}"
-        )
-    return gather_run(folder, manifest, plan, results)
+        raise FoldFailedError(f"{len(failed)} of {len(manifest.content['folds'])} folds failed ({reasons}).")
 
 
 def check(config: Config, index: DataIndex) -> Config:
@@ -163,26 +215,50 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
     from rich.console import Console as RichConsole
 
     console = console or RichConsole()
-    if where.runner == "local":
-        cores = len(os.sched_getaffinity(0))
-        share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
-        plan = _placed(plan, plan.config.device, share)
-        yield LocalRunner(FIT_FOLD, plan), plan
-        return
-    from setibl_ray.cluster import connect, placement
-    from setibl_ray.cluster.runner import RayRunner
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    with _caches_removed():
+        if where.runner == "local":
+            cores = len(os.sched_getaffinity(0))
+            share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
+            plan = _placed(plan, plan.config.device, share)
+            yield LocalRunner(FIT_FOLD, plan, where.fold_timeout_s), plan
+            return
+        from setibl_ray.cluster import connect, placement
+        from setibl_ray.cluster.runner import RayRunner
 
-    with connect.connected(where.address) as greeting:
-        console.print(greeting, highlight=False, markup=False)
-        request = placement.wait_for_placement(
-            lambda: placement.request_for(
-                plan.config, placement.cluster_nodes(), where.accelerator_type, where.labels
-            ),
-            where.placement_timeout_s,
-            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
-        )
-        plan = _placed(plan, request.device, request.cpus)
-        yield RayRunner(FIT_FOLD, plan, request, where.workers), plan
+        with connect.connected(where.address) as greeting:
+            say(greeting)
+            request = placement.wait_for_placement(
+                lambda: placement.request_for(
+                    plan.config, placement.cluster_nodes(), where.accelerator_type, where.labels
+                ),
+                where.placement_timeout_s,
+                say,
+            )
+            plan = _placed(plan, request.device, request.cpus)
+            request = placement.with_memory(
+                request,
+                largest_fold_bytes(plan.config, request.device, request.cpus),
+                placement.cluster_nodes(),
+            )
+            runner = RayRunner(FIT_FOLD, plan, request, where.workers, timeout_s=where.fold_timeout_s)
+            try:
+                yield runner, plan
+            finally:
+                runner.cancel()
+                runner.on_every_node("setibl_ray.data.panels:remove_all_unused")
+
+
+@contextmanager
+def _caches_removed() -> Iterator[None]:
+    """Leave no decoded panels on this machine: not this run's, nor those of a run that was killed."""
+    from setibl_ray.data.panels import remove_all_unused
+
+    remove_all_unused()
+    try:
+        yield
+    finally:
+        remove_all_unused()
 
 
 def _placed(plan: Plan, device: str, cpus: int) -> Plan:
@@ -207,7 +283,7 @@ def run_folds(
       ConfigError: a fold found that no fold of this config can work.
     """
     results: dict[int, FoldResult] = {}
-    for event, decision in follow_folds(runner, folder, manifest, plan, todo, max_retries):
+    for event, decision in follow_folds(runner, folder, manifest, plan, todo, max_retries, progress.say):
         if isinstance(event, FoldResult):
             results[event.fold] = event
         progress.update(event, decision)
@@ -215,7 +291,13 @@ def run_folds(
 
 
 def follow_folds(
-    runner: Runner, folder: RunFolder, manifest: Manifest, plan: Plan, todo: list[int], max_retries: int
+    runner: Runner,
+    folder: RunFolder,
+    manifest: Manifest,
+    plan: Plan,
+    todo: Sequence[int],
+    max_retries: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[Event, Decision | None]]:
     """Run folds, write down what happens as it happens, and try failed attempts again where that helps.
 
@@ -225,38 +307,46 @@ def follow_folds(
     Raises:
       ConfigError: a fold found that no fold of this config can work.
     """
-    failures: dict[int, list[Failed]] = {fold: [] for fold in todo}
+    failures: dict[int, list[Failed]] = {fold: [] for fold in todo}  # since its last finished epoch
+    avoid: dict[int, tuple[str, ...]] = dict.fromkeys(todo, ())
+    next_epoch: dict[int, int] = {}
+
+    def submit(fold: int) -> None:
+        last = folder.last_state(fold)
+        for name in last.damaged:
+            say(f"fold {fold}  {name} is damaged; going on from epoch {last.next_epoch + 1}")
+        next_epoch[fold] = last.next_epoch
+        runner.submit(Job(fold, len(manifest.fold(fold)["attempts"]), last.state, avoid[fold]))
+
     for fold in todo:
-        runner.submit(Job(fold, state=_last_state(folder, fold)))
+        submit(fold)
     for event in runner.events():
-        decision = None
+        fold, decision = event.fold, None
         if isinstance(event, Started):
-            manifest.started(event)
+            manifest.started(event, next_epoch[fold])
         elif isinstance(event, EpochEnd):
-            folder.save_state(event.fold, event.epoch, event.state)
+            folder.save_state(fold, event.epoch, event.state)
+            failures[fold].clear()
         elif isinstance(event, FoldResult):
-            _save_fold(folder, plan, event)
-            manifest.done(event)
+            manifest.done(event, _save_fold(folder, plan, event))
+            folder.remove([*folder.states(fold), f"fold-{fold}/error.txt"])
         else:
-            decision = decide(event, failures[event.fold], max_retries)
-            failures[event.fold].append(event)
+            decision = decide(event, failures[fold], max_retries)
+            failures[fold].append(event)
             manifest.failed(event, decision)
+            if event.details:
+                folder.write(f"fold-{fold}/error.txt", event.details)
             if event.cause == "config":
                 runner.cancel()
                 raise ConfigError(event.message)
+            if decision.action == "retry-elsewhere" and event.node_id:
+                avoid[fold] += (event.node_id,)
             if decision.action != "give-up":
-                runner.submit(Job(event.fold, len(failures[event.fold]), _last_state(folder, event.fold)))
-            elif event.details:
-                folder.write(f"fold-{event.fold}/error.txt", event.details)
+                submit(fold)
         yield event, decision
 
 
-def _last_state(folder: RunFolder, fold: int) -> bytes | None:
-    states = folder.states(fold)
-    return folder.read(states[-1]) if states else None
-
-
-def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> None:
+def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> dict[str, str]:
     from setibl_ray.reporting import training_plot
 
     own = plan.config.for_fold(result.fold)
@@ -266,91 +356,32 @@ def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> None:
 
     valid = plan.index.train.iloc[plan.valid_rows(result.fold)][["image_id", "target"]]
     plot = training_plot.draw(pd.DataFrame(result.history), title)
-    folder.save_fold(result, valid, plan.index.test["image_id"].to_numpy(), plot)
+    return folder.save_fold(result, valid, plan.index.test["image_id"].to_numpy(), plot)
 
 
-def open_run(folder: RunFolder, plan: Plan, resume: bool) -> Manifest:
-    """Begin a run folder, or take up one that exists."""
-    if folder.exists():
-        if not resume:
-            raise RunFolderError(
-                f"{folder} holds a run already. Add --resume to go on with it, or choose another --out."
-            )
-        _same_run(folder, plan)
-        return Manifest.load(folder)
+def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "fail") -> Manifest:
+    """Begin a run folder, or take up one that exists. The caller holds its lock.
+
+    Raises:
+      RunFolderError: there is a run but no `resume`, or the other way round, or it is not this run.
+    """
     if resume:
-        raise RunFolderError(
-            f"--resume: {folder} holds no run (no manifest.json). Leave --resume out to begin one."
-        )
+        manifest, own = taken_up.load(folder)
+        taken_up.same_config(folder, own, plan.config)
+        taken_up.same_data(folder, manifest, plan)
+        folder.remove_temporaries()
+        manifest.resumed(shlex.join(sys.argv))
+        return manifest
+    taken_up.refuse_existing(folder)
     train = plan.index.train
     folder.write("config.yaml", plan.config.to_yaml())
-    assigned = train[["image_id"]].assign(fold=plan.fold_of_row)
-    folder.write_csv("folds.csv", assigned)
+    folder.write_csv("folds.csv", train[["image_id"]].assign(fold=plan.fold_of_row))
     folder.write_csv(
         "records.csv", train[["image_id", "target", "group", "snr", "kind"]].assign(fold=plan.fold_of_row)
     )
-    manifest = Manifest.new(folder, plan.index, plan.config.folds, shlex.join(sys.argv))
+    manifest = Manifest.new(folder, plan.index, plan.config, shlex.join(sys.argv), on_bad_record)
     manifest.save()
     return manifest
-
-
-def _same_run(folder: RunFolder, plan: Plan) -> None:
-    """Raises:
-    RunFolderError: the run there has another config, other data or another format; says which.
-    """
-    import yaml
-
-    from setibl_ray.runfolder import FORMAT
-
-    there = Manifest.load(folder).content
-    if there.get("format") != FORMAT:
-        raise RunFolderError(f"{folder} has run format {there.get('format')}, this version writes {FORMAT}.")
-    if there["data"]["fingerprint"] != plan.index.fingerprint:
-        raise RunFolderError(
-            f"{folder} was made from other data: fingerprint {there['data']['fingerprint'][:12]} of "
-            f"{there['data']['root']}, now {plan.index.fingerprint[:12]} of {plan.index.root}."
-        )
-    old, new = yaml.safe_load(folder.read("config.yaml")), yaml.safe_load(plan.config.to_yaml())
-    changed = list(differences(old, new))
-    if changed:
-        raise RunFolderError(
-            f"{folder} was begun with another config: {'; '.join(changed)}. Resume with the config of "
-            f"{folder.path('config.yaml')}, or choose another --out."
-        )
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name), new.get(name)
-        label = f"{prefix}{name.replace('_', '-')}"
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from differences(before, now, f"{label}.")
-        elif before != now:
-            yield f"{label} was {before}, now {now}"
-
-
-def finished_folds(folder: RunFolder, manifest: Manifest, plan: Plan) -> dict[int, FoldResult]:
-    """The finished folds of a run that is taken up again, read back from its folder."""
-    results = {}
-    for fold in range(plan.config.folds):
-        if not manifest.is_done(fold):
-            continue
-        valid = folder.read_csv(f"fold-{fold}/oof.csv")
-        test = folder.read_csv(f"fold-{fold}/test.csv") if plan.predict_test and len(plan.index.test) else None
-        empty = np.empty(0, np.float32)
-        results[fold] = FoldResult(
-            fold=fold,
-            valid_pred=valid["pred"].to_numpy(np.float32),
-            valid_pred_no_tta=valid["pred_no_tta"].to_numpy(np.float32),
-            test_pred=empty if test is None else test["pred"].to_numpy(np.float32),
-            test_pred_no_tta=empty if test is None else test["pred_no_tta"].to_numpy(np.float32),
-            best_epoch=manifest.fold(fold)["best_epoch"],
-            history=folder.read_csv(f"fold-{fold}/history.csv").to_dict("records"),
-            weights=b"",
-            timings=manifest.fold(fold)["timings"],
-            peak_memory_bytes=manifest.fold(fold)["peak_memory_bytes"],
-        )
-    return results
 
 
 def gather_run(
@@ -383,9 +414,8 @@ def gather_run(
     return CrossValidation(str(folder), summary)
 
 
-def resuming(folder: RunFolder) -> str:
-    """The command that goes on with a run."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments):
-        arguments += ["--out", str(folder)]
-    return f"Resume with: python -m setibl_ray.cv {shlex.join(arguments)} --resume"
+def resuming(folder: RunFolder, plan: Plan, where: Where) -> str:
+    """How to go on with a run; everything but where to run is in its folder."""
+    if plan.build_model is not None:
+        return "Resume with the same call and resume=True."
+    return f"Resume with: python -m setibl_ray.cv --resume --out {shlex.join([str(folder), *where.flags()])}"

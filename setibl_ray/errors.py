@@ -5,6 +5,7 @@
     │   └── PlacementError     no node can ever hold what a fold asks for             exit 2
     ├── DataError              a folder, shard or record is wrong                     exit 2
     ├── RunFolderError         a run folder exists, is locked, or is another run's    exit 2
+    ├── RunStoppedError        storage or cluster was lost during a run; all before is kept   exit 1
     ├── FoldFailedError        a fold (or a trial) failed for good; the rest is kept  exit 1
     └── Interrupted            Ctrl-C or SIGTERM; state is kept                       exit 130
 
@@ -42,6 +43,10 @@ class DataError(SetiblError):
 
 class RunFolderError(SetiblError):
     exit_code = 2
+
+
+class RunStoppedError(SetiblError):
+    exit_code = 1
 
 
 class FoldFailedError(SetiblError):

@@ -6,11 +6,14 @@
 | node-died     | retry on a node that lives, from the last finished epoch                     |
 | host-memory   | retry elsewhere, from the last finished epoch                                |
 | tpu-busy      | retry: the next attempt clears a lock file whose owner is gone               |
+| time-limit    | retry elsewhere, from the last finished epoch: a hung read or device         |
 | device-memory | give up: the same batch would not fit the next time                          |
 | config, data  | give up: nothing changes by trying again                                     |
 | code          | give up: an exception in a model or dataset is deterministic                 |
+| no-node       | give up: the nodes that could hold the fold are gone and none came           |
 
-Retries are capped by `--max-retries` for each fold and counted here: Ray would retry some of these without end.
+`--max-retries` caps the retries of a fold that finishes no epoch in between, so a fold that is preempted every hour
+gets to its end and one that dies at once does not go on for ever. Counted here: Ray would retry some without end.
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ ACTIONS: dict[Cause, Action] = {
     "node-died": "retry",
     "host-memory": "retry-elsewhere",
     "tpu-busy": "retry",
+    "time-limit": "retry-elsewhere",
     "device-memory": "give-up",
     "config": "give-up",
     "data": "give-up",
     "code": "give-up",
+    "no-node": "give-up",
 }
 
 
@@ -42,10 +47,12 @@ class Decision:
 
 
 def decide(failure: Failed, earlier: Sequence[Failed], max_retries: int) -> Decision:
-    """What to do about `failure`, the fold having failed `earlier` in this run."""
+    """What to do about `failure`, the fold having failed `earlier` since it last finished an epoch."""
     action = ACTIONS[failure.cause]
     if action == "give-up":
         return Decision(action, f"{failure.cause}: trying again would fail in the same way")
     if len(earlier) >= max_retries:
-        return Decision("give-up", f"{failure.cause}, and all {max_retries} retries are used")
+        return Decision(
+            "give-up", f"{failure.cause}, and all {max_retries} retries since the last epoch are used"
+        )
     return Decision(action, f"{failure.cause}: retry {len(earlier) + 1} of {max_retries}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from setibl_ray.config import Config
 from setibl_ray.contract import Failed, FoldResult, Started
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
@@ -32,15 +35,19 @@ class Manifest:
         self.content = content
 
     @classmethod
-    def new(cls, folder: RunFolder, index: DataIndex, folds: int, command: str) -> Manifest:
+    def new(
+        cls, folder: RunFolder, index: DataIndex, config: Config, command: str, on_bad_record: str
+    ) -> Manifest:
         return cls(
             folder,
             {
                 "format": FORMAT,
                 "command": command,
                 "versions": versions(),
-                "data": describe(index),
-                "folds": {str(fold): {"state": "waiting", "attempts": []} for fold in range(folds)},
+                "data": describe(index) | bad_records(index, on_bad_record),
+                "weights_file_sha256": file_sha256(config.weights),
+                "folds": {str(fold): {"state": "waiting", "attempts": []} for fold in range(config.folds)},
+                "resumed": [],
                 "started_s": time.time(),
                 "ended_s": None,
             },
@@ -63,7 +70,33 @@ class Manifest:
     def failed_folds(self) -> list[int]:
         return [int(fold) for fold, entry in self.content["folds"].items() if entry["state"] == "failed"]
 
-    def started(self, event: Started) -> None:
+    def resumed(self, command: str) -> None:
+        """Another driver takes the run up: nothing that an earlier one began runs any more."""
+        self.content["resumed"].append({"command": command, "at_s": time.time(), "versions": versions()})
+        self.content["ended_s"] = None
+        self.interrupted()
+        for entry in self.content["folds"].values():
+            if entry["state"] == "failed":
+                entry["state"] = "waiting"
+        self.save()
+
+    def interrupted(self) -> None:
+        """Attempts that are running end here, with their driver."""
+        for entry in self.content["folds"].values():
+            if entry["state"] == "running":
+                entry["state"] = "waiting"
+            for attempt in entry["attempts"]:
+                if attempt["outcome"] == "running":
+                    attempt |= {"outcome": "interrupted", "ended_s": time.time()}
+
+    def undone(self, fold: int, why: str) -> None:
+        """A finished fold has to be trained again."""
+        entry = self.fold(fold)
+        self.content["folds"][str(fold)] = {"state": "waiting", "attempts": entry["attempts"]}
+        entry["attempts"][-1] |= {"outcome": "discarded", "message": why}
+        self.save()
+
+    def started(self, event: Started, from_epoch: int) -> None:
         entry = self.fold(event.fold)
         entry["state"] = "running"
         place = event.place
@@ -71,6 +104,7 @@ class Manifest:
             {
                 "attempt": len(entry["attempts"]),
                 "node": place.node,
+                "from_epoch": from_epoch,
                 "device": place.device,
                 "n_replicas": place.n_replicas,
                 "threads": place.threads,
@@ -89,23 +123,25 @@ class Manifest:
         if (
             not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
         ):  # it died before it could start
-            entry["attempts"].append({"attempt": len(entry["attempts"]), "started_s": time.time()})
+            attempt = {"attempt": len(entry["attempts"]), "node": event.node or None, "started_s": None}
+            entry["attempts"].append(attempt)
         entry["attempts"][-1] |= {
             "ended_s": time.time(),
             "outcome": "failed",
             "cause": event.cause,
             "message": event.message,
             "decision": decision.action,
+            "reason": decision.reason,
         }
         self.save()
 
-    def done(self, result: FoldResult) -> None:
+    def done(self, result: FoldResult, files: Mapping[str, str]) -> None:
         entry = self.fold(result.fold)
         entry["attempts"][-1] |= {"ended_s": time.time(), "outcome": "done"}
         entry |= {
             "state": "done",
             "best_epoch": result.best_epoch,
-            "weights_sha256": sha256(result.weights) if result.weights else None,
+            "files": dict(files),
             "timings": result.timings,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
@@ -125,6 +161,17 @@ def describe(index: DataIndex) -> dict[str, Any]:
         "df_hz": index.metadata.get("df_hz"),
         "dt_s": index.metadata.get("dt_s"),
     }
+
+
+def bad_records(index: DataIndex, on_bad_record: str) -> dict[str, Any]:
+    """What was left out of the data, and that it was meant to be."""
+    left_out = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
+    return {"on_bad_record": on_bad_record, "n_bad_records": len(left_out), "bad_records": left_out}
+
+
+def file_sha256(path: str) -> str | None:
+    """Of a weights file; None for `imagenet` and `none`, which are no files."""
+    return sha256(Path(path).read_bytes()) if Path(path).is_file() else None
 
 
 def versions() -> dict[str, str]:

@@ -79,7 +79,7 @@ OWN_FIELDS = frozenset(Sweep.model_fields) - frozenset(Config.model_fields)
 
 
 def main(options: Sweep) -> int:
-    base = parse(cv.layered(options, OWN_FIELDS))
+    base = parse(cv.layered(options, OWN_FIELDS, {} if options.data else cv.DEMO))
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the sweep folder to go on with")
     space = load_yaml(options.space, "--space") if options.space else None

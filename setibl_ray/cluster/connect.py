@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,10 +37,13 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
         return
     # Tracebacks reach the driver as values; the workers' own chatter (TensorFlow's start-up) helps nobody.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
+    os.environ.setdefault("RAY_task_oom_retries", "0")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
-    _init(address, options)
+    with _own_sigterm():
+        _init(address, options)
     try:
         if address:
             nodes = sum(node["Alive"] for node in ray.nodes())
@@ -47,6 +52,15 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
             yield "started Ray on this machine"
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the caller's SIGTERM handler: `ray.init` puts one in its place that exits without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _init(address: str | None, options: dict) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
 from setibl_ray.config import Config
 from setibl_ray.errors import PlacementError
 
+NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
 TPU_CHIP_COUNTS = (1, 2, 4, 8)  # what Ray can mask on one host; anything else it refuses
 
 
@@ -25,6 +26,7 @@ class Node:
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
 
     def total(self, resource: str) -> float:
         return self.resources.get(resource, 0.0)
@@ -40,6 +42,9 @@ class Request:
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = (
+        0  # of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait
+    )
 
     @property
     def resources(self) -> dict[str, float]:
@@ -49,20 +54,35 @@ class Request:
             wanted["GPU"] = self.gpus
         if self.tpu_chips:
             wanted["TPU"] = self.tpu_chips
+        if self.memory_bytes:
+            wanted["memory"] = self.memory_bytes
         if self.accelerator_type:
             wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return wanted
 
-    def options(self, spread: bool = True) -> dict:
-        """Keyword arguments of a Ray task's `.options`; without `spread` it stays in its caller's placement group."""
-        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
+    def options(self, spread: bool = True, avoid: Sequence[str] = ()) -> dict:
+        """Keyword arguments of a Ray task's `.options`.
+
+        Args:
+          spread: over the cluster; otherwise it stays in its caller's placement group.
+          avoid: ids of nodes that it must not run on.
+        """
+        custom = {
+            name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")
+        }
         options: dict = {"num_cpus": self.cpus, "resources": custom}
         if spread:
             options["scheduling_strategy"] = "SPREAD"
         if self.gpus:
             options["num_gpus"] = self.gpus
-        if self.labels:
-            options["label_selector"] = dict(self.labels)
+        if self.memory_bytes:
+            options["memory"] = self.memory_bytes
+        selector = dict(self.labels)
+        if avoid:
+            # No space after the commas: Ray 2.60 would take it for a part of the next id, and let that node in.
+            selector[NODE_ID_LABEL] = f"!in({','.join(avoid)})"
+        if selector:
+            options["label_selector"] = selector
         return options
 
     def slots(self, node: Node) -> int:
@@ -82,7 +102,7 @@ class Request:
 def cluster_nodes() -> list[Node]:
     """The live nodes of the connected cluster."""
     return [
-        Node(node["NodeManagerHostname"], node["Resources"], node.get("Labels") or {})
+        Node(node["NodeManagerHostname"], node["Resources"], node.get("Labels") or {}, node["NodeID"])
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -125,6 +145,15 @@ def request_for(
     if not any(request.slots(node) for node in nodes):
         raise PlacementError(_explain(request, nodes))
     return request
+
+
+def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> Request:
+    """The request with an amount of memory, at most what the largest node that can hold it has.
+
+    The amount is an estimate: where it is more than any node has, a fold runs alone on its node instead of not at all.
+    """
+    most = max((node.total("memory") for node in nodes if request.slots(node)), default=0)
+    return replace(request, memory_bytes=min(wanted_bytes, int(most)))
 
 
 def _rest(request: Request) -> tuple:

@@ -6,22 +6,44 @@ Retries are the driver's: Ray's own would start a fold from its beginning, and s
 
 from __future__ import annotations
 
+import math
+import pkgutil
+import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from setibl_ray.cluster.placement import Request
-from setibl_ray.contract import Cause, Event, Failed, FoldResult, Job, Plan, Task, events_of
+from setibl_ray.cluster.placement import Request, cluster_nodes
+from setibl_ray.contract import Cause, Event, Failed, FoldResult, Job, Plan, Started, Task, events_of
+from setibl_ray.errors import RunStoppedError
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
+NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
+_LOOK_S = 2.0  # how often waiting attempts are held against the cluster
 
 
 @ray.remote(max_retries=0, num_returns="streaming")
-def run_job(task: Task | str, plan: Plan, job: Job) -> Iterator[Event]:
+def run_job(task: Task | str, plan: Plan, job: Job) -> Iterator[str | Event]:
+    yield ray.get_runtime_context().get_node_id()  # before any import: a process may die of one
     yield from events_of(task, plan, job)
+
+
+@ray.remote(max_retries=0, num_cpus=0)
+def _call(function: str) -> None:
+    pkgutil.resolve_name(function)()
+
+
+@dataclass
+class _Attempt:
+    job: Job
+    node_id: str = ""  # empty while it waits for a place
+    ends_by: float = math.inf
 
 
 class RayRunner:
@@ -33,6 +55,8 @@ class RayRunner:
       request: what each job takes from a node.
       max_parallel: at most this many jobs at once; None for as many as fit.
       spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
+      timeout_s: an attempt that runs for longer is stopped and fails.
+      no_node_s: how long jobs wait for a node when none can hold them any more.
     """
 
     def __init__(
@@ -42,14 +66,21 @@ class RayRunner:
         request: Request,
         max_parallel: int | None = None,
         spread: bool = True,
+        *,
+        timeout_s: float | None = None,
+        no_node_s: float = NO_NODE_S,
     ) -> None:
         self._task = task
         self._plan = ray.put(plan)
         self._request = request
+        self._max_parallel = max_parallel or math.inf
         self._spread = spread
-        self._max_parallel = max_parallel or float("inf")
+        self._timeout_s = timeout_s
+        self._no_node_s = no_node_s
         self._waiting: deque[Job] = deque()
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, _Attempt] = {}
+        self._look_at = 0.0
+        self._no_node_since: float | None = None
 
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
@@ -58,34 +89,93 @@ class RayRunner:
         while self._waiting or self._running:
             while self._waiting and len(self._running) < self._max_parallel:
                 self._start(self._waiting.popleft())
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
+            try:
+                ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
+            except (exceptions.LocalRayletDiedError, exceptions.RaySystemError) as error:
+                raise RunStoppedError(f"the Ray cluster was lost: {_one_line(error)}") from error
             for stream in ready:
                 yield from self._next_of(stream)
+            yield from self._overdue()
+            yield from self._without_node()
 
     def _start(self, job: Job) -> None:
-        options = self._request.options(self._spread) | {"name": f"fold-{job.fold}"}
+        # A placement group has its nodes already: a task that may not go there would wait for ever.
+        avoid = job.avoid if self._spread and self._fits_outside(job.avoid) else ()
+        options = self._request.options(self._spread, avoid) | {"name": f"fold-{job.fold}"}
         if self._request.device != "cpu":
             # An accelerator is held until its process ends, and Ray may hand the next task the same process. Another
             # environment per attempt gives each a process of its own; CPU folds share one and trace only once.
             attempt = f"{job.fold}.{job.attempt}"
             options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": attempt}}
         stream = run_job.options(**options).remote(self._task, self._plan, job)
-        self._running[stream] = job
+        self._running[stream] = _Attempt(job)
 
     def _next_of(self, stream: Any) -> Iterator[Event]:
-        job = self._running[stream]
+        attempt = self._running[stream]
+        fold = attempt.job.fold
         try:
-            event: Event = ray.get(next(stream))
+            event: str | Event = ray.get(next(stream))
         except StopIteration:
-            del self._running[stream]
+            yield self._end(stream, Failed(fold, "code", "the fold task ended without a result"))
             return
         except exceptions.RayError as error:
-            del self._running[stream]
-            yield Failed(job.fold, _cause(error), " ".join(str(error).split())[:500])
+            yield self._end(stream, Failed(fold, _cause(error), _one_line(error)))
             return
-        if isinstance(event, FoldResult | Failed):
-            del self._running[stream]
-        yield event
+        if isinstance(event, str):
+            attempt.node_id = event
+            attempt.ends_by = time.monotonic() + (self._timeout_s or math.inf)
+        elif isinstance(event, Failed):
+            yield self._end(stream, event)
+        elif isinstance(event, Started):
+            yield replace(event, place=replace(event.place, node_id=attempt.node_id))
+        else:
+            if isinstance(event, FoldResult):
+                del self._running[stream]
+            yield event
+
+    def _overdue(self) -> Iterator[Failed]:
+        now = time.monotonic()
+        for stream, attempt in list(self._running.items()):
+            if now > attempt.ends_by:
+                yield self._end(stream, Failed.late(attempt.job.fold, self._timeout_s))
+
+    def _without_node(self) -> Iterator[Failed]:
+        """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
+        waiting = {stream: attempt for stream, attempt in self._running.items() if not attempt.node_id}
+        now = time.monotonic()
+        if not waiting or now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        if not self._fits_outside(()):
+            self._no_node_since = self._no_node_since or now
+            if now - self._no_node_since > self._no_node_s:
+                text = (
+                    f"no node that can hold {self._request} is left, and none came in {self._no_node_s:g} s"
+                )
+                for stream, attempt in waiting.items():
+                    yield self._end(stream, Failed(attempt.job.fold, "no-node", text))
+            return
+        self._no_node_since = None
+        for stream, attempt in waiting.items():
+            if attempt.job.avoid and not self._fits_outside(
+                attempt.job.avoid
+            ):  # all but the avoided have gone
+                del self._running[stream]
+                ray.cancel(stream, force=True)
+                self._waiting.append(replace(attempt.job, avoid=()))
+
+    def _fits_outside(self, avoid: tuple[str, ...]) -> bool:
+        return any(self._request.slots(node) for node in cluster_nodes() if node.node_id not in avoid)
+
+    def _end(self, stream: Any, failed: Failed) -> Failed:
+        """Forget a failed attempt, make sure that nothing of it runs on, and say where it was."""
+        attempt = self._running.pop(stream)
+        with suppress(exceptions.RayError, ValueError):
+            ray.cancel(stream, force=True)
+        node = next((node for node in ray.nodes() if node["NodeID"] == attempt.node_id), None)
+        if node and failed.cause == "worker-died" and not node["Alive"]:
+            failed = replace(failed, cause="node-died")
+        return replace(failed, node=node["NodeManagerHostname"] if node else "", node_id=attempt.node_id)
 
     def cancel(self) -> None:
         self._waiting.clear()
@@ -102,12 +192,33 @@ class RayRunner:
         if unfinished:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
+    def on_every_node(self, function: str, timeout_s: float = 10.0) -> None:
+        """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
+        here = ray.get_runtime_context().get_node_id()
+        calls = [
+            _call.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            ).remote(function)
+            for node in cluster_nodes()
+            if node.node_id != here
+        ]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
 
 def _cause(error: exceptions.RayError) -> Cause:
-    if isinstance(error, exceptions.OutOfMemoryError):
+    if isinstance(
+        error, exceptions.OutOfMemoryError | exceptions.ObjectStoreFullError | exceptions.OutOfDiskError
+    ):
         return "host-memory"
     if isinstance(error, exceptions.NodeDiedError | exceptions.ObjectLostError):
         return "node-died"
+    if isinstance(error, exceptions.TaskUnschedulableError):
+        return "no-node"
     if isinstance(error, exceptions.RayTaskError):
         return "code"
     return "worker-died"

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,11 @@ class PanelStore:
     path: Path | None = None
     _file: IO[bytes] | None = field(default=None, repr=False)  # its shared lock says that the file is in use
 
+    def close(self) -> None:
+        """Say that this process needs the file no longer. Arrays that were taken from it stay good."""
+        if self._file is not None:
+            self._file.close()
+
     def __len__(self) -> int:
         return len(getattr(self.index, self.split))
 
@@ -223,6 +229,20 @@ def remove_unused(folder: Path) -> None:
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+    # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
+    for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
+        with contextlib.suppress(filelock.Timeout, FileNotFoundError), filelock.FileLock(lock, timeout=0):
+            if not lock.with_suffix("").exists():
+                lock.unlink()
+    with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+
+def remove_all_unused() -> None:
+    """`remove_unused` for every folder in which this user's runs keep stores on this node."""
+    remove_unused(memory_folder())
+    for folder in Path(tempfile.gettempdir()).glob(f"setibl-ray-{os.getuid()}-*"):
+        remove_unused(folder)
 
 
 def memory_folder() -> Path:

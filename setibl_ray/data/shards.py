@@ -183,7 +183,8 @@ def read_index(
     Args:
       root: folder or URL.
       threads: shards scanned at once; by default one a core, at least four.
-      on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`.
+      on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
+        every record, whatever the stored index says.
 
     Raises:
       DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's;
@@ -192,14 +193,14 @@ def read_index(
     root = str(root)
     shards = list_shards(root)
     metadata = read_metadata(root)
-    stored = stored_tables(root, metadata, shards)
+    stored = stored_tables(root, metadata, shards) if on_bad_record == "fail" else None
     if stored is not None:
         layout = (metadata["storage"], tuple(metadata["panel_shape"]))
         return _index(root, shards, stored, {layout: shards[0].name}, metadata, ())
 
     def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
         skipped: list[BadRecord] | None = [] if on_bad_record == "skip" else None
-        found = scan_shard(shard, skipped)
+        found = scan_shard(shard, skipped, pixels=skipped is not None)
         miscount = count_problem(shard, found.n_found)
         if miscount and skipped is None:
             raise DataError(f"{miscount}. Rename the shard, or copy it again.")

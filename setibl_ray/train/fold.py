@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class FoldData:
             folder=Path(self._plan.scratch),
             threads=self._threads,
         )
+
+    def close(self) -> None:
+        """Let go of the node's panels, so that whoever clears up may remove them."""
+        self._train.close()
+        if "_test" in vars(self):
+            self._test.close()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -123,45 +130,45 @@ def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
     yield Started(job.fold, device.place)
 
     global_batch = own.batch_size * device.n_replicas
-    data = FoldData(plan, job.fold, device.threads, global_batch)
-    if data.n_steps == 0:
-        raise ConfigError(
-            f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
-            f"{global_batch} ({own.batch_size} x {device.n_replicas} replicas). Lower --batch-size."
+    with closing(FoldData(plan, job.fold, device.threads, global_batch)) as data:
+        if data.n_steps == 0:
+            raise ConfigError(
+                f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
+                f"{global_batch} ({own.batch_size} x {device.n_replicas} replicas). Lower --batch-size."
+            )
+        clock.lap("open_s")
+        trainer = trainer_for(plan, own, data.image_shape, device)
+        clock.lap("build_s")
+
+        state = _begin(trainer, job)
+        learning_rate = config.learning_rate(job.fold, device.n_replicas)
+        for epoch in range(state.epochs_done, own.epochs):
+            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, job.fold)
+            clock.lap("train_s")
+            yield EpochEnd(job.fold, epoch, own.epochs, row, state.to_bytes())
+
+        trainer.model.set_weights(state.best_weights)
+        valid_plain = state.best_valid_pred
+        valid_pred = mean_over_views(trainer, data.valid_views, len(valid_plain), config.tta, valid_plain)
+        clock.lap("predict_valid_s")
+        test_plain = test_pred = np.empty(0, np.float32)
+        n_test = len(plan.index.test)
+        if plan.predict_test and n_test:
+            test_plain = trainer.predict(data.test_views([None]), n_test)
+            test_pred = mean_over_views(trainer, data.test_views, n_test, config.tta, test_plain)
+        clock.lap("predict_test_s")
+        yield FoldResult(
+            fold=job.fold,
+            valid_pred=valid_pred,
+            valid_pred_no_tta=valid_plain,
+            test_pred=test_pred,
+            test_pred_no_tta=test_plain,
+            best_epoch=state.best_epoch,
+            history=state.history,
+            weights=trainer.weights_file(),
+            timings=clock.laps,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-    clock.lap("open_s")
-    trainer = trainer_for(plan, own, data.image_shape, device)
-    clock.lap("build_s")
-
-    state = _begin(trainer, job)
-    learning_rate = config.learning_rate(job.fold, device.n_replicas)
-    for epoch in range(state.epochs_done, own.epochs):
-        row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, job.fold)
-        clock.lap("train_s")
-        yield EpochEnd(job.fold, epoch, own.epochs, row, state.to_bytes())
-
-    trainer.model.set_weights(state.best_weights)
-    valid_plain = state.best_valid_pred
-    valid_pred = mean_over_views(trainer, data.valid_views, len(valid_plain), config.tta, valid_plain)
-    clock.lap("predict_valid_s")
-    test_plain = test_pred = np.empty(0, np.float32)
-    n_test = len(plan.index.test)
-    if plan.predict_test and n_test:
-        test_plain = trainer.predict(data.test_views([None]), n_test)
-        test_pred = mean_over_views(trainer, data.test_views, n_test, config.tta, test_plain)
-    clock.lap("predict_test_s")
-    yield FoldResult(
-        fold=job.fold,
-        valid_pred=valid_pred,
-        valid_pred_no_tta=valid_plain,
-        test_pred=test_pred,
-        test_pred_no_tta=test_plain,
-        best_epoch=state.best_epoch,
-        history=state.history,
-        weights=trainer.weights_file(),
-        timings=clock.laps,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    )
 
 
 def _begin(trainer: Trainer, job: Job) -> FoldState:

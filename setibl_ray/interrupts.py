@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM as one exception, with a way out for those who press it twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def as_keyboard_interrupt() -> Iterator[None]:
+    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt and the second ends the process at once.
+
+    Ending at once loses nothing: whatever is in the run folder is whole, the kernel gives the lock back, and Ray's
+    processes of this machine end with their driver.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python hears signals in the main thread only
+        yield
+        return
+    heard = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if heard:
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2, b"interrupted again: leaving at once\n"
+            )
+            os._exit(130)
+        heard = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,156 @@
+"""Taking up a run that an earlier driver left: whether this is still that run, and what of it can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import yaml
+
+from setibl_ray.config import Config, merge, parse
+from setibl_ray.contract import FoldResult, Plan
+from setibl_ray.errors import ConfigError, RunFolderError
+from setibl_ray.manifest import Manifest, file_sha256
+from setibl_ray.runfolder import FORMAT, RunFolder
+
+# What `auto` and unset fields of these became when the run was begun is the run's: on a machine with other
+# cores or devices they would become something else, and the bytes with them.
+_SETTLED = ("layout", "device", "devices_per_fold", "cpus_per_fold")
+
+
+def refuse_existing(folder: RunFolder) -> None:
+    """Raises:
+    RunFolderError: there is a run already.
+    """
+    if folder.exists():
+        raise RunFolderError(
+            f"{folder} holds a run already. Add --resume to go on with it, or choose another --out."
+        )
+
+
+def load(folder: RunFolder) -> tuple[Manifest, Config]:
+    """The manifest and the config of the run in a folder.
+
+    Raises:
+      RunFolderError: there is no run, or one of another format.
+    """
+    if not folder.exists():
+        raise RunFolderError(
+            f"--resume: {folder} holds no run (no manifest.json). Leave --resume out to begin one."
+        )
+    manifest = Manifest.load(folder)
+    if manifest.content.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{folder} has run format {manifest.content.get('format')}, this version writes {FORMAT}. "
+            "Resume with the version of setibl_ray that began it, or choose another --out."
+        )
+    try:
+        return manifest, parse(yaml.safe_load(folder.read("config.yaml")))
+    except (ConfigError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(
+            f"{folder.path('config.yaml')} is not a config of this version: {reason}. Resume with the version of "
+            "setibl_ray that began the run, or choose another --out."
+        ) from None
+
+
+def run_config(folder: RunFolder, own: Config, given: Config) -> Config:
+    """The run's own config, after holding against it whatever the caller set.
+
+    Raises:
+      RunFolderError: something that was set contradicts it; says what.
+    """
+    values = given.model_dump(exclude_unset=True)
+    values = {
+        name: value for name, value in values.items() if name not in _SETTLED or value not in (None, "auto")
+    }
+    same_config(folder, own, parse(merge(own.model_dump(), values)))
+    return own
+
+
+def same_config(folder: RunFolder, own: Config, now: Config) -> None:
+    """Raises:
+    RunFolderError: the two differ; says in what.
+    """
+    changed = list(differences(own.model_dump(mode="json"), now.model_dump(mode="json")))
+    if changed:
+        raise RunFolderError(
+            f"{folder} was begun with another config: {'; '.join(changed)}. Resume with the config of "
+            f"{folder.path('config.yaml')}, or choose another --out."
+        )
+
+
+def same_data(folder: RunFolder, manifest: Manifest, plan: Plan) -> None:
+    """Raises:
+    RunFolderError: shards, weights file or the way in which rows are divided into folds have changed.
+    """
+    there = manifest.content["data"]
+    if there["fingerprint"] != plan.index.fingerprint:
+        raise RunFolderError(
+            f"{folder} was made from other data: fingerprint {there['fingerprint'][:12]} of {there['root']} "
+            f"({there['n_train']} + {there['n_test']} records), now {plan.index.fingerprint[:12]} of "
+            f"{plan.index.root} ({len(plan.index.train)} + {len(plan.index.test)}). Choose another --out."
+        )
+    if manifest.content["weights_file_sha256"] != file_sha256(plan.config.weights):
+        raise RunFolderError(
+            f"{folder} was begun with another content of the weights file {plan.config.weights}. "
+            "Put that back, or choose another --out."
+        )
+    if folder.exists("folds.csv"):
+        assigned = folder.read_csv("folds.csv")
+        if assigned["fold"].astype(int).tolist() != plan.fold_of_row.tolist():
+            raise RunFolderError(
+                f"{folder.path('folds.csv')} divides the rows otherwise than config and data do now. Was it edited, "
+                "or begun with another version of scikit-learn? Choose another --out."
+            )
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """`field was this, now that` for every field in which two nested mappings differ."""
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        label = f"{prefix}{name.replace('_', '-')}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from differences(before, now, f"{label}.")
+        elif before != now:
+            yield f"{label} was {_shown(before)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def finished_folds(
+    folder: RunFolder, manifest: Manifest, plan: Plan, say: Callable[[str], None] = lambda text: None
+) -> dict[int, FoldResult]:
+    """The finished folds of a run, read back; one whose files are not what they were counts as not trained."""
+    results = {}
+    for fold in range(plan.config.folds):
+        if not manifest.is_done(fold):
+            continue
+        entry = manifest.fold(fold)
+        unfit = folder.unfit(entry["files"])
+        if unfit:
+            why = f"{', '.join(unfit)} missing or changed since"
+            say(f"fold {fold}  was done, but {why}: it is trained again")
+            manifest.undone(fold, why)
+            continue
+        valid = folder.read_csv(f"fold-{fold}/oof.csv")
+        test = (
+            folder.read_csv(f"fold-{fold}/test.csv") if plan.predict_test and len(plan.index.test) else None
+        )
+        empty = np.empty(0, np.float32)
+        results[fold] = FoldResult(
+            fold=fold,
+            valid_pred=valid["pred"].to_numpy(np.float32),
+            valid_pred_no_tta=valid["pred_no_tta"].to_numpy(np.float32),
+            test_pred=empty if test is None else test["pred"].to_numpy(np.float32),
+            test_pred_no_tta=empty if test is None else test["pred_no_tta"].to_numpy(np.float32),
+            best_epoch=entry["best_epoch"],
+            history=folder.read_csv(f"fold-{fold}/history.csv").to_dict("records"),
+            weights=b"",
+            timings=entry["timings"],
+            peak_memory_bytes=entry["peak_memory_bytes"],
+        )
+    return results

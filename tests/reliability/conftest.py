@@ -1,0 +1,82 @@
+"""Runs with a stand-in for the fold task: seconds instead of minutes, the same driver."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import SMALL, cadence_shards
+from standin import no_plot, standin
+
+from setibl_ray import cv, driver
+
+ARGUMENTS = (
+    "--model",
+    "efficientnet-nano",
+    "--weights",
+    "none",
+    "--image-size",
+    "40x36",
+    "--batch-size",
+    "8",
+)
+RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1")
+RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    return cadence_shards(
+        tmp_path_factory.mktemp("shards") / "cadences", SMALL.model_copy(update={"snr": (20, 30)})
+    )
+
+
+@pytest.fixture
+def local_cv(monkeypatch, shards):
+    """`cv --runner local` in this process with the stand-in; returns the exit code."""
+
+    def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
+        monkeypatch.setattr(driver, "FIT_FOLD", task or standin())
+        monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", no_plot)
+        return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards, tmp_path_factory):
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = start(*RUN, "--data", shards, "--out", out, "--runner", "local", epoch_s=0)
+    assert done.wait(timeout=120) == 0, done.stdout.read()
+    done.stdout.close()
+    return out
+
+
+def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, **more):
+    """`cv` with the stand-in in a process of its own."""
+    script = Path(__file__).with_name("standin.py")
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, "EPOCH_S": str(epoch_s), **more},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def same_results(one, other):
+    for name in RESULTS:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def manifest(out):
+    return json.loads((out / "manifest.json").read_text())
+
+
+def leftovers(out):
+    """Files of a run folder that no finished run has."""
+    names = [path.relative_to(out) for path in out.rglob("*")]
+    return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]

@@ -1,0 +1,62 @@
+"""A fold task without TensorFlow whose result depends on every epoch that led to it; run as a script, `cv` with it.
+
+A lost, repeated or mixed-up epoch changes every prediction, so equal bytes mean that nothing of the kind happened.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from setibl_ray.contract import EpochEnd, FoldResult, Place, Started
+
+
+def standin(epoch_s=0.0, broken=None):
+    """A fold task; `broken` is a path: as long as it exists, the fold whose number it holds fails."""
+
+    def task(plan, job):
+        fold, n_epochs = job.fold, plan.config.for_fold(job.fold).epochs
+        yield Started(fold, Place.here("cpu", 1, plan.config.cpus_per_fold or 1))
+        state = {"done": 0, "digest": f"{plan.config.seed} {fold}", "history": []}
+        if job.state:
+            state = json.loads(job.state)
+        for epoch in range(state["done"], n_epochs):
+            time.sleep(epoch_s)
+            if broken and os.path.exists(broken) and open(broken).read() == str(fold):
+                raise ZeroDivisionError(f"broken on purpose in epoch {epoch}")
+            digest = hashlib.sha256(f"{state['digest']} {epoch}".encode()).hexdigest()
+            value = int(digest[:8], 16) / 2**32
+            row = {
+                "epoch": epoch,
+                "lr": 1e-3,
+                "loss": value,
+                "auc": value,
+                "val_loss": value,
+                "val_auc": value,
+            }
+            row |= {"images_per_s": 1.0, "duration_s": epoch_s}
+            state = {"done": epoch + 1, "digest": digest, "history": [*state["history"], row]}
+            yield EpochEnd(fold, epoch, n_epochs, row, json.dumps(state).encode())
+        rng = np.random.default_rng(int(state["digest"][:16], 16))
+        valid, test = len(plan.valid_rows(fold)), len(plan.index.test)
+        predictions = [rng.random(n, np.float32) for n in (valid, valid, test, test)]
+        weights = state["digest"].encode()
+        yield FoldResult(fold, *predictions, n_epochs - 1, state["history"], weights, {"train_s": epoch_s}, 1)
+
+    return task
+
+
+def no_plot(history, title):
+    return b"a plot takes a second, and nothing here is about it"
+
+
+if __name__ == "__main__":
+    from setibl_ray import cv, driver
+    from setibl_ray.reporting import training_plot
+
+    training_plot.draw = no_plot
+    driver.FIT_FOLD = standin(float(os.environ.get("EPOCH_S", "0.2")), os.environ.get("BROKEN"))
+    sys.exit(cv.entry())
