@@ -216,7 +216,7 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
 
     console = console or RichConsole()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    with _caches_removed():
+    with caches_removed():
         if where.runner == "local":
             cores = len(os.sched_getaffinity(0))
             share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
@@ -224,7 +224,7 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
             yield LocalRunner(FIT_FOLD, plan, where.fold_timeout_s), plan
             return
         from setibl_ray.cluster import connect, placement
-        from setibl_ray.cluster.runner import RayRunner
+        from setibl_ray.cluster.runner import RayRunner, on_every_node
 
         with connect.connected(where.address) as greeting:
             say(greeting)
@@ -246,11 +246,11 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
                 yield runner, plan
             finally:
                 runner.cancel()
-                runner.on_every_node("setibl_ray.data.panels:remove_all_unused")
+                on_every_node("setibl_ray.data.panels:remove_all_unused")
 
 
 @contextmanager
-def _caches_removed() -> Iterator[None]:
+def caches_removed() -> Iterator[None]:
     """Leave no decoded panels on this machine: not this run's, nor those of a run that was killed."""
     from setibl_ray.data.panels import remove_all_unused
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -78,44 +77,39 @@ class Sweep(Config, cli.Command):
 OWN_FIELDS = frozenset(Sweep.model_fields) - frozenset(Config.model_fields)
 
 
+PLAN_FIELDS = (
+    "trials", "search", "stopping", "reduction_factor", "grace_epochs", "folds_at_once", "trials_at_once", "time_budget_s",
+    "predict_test", "keep_weights", "log_to",
+)  # fmt: skip
+
+
 def main(options: Sweep) -> int:
-    base = parse(cv.layered(options, OWN_FIELDS, {} if options.data else cv.DEMO))
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the sweep folder to go on with")
+    demo = options.data is None and not options.resume
+    base = parse(cv.layered(options, OWN_FIELDS, cv.DEMO if demo else {}))
     space = load_yaml(options.space, "--space") if options.space else None
+    plan = {name: getattr(options, name) for name in PLAN_FIELDS if name in options.model_fields_set}
+    if options.confirm:
+        plan["confirm_seeds"] = options.confirm_seeds
 
     from rich.console import Console
 
     from setibl_ray.data.synth import demo_dataset
     from setibl_ray.driver import Where
-    from setibl_ray.tuning.engine import Plan, sweep
+    from setibl_ray.tuning.engine import sweep
 
     console = Console()
-    out = options.out or time.strftime("sweeps/%Y%m%d-%H%M%S")
     data = options.data
-    if data is None:
+    if demo:
         console.print("no --data: running on the embedded demo set of simulated cadences", highlight=False)
         data = str(demo_dataset())
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     sweep(
         base,
         space,
         data=data,
-        out=out,
-        plan=Plan(
-            trials=options.trials,
-            search=options.search,
-            stopping=options.stopping,
-            reduction_factor=options.reduction_factor,
-            grace_epochs=options.grace_epochs,
-            folds_at_once=options.folds_at_once,
-            trials_at_once=options.trials_at_once,
-            time_budget_s=options.time_budget_s,
-            confirm_seeds=options.confirm_seeds if options.confirm else 0,
-            predict_test=options.predict_test,
-            keep_weights=options.keep_weights,
-            log_to=options.log_to,
-        ),
+        out=options.out or time.strftime("sweeps/%Y%m%d-%H%M%S"),
+        plan=plan,
         where=Where(
             address=options.address,
             accelerator_type=options.accelerator_type,

@@ -192,18 +192,19 @@ class RayRunner:
         if unfinished:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
-    def on_every_node(self, function: str, timeout_s: float = 10.0) -> None:
-        """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
-        here = ray.get_runtime_context().get_node_id()
-        calls = [
-            _call.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            ).remote(function)
-            for node in cluster_nodes()
-            if node.node_id != here
-        ]
-        if calls:
-            ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+
+def on_every_node(function: str, timeout_s: float = 10.0) -> None:
+    """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
+    here = ray.get_runtime_context().get_node_id()
+    calls = [
+        _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
+            function
+        )
+        for node in cluster_nodes()
+        if node.node_id != here
+    ]
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
 
 
 def _one_line(error: BaseException) -> str:

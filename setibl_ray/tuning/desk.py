@@ -43,6 +43,7 @@ class Desk(tune.Callback):
     ) -> None:
         self.ledger = ledger
         self.ends_because: PlacementError | str | None = None
+        self.interrupted = False
         self._names = names
         self._n_trials, self._n_folds = n_trials, n_folds
         self._can_place = can_place

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -21,14 +22,17 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 from setibl_ray import driver, folds
+from setibl_ray import resume as taken_up
 from setibl_ray.cluster import connect, placement
 from setibl_ray.cluster.placement import Node, Request
-from setibl_ray.config import Config
+from setibl_ray.cluster.runner import on_every_node
+from setibl_ray.config import Config, parse
 from setibl_ray.contract import Task
 from setibl_ray.data.shards import DataIndex, read_index
 from setibl_ray.driver import FIT_FOLD, Where
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.manifest import describe
+from setibl_ray.memory import largest_fold_bytes
 from setibl_ray.tuning.desk import Desk
 from setibl_ray.tuning.ladder import ladder, slots_for
 from setibl_ray.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
@@ -38,6 +42,8 @@ from setibl_ray.tuning.search import Queue, Search, suggest
 from setibl_ray.tuning.space import Space, check_space, default_space, parse_space
 from setibl_ray.tuning.trial import CrossValidationTrial, Shared
 
+FORMAT = 1
+SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
 WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; its folder lets it go on
 
 QUIET = {
@@ -83,12 +89,12 @@ class Plan:
 
 
 def sweep(
-    base: Config,
+    base: Config | Mapping[str, Any] | None = None,
     space: Space | Mapping[str, Any] | None = None,
     *,
-    data: str,
+    data: str | None = None,
     out: str,
-    plan: Plan | None = None,
+    plan: Mapping[str, Any] | None = None,
     where: Where | None = None,
     resume: bool = False,
     task: Task | str = FIT_FOLD,
@@ -96,12 +102,14 @@ def sweep(
 ) -> Results:
     """Search for a better config; every trial is a whole cross-validation.
 
+    With `resume`, what is left out is the sweep's own; what is given must not contradict it.
+
     Args:
       base: what every trial starts from, and trial 0.
       space: what varies, as a `Space` or in its YAML form; None for `default_space`.
       data: folder or URL of shards.
-      out: folder to write; the same command with `resume` goes on with it.
-      plan: how many trials, how chosen, when stopped.
+      out: folder to write.
+      plan: fields of `Plan`; those left out have its defaults.
       where: the cluster, and what a fold takes of it; `runner` and `workers` do not apply.
       resume: go on with the sweep at `out`.
       task: the fold task or its dotted name.
@@ -112,14 +120,86 @@ def sweep(
       FoldFailedError: trials failed; what the others found is written.
       Interrupted: Ctrl-C; what was found so far is written.
     """
-    plan, where, console = plan or Plan(), where or Where(), console or Console()
-    callbacks = _loggers(plan.log_to)
-    index = read_index(data)
-    base = driver.check(base, index)
-    if not isinstance(space, Space):
-        space = default_space(base) if space is None else parse_space(space)
-    _check(space, base, plan, index, data)
+    where, console = where or Where(), console or Console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    given = base if isinstance(base, Config) else parse(dict(base or {}))
     ledger = Ledger(out)
+    with ledger.folder.locked(), driver.caches_removed():
+        begun = _begun(ledger, resume)
+        if begun:
+            given = taken_up.run_config(ledger.folder, parse(begun["config"]), given)
+            data = data or begun["data_root"]
+            space = space or begun["space"]
+        settings = Plan(**{**begun.get("plan", {}), **(plan or {})})
+        callbacks = _loggers(settings.log_to)
+        if data is None:
+            raise ConfigError(
+                "data: expected a folder or URL of shards; only a sweep that is resumed knows its own"
+            )
+        index = read_index(data)
+        base = driver.check(given, index)
+        if not isinstance(space, Space):
+            space = default_space(base) if space is None else parse_space(space)
+        configs = _check(space, base, settings, index, data)
+        with connect.connected(where.address) as greeting:
+            say(greeting)
+            request = placement.wait_for_placement(
+                lambda: placement.request_for(
+                    base, placement.cluster_nodes(), where.accelerator_type, where.labels
+                ),
+                where.placement_timeout_s,
+                say,
+            )
+            base = base.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
+            most = max(largest_fold_bytes(config, request.device, request.cpus) for config in configs)
+            request = placement.with_memory(request, most, placement.cluster_nodes())
+            slots = begun.get("slots") or _slots(settings, base, request, placement.cluster_nodes())
+            place = _Placement(request, slots)
+            _open(ledger, begun, base, space, settings, index, slots)
+            shared = Shared(
+                root=ledger.root,
+                base=base,
+                index=index,
+                scratch=f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}",
+                request=request,
+                slots=slots,
+                task=task,
+                predict_test=settings.predict_test,
+                keep_weights=settings.keep_weights,
+                max_retries=where.max_retries,
+            )
+            at_once = place.trials_at_once(settings.trials_at_once)
+            say(
+                f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
+                f"{slots} folds at once in each; results in {ledger.root}"
+            )
+            desk = Desk(ledger, space.names, settings.trials, base.folds, place.check, console)
+            try:
+                with desk:
+                    left = _to_do(ledger, space, base, settings)
+                    rungs = _rungs(ledger, base, settings, slots)
+                    _run(desk, shared, left, rungs, at_once, settings, callbacks, place)
+                    if settings.confirm_seeds and desk.ends_because is None:
+                        _confirm(desk, shared, at_once, settings, callbacks, place)
+            except KeyboardInterrupt:
+                desk.interrupted = True
+            on_every_node("setibl_ray.data.panels:remove_all_unused")
+        for kept in (ledger, desk.ledger):
+            for trial in kept.trials.values():
+                if trial.state == "running":
+                    kept.end(trial, "unfinished")
+        results = write_results(ledger, space, base, index)
+        for line in results.lines():
+            say(line)
+        return _end(desk, ledger, results)
+
+
+def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
+    """What the sweep at the ledger's folder was begun with; empty for a new one.
+
+    Raises:
+      RunFolderError: there is a sweep but no `resume`, or the other way round.
+    """
     if ledger.exists and not resume:
         raise RunFolderError(
             f"{ledger.root} holds a sweep already. Add --resume to go on with it, or choose another --out."
@@ -128,56 +208,13 @@ def sweep(
         raise RunFolderError(
             f"--resume: {ledger.root} holds no sweep (no sweep.json). Leave --resume out to begin one."
         )
-    with connect.connected(where.address) as greeting:
-        say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-        say(greeting)
-        before = ledger.folder.read_json("sweep.json") if resume else {}
-        if before:  # a fold's threads are part of a result: keep what the sweep began with
-            base = base.model_copy(update={"cpus_per_fold": base.cpus_per_fold or before["cpus_per_fold"]})
-        request = placement.wait_for_placement(
-            lambda: placement.request_for(
-                base, placement.cluster_nodes(), where.accelerator_type, where.labels
-            ),
-            where.placement_timeout_s,
-            say,
-        )
-        base = base.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
-        slots = before.get("folds_at_once") or _slots(plan, base, request, placement.cluster_nodes())
-        place = _Placement(request, slots)
-        at_once = place.trials_at_once(plan.trials_at_once)
-        _open(ledger, base, space, plan, index, slots)
-        scratch = f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
-        shared = Shared(
-            ledger.root, base, index, scratch, request, slots, task, plan.predict_test, plan.keep_weights, where.max_retries
-        )  # fmt: skip
-        say(
-            f"{plan.trials} trials of {base.folds} folds ({request} each); {at_once} at once, "
-            f"{slots} folds at once in each; results in {ledger.root}"
-        )
-        desk = Desk(ledger, space.names, plan.trials, base.folds, place.check, console)
-        rungs = _rungs(ledger, base, plan, slots)
-        interrupted = False
-        try:
-            with desk:
-                _run(desk, shared, _to_do(ledger, space, base, plan), rungs, at_once, plan, callbacks, place)
-                if plan.confirm_seeds and desk.ends_because is None:
-                    _confirm(desk, shared, at_once, plan, callbacks, place)
-        except KeyboardInterrupt:
-            interrupted = True
-        for kept in (ledger, desk.ledger):
-            for trial in kept.trials.values():
-                if trial.state == "running":
-                    kept.end(trial, "unfinished")
-    results = write_results(ledger, space, base, index)
-    for line in results.lines():
-        say(line)
-    return _end(desk, ledger, results, interrupted)
+    return ledger.folder.read_json("sweep.json") if resume else {}
 
 
-def _end(desk: Desk, ledger: Ledger, results: Results, interrupted: bool) -> Results:
+def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
     """Give the results back, or say why the sweep is not whole."""
-    kept = f"What is finished is kept in {ledger.root}; --resume goes on with it."
-    if interrupted:
+    kept = f"Finished trials, folds and epochs are kept. Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
+    if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
     if isinstance(desk.ends_because, PlacementError):
         raise PlacementError(f"{desk.ends_because} {kept}")
@@ -192,12 +229,13 @@ def _end(desk: Desk, ledger: Ledger, results: Results, interrupted: bool) -> Res
     return results
 
 
-def _check(space: Space, base: Config, plan: Plan, index: DataIndex, data: str) -> None:
-    """Everything that can be known before Ray starts."""
-    n_shards = describe(index)["n_train_shards"]
-    for config in [base, *check_space(space, base)]:
+def _check(space: Space, base: Config, plan: Plan, index: DataIndex, data: str) -> list[Config]:
+    """Everything that can be known before Ray starts; gives the configs that were tried for it."""
+    fold_of_row = folds.assign(base, index.train, describe(index)["n_train_shards"], data)
+    configs = [base, *check_space(space, base)]
+    for config in configs:
         driver.check(config, index)
-        driver.check_batches(config, folds.assign(base, index.train, n_shards, data))
+        driver.check_batches(config, fold_of_row)
     if "epochs" in space.names and plan.stopping == "asha":
         raise ConfigError(
             "space: with epochs searched, trials have no epochs in common that ASHA could compare. Add --stopping none."
@@ -208,6 +246,7 @@ def _check(space: Space, base: Config, plan: Plan, index: DataIndex, data: str) 
             raise ConfigError(
                 f"trials: the grid has {points} points, with the base config {points + 1} trials; got {plan.trials}"
             )
+    return configs
 
 
 def _slots(plan: Plan, base: Config, request: Request, nodes: Sequence[Node]) -> int:
@@ -248,28 +287,44 @@ class _Placement:
         return min(fit, most or fit)
 
 
-def _open(ledger: Ledger, base: Config, space: Space, plan: Plan, index: DataIndex, slots: int) -> None:
-    """Begin the sweep folder, or hold this command to the one that began it."""
-    identity = {
-        "search": plan.search,
-        "space": space.plain(),
+def _open(
+    ledger: Ledger,
+    begun: dict[str, Any],
+    base: Config,
+    space: Space,
+    plan: Plan,
+    index: DataIndex,
+    slots: int,
+) -> None:
+    """Write down what the sweep is, after holding it against what it was begun with.
+
+    Raises:
+      RunFolderError: the trials to come would not be comparable with those that are there; says why.
+    """
+    settings = {name: value for name, value in vars(plan).items() if name not in SESSION}
+    now = {
+        "format": FORMAT,
         "config": yaml.safe_load(base.to_yaml()),
+        "space": space.plain(),
+        "plan": {**settings, "log_to": list(plan.log_to)},
+        "slots": slots,
+        "data_root": index.root,
         "data_fingerprint": index.fingerprint,
-        "predict_test": plan.predict_test,
-        "folds_at_once": slots,
-        "cpus_per_fold": base.cpus_per_fold,
-        "trial_zero": "the base config",
     }
-    if not ledger.exists:
-        ledger.folder.write("config.yaml", base.to_yaml())
-        ledger.folder.write_json("sweep.json", identity)
-        return
-    changed = list(driver.differences(ledger.folder.read_json("sweep.json"), identity))
-    if changed:
-        raise RunFolderError(
-            f"{ledger.root} was begun otherwise: {'; '.join(changed)}. Resume with the same flags, or choose another --out."
+    if begun:
+        same = ("format", "config", "space", "slots", "data_fingerprint")
+        changed = list(
+            taken_up.differences({name: begun[name] for name in same}, {name: now[name] for name in same})
         )
-    ledger.load()
+        for name in ("search", "predict_test", "stopping", "folds_at_once"):
+            changed += taken_up.differences({name: begun["plan"][name]}, {name: settings[name]})
+        if changed:
+            raise RunFolderError(
+                f"{ledger.root} was begun otherwise: {'; '.join(changed)}. Leave that out, or choose another --out."
+            )
+        ledger.load()
+    ledger.folder.write("config.yaml", base.to_yaml())
+    ledger.folder.write_json("sweep.json", now)
 
 
 def _rungs(ledger: Ledger, base: Config, plan: Plan, slots: int) -> TrialScheduler:
@@ -315,7 +370,9 @@ def _run(
 ) -> None:
     """Let Tune run `trials` to their ends."""
     os.environ |= QUIET
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is a line on the desk, not a traceback
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # a failed trial is a line on the desk, not a traceback
     # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
     tune.run(
         tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),

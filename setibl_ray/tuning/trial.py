@@ -18,6 +18,7 @@ import pandas as pd
 from ray import tune
 
 from setibl_ray import driver, folds
+from setibl_ray import resume as taken_up
 from setibl_ray.cluster.placement import Request
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import Config
@@ -72,9 +73,12 @@ class CrossValidationTrial(tune.Trainable):
     """Tune's side of a trial. One `step` is one step of the ladder; a failure is a report, not an exception."""
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:
-        values = {name: value for name, value in config.items() if name != "trial"}
         self._shared = shared
-        self._work = Work(shared, config["trial"], values)
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        values = {name: value for name, value in config.items() if name != "trial"}
+        self._work = Work(self._shared, config["trial"], values)
         self._reports = self._work.reports()
 
     def step(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class CrossValidationTrial(tune.Trainable):
         # Tune hands this actor, with its placement group, to the next trial: the group's fold processes live
         # on, and the next trial's folds find their model compiled.
         self.cleanup()
-        self.setup(new_config, self._shared)
+        self._begin(new_config)
         return True
 
 
@@ -113,7 +117,7 @@ class Work:
         """A report per step of the ladder, the first ones from what is known already; the last has `done`."""
         shared, plan, folder = self._shared, self._plan, self._folder
         self._manifest = driver.open_run(folder, plan, resume=folder.exists())
-        self._results = driver.finished_folds(folder, self._manifest, plan)
+        self._results = taken_up.finished_folds(folder, self._manifest, plan)
         for fold, epoch, auc in self._history.epochs:
             self._standing.saw_epoch(fold, epoch, auc)
         for result in self._results.values():

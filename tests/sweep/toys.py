@@ -86,7 +86,7 @@ def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
         rows_out = plan.valid_rows(job.fold)
         target = plan.index.train["target"].to_numpy()[rows_out]
         noise = generator(config.seed, "toy", job.fold).normal(size=len(rows_out))
-        pred = 1 / (1 + np.exp(-(4 * quality_of(config) * (target - 0.5) + noise)))
+        pred = 1 / (1 + np.exp(-(2 * quality_of(config) * (target - 0.5) + noise)))
         if trouble == "nan" and config.augment.strength > 1:
             pred = np.full(len(rows_out), np.nan)
         pred = pred.astype(np.float32)
