@@ -60,7 +60,7 @@ class Sweep(Config, cli.Command):
     """Predict the test set in every trial too."""
     keep_weights: bool = False
     """Keep every fold's weights."""
-    log_to: Annotated[list[str], BeforeValidator(_names)] = []
+    log_to: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     """mlflow, wandb: log there too, besides TensorBoard (commas)."""
     resume: bool = False
     """Go on with the sweep in --out: finished trials, folds and epochs are kept."""
@@ -78,8 +78,8 @@ OWN_FIELDS = frozenset(Sweep.model_fields) - frozenset(Config.model_fields)
 
 
 PLAN_FIELDS = (
-    "trials", "search", "stopping", "reduction_factor", "grace_epochs", "folds_at_once", "trials_at_once", "time_budget_s",
-    "predict_test", "keep_weights", "log_to",
+    "trials", "search", "stopping", "reduction_factor", "grace_epochs", "folds_at_once", "trials_at_once",
+    "time_budget_s", "predict_test", "keep_weights", "log_to",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The sweep as a person follows it: a live table on a terminal, a line per event elsewhere; and the ledger kept by it."""
+"""A sweep as a person follows it: a live table on a terminal, a line per event elsewhere; the ledger is kept here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from setibl_ray.errors import PlacementError
 from setibl_ray.tuning.ledger import Ledger, Trial
 
-MAX_FAILURES_IN_A_ROW = 3
+MAX_FAILURES_IN_A_ROW = 5
 STUCK_S = 15.0  # nothing runs for so long: look whether anything ever can
 ROWS = 24
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}

@@ -48,6 +48,7 @@ WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; its fol
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV and JSON say again what the ledger says
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports why, and no AUC
     "RAY_AIR_NEW_OUTPUT": "0",  # and its tables what the desk says
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for running epochs; everything is on disk already
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in the command
@@ -137,7 +138,7 @@ def sweep(
                 "data: expected a folder or URL of shards; only a sweep that is resumed knows its own"
             )
         index = read_index(data)
-        base = driver.check(given, index)
+        base = settled = driver.check(given, index)
         if not isinstance(space, Space):
             space = default_space(base) if space is None else parse_space(space)
         configs = _check(space, base, settings, index, data)
@@ -145,7 +146,7 @@ def sweep(
             say(greeting)
             request = placement.wait_for_placement(
                 lambda: placement.request_for(
-                    base, placement.cluster_nodes(), where.accelerator_type, where.labels
+                    settled, placement.cluster_nodes(), where.accelerator_type, where.labels
                 ),
                 where.placement_timeout_s,
                 say,

@@ -2,8 +2,8 @@
 
 A trial runs its folds in waves of as many as it has slots. A step is over when every fold of the wave has
 finished that epoch, so at any step all trials of a sweep have spent the same epochs on the same folds, however
-their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out AUC so far; from then on
-the out-of-fold AUC of the waves that are done, and after the last wave that is the sweep's objective.
+their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out AUC so far; from
+then on the out-of-fold AUC of the waves that are done, which after the last wave is the sweep's objective.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ class Standing:
 
     def wave_auc(self, step: Step) -> float:
         """Mean over the step's wave of each fold's best held-out AUC up to the step's epoch."""
-        best = [
-            max((auc for epoch, auc in self.epochs.get(fold, {}).items() if epoch <= step.epoch and auc == auc), default=DIVERGED)
-            for fold in step.folds
-        ]  # fmt: skip
+        best = []
+        for fold in step.folds:
+            seen = self.epochs.get(fold, {}).items()
+            finite = [auc for epoch, auc in seen if epoch <= step.epoch and np.isfinite(auc)]
+            best.append(max(finite, default=DIVERGED))
         return float(np.mean(best))
 
 

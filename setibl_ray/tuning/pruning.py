@@ -40,9 +40,10 @@ class Pruning(ASHAScheduler):
     def replay(self, number: int, reports: pd.DataFrame) -> None:
         """Put what a trial of an earlier session reported back into the rungs."""
         stand_in: Any = SimpleNamespace(trial_id=f"earlier-{number}")
-        self.on_trial_add(None, stand_in)
+        no_controller: Any = None  # which ASHA does not ask anyway
+        self.on_trial_add(no_controller, stand_in)
         for report in reports.to_dict("records"):
-            super().on_trial_result(None, stand_in, report)
+            super().on_trial_result(no_controller, stand_in, report)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)

@@ -1,8 +1,8 @@
 """Which point a trial takes: random, from a grid, or by Optuna's TPE from what is known of the trials so far.
 
-A suggestion is a function of (seed, trial number, trials so far), with no state between calls. Optuna is told about stopped
-trials as pruned ones, with their AUC at each step: Tune's own OptunaSearch would hand it the AUC of an early
-epoch as if it were a finished cross-validation's.
+A suggestion is a function of (seed, trial number, trials so far), with no state between calls. Optuna is told about
+stopped trials as pruned ones, with their AUC at each step: Tune's own OptunaSearch would hand it the AUC of an
+early epoch as if it were a finished cross-validation's.
 """
 
 from __future__ import annotations

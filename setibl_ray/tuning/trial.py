@@ -72,7 +72,7 @@ class Shared:
 class CrossValidationTrial(tune.Trainable):
     """Tune's side of a trial. One `step` is one step of the ladder; a failure is a report, not an exception."""
 
-    def setup(self, config: dict[str, Any], shared: Shared) -> None:
+    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # Tune's own way
         self._shared = shared
         self._begin(config)
 

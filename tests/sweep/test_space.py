@@ -109,7 +109,11 @@ def test_the_default_space_lies_around_the_config():
     assert space.names == ["schedule.lr-max", "augment.dropout-size", "augment.strength"]
     peak = BASE.learning_rate(0, 1).peak
     assert space.fields[0].place(peak) == pytest.approx(0.5, abs=0.01)
-    assert space.default(BASE) == {"schedule.lr-max": peak, "augment.dropout-size": 0.05, "augment.strength": 1.0}
+    assert space.default(BASE) == {
+        "schedule.lr-max": peak,
+        "augment.dropout-size": 0.05,
+        "augment.strength": 1.0,
+    }
     check_space(space, BASE)
 
 

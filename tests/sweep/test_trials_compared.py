@@ -13,7 +13,9 @@ from setibl_ray.tuning.pruning import Pruning
 from setibl_ray.tuning.search import suggest
 from setibl_ray.tuning.space import parse_space
 
-SPACE = parse_space({name: {"loguniform" if "lr" in name else "uniform": list(ends)} for name, ends in toys.BOUNDS.items()})
+SPACE = parse_space(
+    {name: {"loguniform" if "lr" in name else "uniform": list(ends)} for name, ends in toys.BOUNDS.items()}
+)
 NO_REPORTS = pd.DataFrame({"fold_epochs": [], "auc": []})
 
 
@@ -98,7 +100,9 @@ def test_a_suggestion_depends_on_nothing_but_seed_number_and_trials():
     reports = pd.DataFrame({"fold_epochs": [1, 2], "auc": [0.5, 0.6]})
     trials += [Trial(13, trials[0].values, "stopped", auc=0.6), Trial(14, trials[1].values, "running")]
     trials += [Trial(15, trials[2].values, "failed")]
-    once, again = (suggest("optuna", SPACE, base, 16, order, lambda t: reports) for order in (trials, trials[::-1]))
+    once, again = (
+        suggest("optuna", SPACE, base, 16, order, lambda t: reports) for order in (trials, trials[::-1])
+    )
     assert once == again
     assert once != suggest("optuna", SPACE, base, 17, trials, lambda t: reports)
 
@@ -142,7 +146,9 @@ def test_rungs_stop_the_worse_and_never_the_base_config():
 
 
 def test_rungs_remember_earlier_sessions():
-    reports = pd.DataFrame({"fold_epochs": range(1, 28), "auc": [0.58 + step / 1000 for step in range(1, 28)]})
+    reports = pd.DataFrame(
+        {"fold_epochs": range(1, 28), "auc": [0.58 + step / 1000 for step in range(1, 28)]}
+    )
     ledger = Told()
     rungs = Pruning(ledger, grace=1, total=27, reduction_factor=3)
     rungs.replay(8, reports)
