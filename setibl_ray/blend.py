@@ -98,7 +98,7 @@ def blend_runs(
             ranked,
             blending.ranks(test_preds).mean(axis=1) if len(test_preds) else test_preds.mean(axis=1),
         )
-    report = {
+    report: dict[str, Any] = {
         "method": taken,
         "runs": [
             {

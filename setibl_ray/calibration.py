@@ -26,7 +26,7 @@ class Reliability(NamedTuple):
 
     predicted: np.ndarray
     observed: np.ndarray
-    count: np.ndarray
+    n_rows: np.ndarray
 
 
 def reliability(target: np.ndarray, pred: np.ndarray, n_bins: int = N_BINS) -> Reliability:
@@ -44,7 +44,7 @@ def expected_calibration_error(target: np.ndarray, pred: np.ndarray, n_bins: int
     if not len(target):
         return float("nan")
     bins = reliability(target, pred, n_bins)
-    return float(bins.count @ np.abs(bins.predicted - bins.observed) / len(target))
+    return float(bins.n_rows @ np.abs(bins.predicted - bins.observed) / len(target))
 
 
 def brier(target: np.ndarray, pred: np.ndarray) -> float:

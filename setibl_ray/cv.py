@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -104,10 +105,11 @@ def main(options: Cv) -> int:
 
     from setibl_ray.data.synth import demo_dataset
     from setibl_ray.driver import Where, cross_validate
+    from setibl_ray.report import write_report
     from setibl_ray.summary import summary_lines
 
     console = Console()
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
@@ -136,6 +138,12 @@ def main(options: Cv) -> int:
     )
     for line in summary_lines(done.metrics):
         say(line)
+    try:
+        say(f"report: {write_report(done.folder, data)}")
+    except (
+        Exception
+    ) as error:  # the run is done and whole; a picture that cannot be drawn must not call it a failure
+        say(f"no report ({error}); try again with: python -m setibl_ray.report {done.folder}")
     say(f"everything lies in {done.folder}")
     return 0
 

@@ -165,8 +165,8 @@ def describe(index: DataIndex) -> dict[str, Any]:
 
 def bad_records(index: DataIndex, on_bad_record: str) -> dict[str, Any]:
     """What was left out of the data, and that it was meant to be."""
-    left_out = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
-    return {"on_bad_record": on_bad_record, "n_bad_records": len(left_out), "bad_records": left_out}
+    listed = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
+    return {"on_bad_record": on_bad_record, "n_bad_records": index.n_left_out, "bad_records": listed}
 
 
 def file_sha256(path: str) -> str | None:

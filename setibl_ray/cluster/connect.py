@@ -17,6 +17,8 @@ from ray._private import ray_constants
 
 from setibl_ray.errors import ConfigError
 
+ATTEMPTS = 3  # at starting Ray here
+
 
 @contextmanager
 def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
@@ -66,7 +68,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _init(address: str | None, options: dict) -> None:
-    for attempt in (1, 2):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             if address:
                 ray.init(address=address, **options)
@@ -78,7 +80,7 @@ def _init(address: str | None, options: dict) -> None:
         # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
         except Exception as error:
             ray.shutdown()
-            if address or attempt == 2:
+            if address or attempt == ATTEMPTS:
                 what = (
                     f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
                 )

@@ -20,6 +20,7 @@ Spec = dict[str, Any]
 N_COLOURS = 8  # more folds than this share one muted colour: nobody tells nine lines apart by hue
 MAX_POINTS = 400
 N_BINS = 50
+LOG_TICKS = [1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1]
 MIN_SHOWN = 30  # needles per bin below which a kind's curve is noise; a reader may switch it on
 
 
@@ -122,15 +123,19 @@ def roc(oof: pd.DataFrame) -> Spec:
         if at > floor
     ]
     buttons = [
-        {"label": label, "method": "relayout", "args": [{"xaxis.type": kind, "xaxis.autorange": True}]}
-        for label, kind in (("log", "log"), ("linear", "linear"))
+        {
+            "label": kind,
+            "method": "relayout",
+            "args": [{"xaxis.type": kind, "xaxis.autorange": True, "xaxis.tickmode": ticks}],
+        }
+        for kind, ticks in (("log", "array"), ("linear", "auto"))
     ]
     return {
         "data": traces,
         "layout": _layout(
             "false-positive rate",
             "recall (needles found)",
-            xaxis={"type": "log", "tickformat": "~p"},
+            xaxis={"type": "log", "tickformat": "~p", "tickmode": "array", "tickvals": LOG_TICKS},
             yaxis={"range": [0, 1.02], "tickformat": ".0%"},
             shapes=marks,
             updatemenus=[{"buttons": buttons}],
@@ -252,7 +257,7 @@ def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
 def reliability(oof: pd.DataFrame) -> Spec:
     """Share of needles against mean score, with the number of cadences below."""
     bins = calibration.reliability(oof["target"].to_numpy(np.float64), oof["pred"].to_numpy(np.float64))
-    size = 7 + 9 * np.sqrt(bins.count / bins.count.max())
+    size = 7 + 9 * np.sqrt(bins.n_rows / bins.n_rows.max())
     return {
         "data": [
             _line([0, 1], [0, 1], "perfect", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip"),
@@ -263,13 +268,13 @@ def reliability(oof: pd.DataFrame) -> Spec:
                 "@c0",
                 mode="lines+markers",
                 marker={"size": _numbers(size)},
-                customdata=bins.count.tolist(),
+                customdata=bins.n_rows.tolist(),
                 hovertemplate="score %{x:.2f}, needles %{y:.0%}<br>%{customdata:,} cadences<extra></extra>",
             ),
             {
                 "type": "bar",
                 "x": _numbers(bins.predicted),
-                "y": bins.count.tolist(),
+                "y": bins.n_rows.tolist(),
                 "yaxis": "y2",
                 "width": 0.04,
                 "marker": {"color": "@muted/0.5"},

@@ -214,7 +214,8 @@ def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
 
 def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
     """Give the results back, or say why the sweep is not whole."""
-    kept = f"Finished trials, folds and epochs are kept. Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
+    kept = "Finished trials, folds and epochs are kept. "
+        f"Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
     if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
     if isinstance(desk.ends_because, PlacementError):

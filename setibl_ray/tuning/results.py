@@ -80,9 +80,10 @@ class Results:
     def _verdict(self) -> str:
         if self.best is not None and self.best.number == DEFAULT:
             return "No finished trial is better than the base config."
+        number = self.best.number if self.best else None
         if self.against_base is None:
-            return f"Trial {self.best and self.best.number} is the best; the base config is not finished to compare with."
-        return f"Best trial {self.best and self.best.number} against the base config: {self.against_base}."
+            return f"Trial {number} is the best; the base config is not finished to compare with."
+        return f"Best trial {number} against the base config: {self.against_base}."
 
 
 def confirm_root(root: str, best: Trial) -> str:

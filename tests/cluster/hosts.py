@@ -91,7 +91,7 @@ class Host:
         return [*enter, "env", "-i", *(f"{name}={value}" for name, value in inside.items()), *argv]
 
     def run(
-        self, argv: Sequence[str], timeout_s: float = 60, check: bool = True, **environment: str
+        self, argv: Sequence[str], timeout_s: float = 180, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and capture what it prints (stderr with stdout).
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ARGUMENTS = (
     "--batch-size",
     "8",
 )
-RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1")
+RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 
@@ -55,11 +56,13 @@ def undisturbed(shards, tmp_path_factory):
     return out
 
 
-def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, **more):
-    """`cv` with the stand-in in a process of its own."""
-    script = Path(__file__).with_name("standin.py")
+STANDIN = (str(Path(__file__).with_name("standin.py")),)
+
+
+def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, script=STANDIN, **more):
+    """`cv`, with the stand-in unless told otherwise, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, *script, *map(str, arguments)],
         env={**os.environ, "EPOCH_S": str(epoch_s), **more},
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -80,3 +83,30 @@ def leftovers(out):
     """Files of a run folder that no finished run has."""
     names = [path.relative_to(out) for path in out.rglob("*")]
     return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]
+
+
+@pytest.fixture
+def record_soak():
+    """Write what a soak found into docs/reliability.md, in the place of what the last one found."""
+
+    def write(what, hits, duration_s):
+        page = Path(__file__).parents[2] / "docs" / "reliability.md"
+        begin, end = f"<!-- soak {what} -->", f"<!-- end of {what} -->"
+        before, rest = page.read_text().split(begin)
+        _, after = rest.split(end)
+        lines = [
+            f"{time.strftime('%Y-%m-%d')}: {len(hits)} kills in {duration_s / 60:.0f} minutes, every oof.csv and"
+        ]
+        lines += [
+            f"submission.csv byte-identical ({what} folds).",
+            "",
+            "| # | killed | attempts it ended |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {i + 1} | {victim} | {', '.join(causes) or 'none'} |"
+            for i, (victim, causes) in enumerate(hits)
+        ]
+        page.write_text("\n".join([before + begin, *lines, end]) + after)
+
+    return write

@@ -87,7 +87,7 @@ def test_the_run_folder_knows_config_and_data(killed, local_cv, undisturbed):
 
 
 def test_cores_and_device_are_the_runs_own(local_cv, tmp_path, shards, monkeypatch):
-    run = [*RUN[: RUN.index("--cpus-per-fold")], "--data", str(shards)]
+    run = [*RUN[: RUN.index("--cpus-per-fold")], "--data", str(shards)]  # nor --device
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(15)))
     with pytest.raises(Killed):
         local_cv(tmp_path / "run", task=dies_after(0, 0), run=run)

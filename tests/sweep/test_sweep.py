@@ -1,6 +1,6 @@
 """Whole sweeps on a real Ray, with toy folds in the place of training: placement, pruning, resume, failures."""
 
-import functools
+import io
 import json
 import os
 import signal
@@ -37,7 +37,7 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def run(shards, tmp_path, own_ray):
     """A sweep with toy folds under `tmp_path`."""
-    console = Console(file=open(tmp_path / "said", "w"), force_terminal=False, width=200)
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
 
     def go(task=None, base=None, space=SPACE, out="out", resume=False, **plan):
         task = task or toys.toy_task(tmp_path / "journal")
@@ -52,8 +52,7 @@ def run(shards, tmp_path, own_ray):
             console=console,
         )
 
-    yield go
-    console.file.close()
+    return go
 
 
 def journal(folder: Path) -> Counter:
