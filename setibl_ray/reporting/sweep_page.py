@@ -39,8 +39,8 @@ class Sweep:
     """What the page is drawn from.
 
     Attributes:
-      table: trial, state, auc, auc_low, auc_high, a column per searched field, folds_done, fold_epochs, started_s, ended_s,
-        message; a line per trial.
+      table: trial, state, auc, auc_low, auc_high, a column per searched field, folds_done, fold_epochs,
+        started_s, ended_s, message; a line per trial.
       fields: the searched fields.
       base: field -> the base config's value, shown for the trial without values.
       reports: trial -> fold_epochs, auc, time_s at each comparable step.
@@ -85,7 +85,7 @@ def draw(sweep: Sweep) -> str:
         parts.append(
             _section(
                 "Each field alone",
-                "Out-of-fold AUC with its 95 % bootstrap interval; stopped trials as marks at the foot, where they were drawn.",
+                "Out-of-fold AUC with its 95 % bootstrap interval; where stopped trials were, as marks at the foot.",
                 _slices(table, sweep),
             )
         )
@@ -95,7 +95,7 @@ def draw(sweep: Sweep) -> str:
     parts.append(
         _section(
             "What was stopped, and when",
-            "AUC at each comparable step: the same folds and epochs for every trial. A line that ends early was stopped there.",
+            "AUC at each comparable step: the same folds and epochs for every trial. A cross: stopped there.",
             _curves(table, sweep),
         )
     )
@@ -127,8 +127,8 @@ def _objective(done: pd.DataFrame) -> Any:
         done = done.sort_values("ended_s", kind="stable")
         minutes = (done["ended_s"] - done["started_s"].min()) / 60
         figure.add_scatter(
-            x=minutes, y=done["auc"], mode="markers", name="trial", text=done["trial"], marker={"color": COLOURS["done"]},
-            error_y=_interval(done), hovertemplate="trial %{text}: %{y:.4f}",
+            x=minutes, y=done["auc"], mode="markers", name="trial", text=done["trial"],
+            marker={"color": COLOURS["done"]}, error_y=_interval(done), hovertemplate="trial %{text}: %{y:.4f}",
         )  # fmt: skip
         best = done["auc"].cummax()
         figure.add_scatter(
@@ -180,7 +180,8 @@ def _slices(table: pd.DataFrame, sweep: Sweep) -> Any:
         colours = [BEST if number == sweep.best else COLOURS["done"] for number in done["trial"]]
         figure.add_scatter(
             x=done[field.name], y=done["auc"], mode="markers", text=done["trial"], marker={"color": colours, "size": 8},
-            error_y=_interval(done), hovertemplate="trial %{text}: %{y:.4f} at %{x}", showlegend=False, row=1, col=column,
+            error_y=_interval(done), hovertemplate="trial %{text}: %{y:.4f} at %{x}", showlegend=False,
+            row=1, col=column,
         )  # fmt: skip
         figure.add_scatter(
             x=stopped[field.name], y=[foot] * len(stopped), mode="markers", text=stopped["trial"],
@@ -210,7 +211,8 @@ def _curves(table: pd.DataFrame, sweep: Sweep) -> Any:
         best = row["trial"] == sweep.best
         figure.add_scatter(
             x=curve["fold_epochs"], y=curve["auc"], mode="lines+markers", name=state, legendgroup=state,
-            showlegend=state not in shown, line={"color": BEST if best else COLOURS[state], "width": 3 if best else 1.3},
+            showlegend=state not in shown,
+            line={"color": BEST if best else COLOURS[state], "width": 3 if best else 1.3},
             marker={"size": 4, "symbol": "circle"}, opacity=1 if best or state != "done" else 0.75,
             hovertemplate=f"trial {row['trial']} ({state})<br>%{{x}} fold-epochs: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip

@@ -214,8 +214,10 @@ def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
 
 def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
     """Give the results back, or say why the sweep is not whole."""
-    kept = "Finished trials, folds and epochs are kept. "
+    kept = (
+        "Finished trials, folds and epochs are kept. "
         f"Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
+    )
     if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
     if isinstance(desk.ends_because, PlacementError):
@@ -264,7 +266,7 @@ class _Placement:
     def __init__(self, request: Request, slots: int) -> None:
         self._request, self._slots = request, slots
         here = f"node:{ray.util.get_node_ip_address()}"
-        # Not free of charge: an empty bundle would let the trial's process go to any node, and it writes to this one's disk.
+        # An empty bundle would let the trial's process go to any node, and it writes to this one's disk.
         self.group = tune.PlacementGroupFactory(
             [{here: 0.001}] + [request.resources] * slots, strategy="PACK"
         )

@@ -73,8 +73,8 @@ def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
         n_epochs = config.for_fold(job.fold).epochs
         goal = 0.5 + 0.45 * quality_of(config)
         rows = [
-            {"epoch": e, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "images_per_s": 1.0, "duration_s": epoch_s, "lr": 1.0}
-            | {"val_auc": 0.5 + (goal - 0.5) * (1 - 0.5 ** (e + 1))}
+            {"epoch": e, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "images_per_s": 1.0, "lr": 1.0}
+            | {"duration_s": epoch_s, "val_auc": 0.5 + (goal - 0.5) * (1 - 0.5 ** (e + 1))}
             for e in range(n_epochs)
         ]  # fmt: skip
         for epoch in range(int(job.state or b"0"), n_epochs):
