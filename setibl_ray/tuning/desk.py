@@ -154,18 +154,13 @@ class Desk(tune.Callback):
         best = self.ledger.best
         for trial in sorted(known, key=lambda trial: (order[trial.state], -(trial.auc or 0.0)))[:ROWS]:
             mark = "* " if trial is best else ""
-            auc = (
-                ""
-                if trial.auc is None
-                else f"{trial.auc:.4f}"
-                if trial.state == "done"
-                else f"({trial.auc:.4f})"
-            )
+            auc = f"{trial.auc:.4f}" if trial.auc is not None else ""
+            if auc and trial.state != "done":
+                auc = f"({auc})"  # at an earlier step than the others'
             values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._names]
             state = f"[{COLOURS.get(trial.state, 'dim')}]{trial.state}[/]"
-            table.add_row(
-                f"{mark}{trial.number}", state, auc, f"{trial.folds_done}/{self._n_folds}", str(trial.fold_epochs), *values
-            )  # fmt: skip
+            folds = f"{trial.folds_done}/{self._n_folds}"
+            table.add_row(f"{mark}{trial.number}", state, auc, folds, str(trial.fold_epochs), *values)
         return table
 
 
