@@ -29,6 +29,12 @@ $(INSTALLED): pyproject.toml requirements-dev.lock
 demo: $(INSTALLED)
 	$(PYTHON) -m setibl_ray.cv --folds 5
 
+# Eight trials of three folds, then the best config as cv takes it.
+sweep-demo: $(INSTALLED)
+	rm -rf sweeps/demo
+	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --epochs 6 --tta 2 --out sweeps/demo/sweep
+	$(PYTHON) -m setibl_ray.cv --config sweeps/demo/sweep/best.yaml --out sweeps/demo/best
+
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -m 'not cluster and not soak'
 

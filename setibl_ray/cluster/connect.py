@@ -41,6 +41,8 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
     os.environ.setdefault("RAY_task_oom_retries", "0")
+    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
