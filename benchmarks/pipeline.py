@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pandas as pd
+import seed_loop
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
@@ -74,78 +75,6 @@ def write_seed_shard(path: Path, panels: Panels) -> None:
             }
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString())
-
-
-def plain_pipeline(shard: Path, threads: int) -> tf.data.Dataset:
-    """The per-image pipeline, endless, records cached in memory as the seed caches them."""
-    height, width = SEED_SIZE
-    features = {
-        "image": tf.io.FixedLenFeature([], tf.string),
-        "target": tf.io.FixedLenFeature([], tf.int64),
-    }
-
-    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = tf.io.parse_single_example(record, features)
-        return example["image"], example["target"]
-
-    def affine(image: tf.Tensor) -> tf.Tensor:
-        # The seed pads the width to a square, maps every pixel of the square, gathers, and crops.
-        side, pad = height, (height - width) // 2
-        square = tf.pad(image, [[0, 0], [pad, side - width - pad], [0, 0]])
-        normal = tf.random.normal([6])
-        shear = SETTINGS.shear * normal[1] * np.pi / 180
-        zoom = 1 + SETTINGS.height_zoom * normal[2:4]
-        shift = SETTINGS.height_shift * normal[4:6]
-        zero, one = tf.zeros([]), tf.ones([])
-        turn = tf.eye(3)
-        skew = tf.stack([[one, tf.sin(shear), zero], [zero, tf.cos(shear), zero], [zero, zero, one]])
-        scale = tf.linalg.diag(tf.stack([1 / zoom[0], 1 / zoom[1], one]))
-        move = tf.stack([[one, zero, shift[0]], [zero, one, shift[1]], [zero, zero, one]])
-        matrix = tf.matmul(tf.matmul(turn, skew), tf.matmul(scale, move))
-        up = tf.repeat(tf.range(side // 2, -side // 2, -1), side)
-        right = tf.tile(tf.range(-side // 2, side // 2), [side])
-        at = tf.matmul(matrix, tf.cast(tf.stack([up, right, tf.ones_like(up)]), tf.float32))
-        at = tf.clip_by_value(tf.cast(at, tf.int32), -side // 2 + side % 2 + 1, side // 2)
-        index = tf.stack([side // 2 - at[0], side // 2 - 1 + at[1]], axis=1)
-        mapped = tf.reshape(tf.gather_nd(square, index), [side, side, 3])
-        return mapped[:, pad : pad + width]
-
-    def prepare(png: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.cast(tf.image.decode_png(png, channels=3), tf.float32) / 255
-        image = affine(tf.ensure_shape(image, (height, width, 3)))
-        image = tf.image.random_flip_left_right(image)
-        image = tf.image.random_saturation(image, 1 - SETTINGS.saturation, 1 + SETTINGS.saturation)
-        image = tf.image.random_contrast(image, 1 - SETTINGS.contrast, 1 + SETTINGS.contrast)
-        return tf.image.random_brightness(image, SETTINGS.brightness), target
-
-    def drop(image: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if tf.random.uniform([]) < SETTINGS.dropout_probability:
-            half = int(SETTINGS.dropout_size * min(SEED_SIZE)) // 2
-            for _ in range(SETTINGS.dropout_count):
-                x = tf.random.uniform([], 0, width, tf.int32)
-                y = tf.random.uniform([], 0, height, tf.int32)
-                top, bottom = tf.maximum(0, y - half), tf.minimum(height, y + half)
-                left, right = tf.maximum(0, x - half), tf.minimum(width, x + half)
-                blank = tf.zeros([bottom - top, right - left, 3])
-                band = tf.concat([image[top:bottom, :left], blank, image[top:bottom, right:]], axis=1)
-                image = tf.concat([image[:top], band, image[bottom:]], axis=0)
-        return tf.ensure_shape(image, (height, width, 3)), target
-
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = threads
-    options.deterministic = False
-    return (
-        tf.data.TFRecordDataset(str(shard))
-        .cache()
-        .repeat()
-        .shuffle(N_IMAGES)
-        .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        .map(drop, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(BATCH)
-        .prefetch(tf.data.AUTOTUNE)
-        .with_options(options)
-    )
 
 
 def our_pipeline(store: PanelStore, layout: str, batches: int, threads: int) -> tf.data.Dataset:
@@ -200,8 +129,18 @@ def measure(threads: int, folder: Path) -> dict[str, np.ndarray]:
             read=lambda index, split, rows, positions: index.values[rows][..., list(positions)],
         )
 
+    plain = seed_loop.dataset(
+        [str(shard)],
+        SEED_SIZE,
+        BATCH,
+        augment=True,
+        repeat=True,
+        shuffle=N_IMAGES,
+        training=True,
+        threads=threads,
+    )
     turns = {
-        "per image, 273x256x3": rate(plain_pipeline(shard, threads), 12),
+        "per image, 273x256x3": rate(plain, 12),
         "ours, 273x256x3": rate(our_pipeline(store("on3", SEED_SIZE), "on3", 100, threads), 100),
         "ours, 273x256x6": rate(our_pipeline(store("all6", SEED_SIZE), "all6", 50, threads), 50),
         "ours, 91x85x6": rate(our_pipeline(store("all6", (91, 85)), "all6", 400, threads), 400),

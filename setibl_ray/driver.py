@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
 
 from setibl_ray import folds, metrics, oof
 from setibl_ray import resume as taken_up
@@ -32,9 +33,6 @@ from setibl_ray.manifest import Manifest, describe
 from setibl_ray.memory import largest_fold_bytes
 from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FIT_FOLD = "setibl_ray.train.fold:fit_fold"  # named, not imported: it brings TensorFlow with it
 
@@ -114,7 +112,7 @@ def cross_validate(
       RunStoppedError: the run folder could not be written any more, or the cluster was lost.
       Interrupted: Ctrl-C; what was finished is in the run folder.
     """
-    where = where or Where()
+    where, console = where or Where(), console or Console()
     given = config if isinstance(config, Config) else parse(dict(config or {}))
     folder = RunFolder(out)
     with folder.locked():
@@ -131,6 +129,12 @@ def cross_validate(
                 "data: expected a folder or URL of shards; only a run that is resumed knows its own"
             )
         index = read_index(data, on_bad_record=on_bad_record or "fail")
+        if index.bad_records:
+            first = f"first {index.bad_records[0]}"
+            _say(
+                console,
+                f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",
+            )
         config = check(config, index)
         fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
         check_batches(config, fold_of_row)
@@ -210,13 +214,10 @@ def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
 
 
 @contextmanager
-def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tuple[Runner, Plan]]:
+def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Runner, Plan]]:
     """A runner, and the plan with the device and cores that a fold gets there."""
-    from rich.console import Console as RichConsole
-
-    console = console or RichConsole()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    with _caches_removed():
+    say = partial(_say, console)
+    with caches_removed():
         if where.runner == "local":
             cores = len(os.sched_getaffinity(0))
             share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
@@ -224,7 +225,7 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
             yield LocalRunner(FIT_FOLD, plan, where.fold_timeout_s), plan
             return
         from setibl_ray.cluster import connect, placement
-        from setibl_ray.cluster.runner import RayRunner
+        from setibl_ray.cluster.runner import RayRunner, on_every_node
 
         with connect.connected(where.address) as greeting:
             say(greeting)
@@ -246,11 +247,15 @@ def runner_for(plan: Plan, where: Where, console: Console | None) -> Iterator[tu
                 yield runner, plan
             finally:
                 runner.cancel()
-                runner.on_every_node("setibl_ray.data.panels:remove_all_unused")
+                on_every_node("setibl_ray.data.panels:remove_all_unused")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def _caches_removed() -> Iterator[None]:
+def caches_removed() -> Iterator[None]:
     """Leave no decoded panels on this machine: not this run's, nor those of a run that was killed."""
     from setibl_ray.data.panels import remove_all_unused
 

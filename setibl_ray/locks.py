@@ -43,25 +43,26 @@ def local(folder: Path, shown: str) -> Iterator[None]:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunFolderError(f"{shown} could not be written: {error.strerror}") from error
-        with os.fdopen(descriptor, "r+") as lock:
+        try:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunFolderError(_refusal(shown, _parsed(lock.read()))) from None
-            if os.fstat(lock.fileno()).st_nlink == 0:  # its owner removed it between our open and our flock
+                raise RunFolderError(_refusal(shown, _parsed(os.pread(descriptor, 4096, 0)))) from None
+            if os.fstat(descriptor).st_nlink == 0:  # its owner removed it between our open and our flock
                 continue
             try:
                 with suppress(
                     OSError
                 ):  # the name is a courtesy, the flock is the lock: a full disk can hold it
-                    lock.truncate(0)
-                    lock.write(json.dumps(_owner()))
-                    lock.flush()
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
                 yield
             finally:
                 with suppress(OSError):
                     path.unlink()
             return
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -73,6 +73,8 @@ def same_config(folder: RunFolder, own: Config, now: Config) -> None:
     """Raises:
     RunFolderError: the two differ; says in what.
     """
+    if own.device == "auto":  # a plain loop leaves it to TensorFlow; a cluster settles it
+        own = own.model_copy(update={"device": now.device})
     changed = list(differences(own.model_dump(mode="json"), now.model_dump(mode="json")))
     if changed:
         raise RunFolderError(

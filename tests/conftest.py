@@ -1,5 +1,6 @@
 """Every test has its own HOME and never meets a Ray that runs already."""
 
+import contextlib
 import os
 import tempfile
 
@@ -9,14 +10,25 @@ import pytest
 os.environ["HOME"] = tempfile.mkdtemp(prefix="setibl-ray-test-home-")
 os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] + "/.cache"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# What XLA computes does not change, compiling takes a third of the time.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
 
-@pytest.fixture(scope="session")
+_started = contextlib.ExitStack()
+
+
+@pytest.fixture
 def own_ray():
-    """A Ray of this test process's own, two CPUs."""
+    """A Ray of this test process's own, two CPUs; the same one for all tests, unless one of them has shut it down."""
+    import ray
+
     from setibl_ray.cluster import connect
 
-    with connect.connected(None, n_cpus=2):
-        yield
+    if not ray.is_initialized():
+        _started.enter_context(connect.connected(None, n_cpus=2))
+
+
+def pytest_sessionfinish():
+    _started.close()

@@ -17,6 +17,8 @@ from ray._private import ray_constants
 
 from setibl_ray.errors import ConfigError
 
+ATTEMPTS = 3  # at starting Ray here
+
 
 @contextmanager
 def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
@@ -39,6 +41,8 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
     os.environ.setdefault("RAY_task_oom_retries", "0")
+    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
@@ -64,19 +68,19 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _init(address: str | None, options: dict) -> None:
-    for attempt in (1, 2):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             if address:
                 ray.init(address=address, **options)
             else:
-                _private_token()
+                private_token()
                 with _loopback_only():
                     ray.init(address="local", **options)
             return
         # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
         except Exception as error:
             ray.shutdown()
-            if address or attempt == 2:
+            if address or attempt == ATTEMPTS:
                 what = (
                     f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
                 )
@@ -98,7 +102,7 @@ def _loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _private_token() -> None:
+def private_token() -> None:
     """Ray's token file, there before Ray writes one that everybody on this machine may read."""
     path = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:

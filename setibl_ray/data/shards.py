@@ -88,6 +88,12 @@ class DataIndex:
     metadata: dict[str, Any] = field(default_factory=dict)
     bad_records: tuple[BadRecord, ...] = ()
 
+    @property
+    def n_left_out(self) -> int:
+        """Records that names promise and tables lack: damage to a record's length loses all after it in its shard."""
+        promised = sum(shard.n_records for shard in self.shards)
+        return max(len(self.bad_records), promised - len(self.train) - len(self.test))
+
     def shards_of(self, split: Split) -> tuple[ShardInfo, ...]:
         return tuple(shard for shard in self.shards if shard.split == split)
 

@@ -97,7 +97,7 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
             number(fold["auc_no_tta"]),
             number(fold["ap"]),
             number(fold["brier"]),
-            run.best_epochs.get(fold["fold"], "–"),
+            run.best_epochs[fold["fold"]] + 1 if fold["fold"] in run.best_epochs else "–",
             f"{fold['n_valid']:,}",
             f"{fold['n_needles']:,}",
         )
@@ -385,7 +385,7 @@ def comparison(runs: Sequence[Run]) -> str:
     same_rows(runs)
     names = _unique([run.name for run in runs])
     metrics = [_metrics(run) for run in runs]
-    rows, first = [], runs[0].oof
+    rows, first, apart = [], runs[0].oof, False
     for name, run, own in zip(names, runs, metrics):
         gain: dict[str, Any] = {"difference": 0.0, "interval": None}
         if run is not runs[0]:
@@ -395,6 +395,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 run.oof["pred"].to_numpy(),
                 first["group"],
             )
+            apart |= gain["interval"] is not None and not gain["interval"][0] <= 0 <= gain["interval"][1]
         at = own["recall_at_fpr"]
         rows.append(
             (
@@ -408,6 +409,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 number(own["ece"]),
             )
         )
+    doubt = "" if apart else f", but none is shown to differ from {names[0]}"
     best = int(np.argmax([own["oof_auc"] or 0 for own in metrics]))
     header = (
         "run",
@@ -449,7 +451,7 @@ def comparison(runs: Sequence[Run]) -> str:
     ]
     return page.render(
         title="Comparison – setibl_ray",
-        verdict=f"{names[best]} ranks best of {len(runs)} runs: AUC {number(metrics[best]['oof_auc'])} "
+        verdict=f"{names[best]} ranks best of {len(runs)} runs{doubt}: AUC {number(metrics[best]['oof_auc'])} "
         f"{spread(metrics[best]['intervals'].get('oof_auc'))}.",
         subtitle=" · ".join(str(run.folder) for run in runs),
         tiles=[

@@ -20,6 +20,7 @@ Spec = dict[str, Any]
 N_COLOURS = 8  # more folds than this share one muted colour: nobody tells nine lines apart by hue
 MAX_POINTS = 400
 N_BINS = 50
+LOG_TICKS = [1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1]
 MIN_SHOWN = 30  # needles per bin below which a kind's curve is noise; a reader may switch it on
 
 
@@ -122,15 +123,19 @@ def roc(oof: pd.DataFrame) -> Spec:
         if at > floor
     ]
     buttons = [
-        {"label": label, "method": "relayout", "args": [{"xaxis.type": kind, "xaxis.autorange": True}]}
-        for label, kind in (("log", "log"), ("linear", "linear"))
+        {
+            "label": kind,
+            "method": "relayout",
+            "args": [{"xaxis.type": kind, "xaxis.autorange": True, "xaxis.tickmode": ticks}],
+        }
+        for kind, ticks in (("log", "array"), ("linear", "auto"))
     ]
     return {
         "data": traces,
         "layout": _layout(
             "false-positive rate",
             "recall (needles found)",
-            xaxis={"type": "log", "tickformat": "~p"},
+            xaxis={"type": "log", "tickformat": "~p", "tickmode": "array", "tickvals": LOG_TICKS},
             yaxis={"range": [0, 1.02], "tickformat": ".0%"},
             shapes=marks,
             updatemenus=[{"buttons": buttons}],
@@ -380,7 +385,7 @@ def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[
         colour = style.pop("colour")
         group = {"legendgroup": style.pop("legendgroup", f"fold {fold}")}
         name = f"fold {fold}" if len(histories) <= N_COLOURS else "folds"
-        epoch = past["epoch"]
+        epoch = past["epoch"] + 1  # people count from one
         traces.append(_line(epoch, past[f"val_{quantity}"], name, colour, **group, **style))
         traces.append(
             _line(
@@ -395,9 +400,9 @@ def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[
                 showlegend=False,
             )
         )
-        chosen = past.loc[epoch == best.get(fold)]
+        chosen = past.loc[past["epoch"] == best.get(fold)]
         if len(chosen):
-            marks["x"].append(int(chosen["epoch"].iloc[0]))
+            marks["x"].append(int(chosen["epoch"].iloc[0]) + 1)
             marks["y"] += _numbers(chosen[f"val_{quantity}"])
             marks["text"].append(f"fold {fold}")
     traces.append(
@@ -425,7 +430,7 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
         style = _fold_style(position, len(rates))
         name = "all folds" if fold < 0 else f"fold {fold}"
         traces.append(
-            _line(rate["epoch"], rate["lr"], name, style.pop("colour"), mode="lines+markers", **style)
+            _line(rate["epoch"] + 1, rate["lr"], name, style.pop("colour"), mode="lines+markers", **style)
         )
     return {
         "data": traces,

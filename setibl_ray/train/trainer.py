@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,9 +186,12 @@ class SmoothedFocal(tf.keras.losses.Loss):
     def __init__(self, label_smoothing: float) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+        with warnings.catch_warnings():
+            # A second of import that only this loss needs; it warns that TensorFlow Addons has had its last release.
+            warnings.simplefilter("ignore", UserWarning)
+            import tensorflow_addons as tfa
+        self._focal = tfa.losses.sigmoid_focal_crossentropy
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        import tensorflow_addons as tfa  # a second of import that only this loss needs
-
         smooth = y_true * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return tfa.losses.sigmoid_focal_crossentropy(smooth, y_pred)
+        return self._focal(smooth, y_pred)

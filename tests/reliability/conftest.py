@@ -1,29 +1,14 @@
 """Runs with a stand-in for the fold task: seconds instead of minutes, the same driver."""
 
-import json
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from datasets import SMALL, cadence_shards
-from standin import no_plot, standin
+from harness import RUN, start
+from standin import no_plot, no_report, standin
 
 from setibl_ray import cv, driver
-
-ARGUMENTS = (
-    "--model",
-    "efficientnet-nano",
-    "--weights",
-    "none",
-    "--image-size",
-    "40x36",
-    "--batch-size",
-    "8",
-)
-RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1")
-RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +25,7 @@ def local_cv(monkeypatch, shards):
     def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
         monkeypatch.setattr(driver, "FIT_FOLD", task or standin())
         monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", no_plot)
+        monkeypatch.setattr("setibl_ray.report.write_report", no_report)
         return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])
 
     return call
@@ -55,28 +41,28 @@ def undisturbed(shards, tmp_path_factory):
     return out
 
 
-def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, **more):
-    """`cv` with the stand-in in a process of its own."""
-    script = Path(__file__).with_name("standin.py")
-    return subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
-        env={**os.environ, "EPOCH_S": str(epoch_s), **more},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def record_soak():
+    """Write what a soak found into docs/reliability.md, in the place of what the last one found."""
 
+    def write(what, hits, duration_s):
+        page = Path(__file__).parents[2] / "docs" / "reliability.md"
+        begin, end = f"<!-- soak {what} -->", f"<!-- end of {what} -->"
+        before, rest = page.read_text().split(begin)
+        _, after = rest.split(end)
+        lines = [
+            f"{time.strftime('%Y-%m-%d')}: {len(hits)} kills in {duration_s / 60:.0f} minutes, every oof.csv and"
+        ]
+        lines += [
+            f"submission.csv byte-identical ({what} folds).",
+            "",
+            "| # | killed | attempts it ended |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {i + 1} | {victim} | {', '.join(causes) or 'none'} |"
+            for i, (victim, causes) in enumerate(hits)
+        ]
+        page.write_text("\n".join([before + begin, *lines, end]) + after)
 
-def same_results(one, other):
-    for name in RESULTS:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def manifest(out):
-    return json.loads((out / "manifest.json").read_text())
-
-
-def leftovers(out):
-    """Files of a run folder that no finished run has."""
-    names = [path.relative_to(out) for path in out.rglob("*")]
-    return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]
+    return write

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def standin(epoch_s=0.0, broken=None):
             state = json.loads(job.state)
         for epoch in range(state["done"], n_epochs):
             time.sleep(epoch_s)
-            if broken and os.path.exists(broken) and open(broken).read() == str(fold):
+            if broken and Path(broken).exists() and Path(broken).read_text() == str(fold):
                 raise ZeroDivisionError(f"broken on purpose in epoch {epoch}")
             digest = hashlib.sha256(f"{state['digest']} {epoch}".encode()).hexdigest()
             value = int(digest[:8], 16) / 2**32
@@ -53,10 +54,15 @@ def no_plot(history, title):
     return b"a plot takes a second, and nothing here is about it"
 
 
+def no_report(folder):
+    return "none"
+
+
 if __name__ == "__main__":
-    from setibl_ray import cv, driver
+    from setibl_ray import cv, driver, report
     from setibl_ray.reporting import training_plot
 
     training_plot.draw = no_plot
+    report.write_report = no_report
     driver.FIT_FOLD = standin(float(os.environ.get("EPOCH_S", "0.2")), os.environ.get("BROKEN"))
     sys.exit(cv.entry())

@@ -2,12 +2,17 @@
 
 import json
 
+import hypothesis
 import pytest
 import runs as fake
 
 from setibl_ray.data import shards
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.synth import write_synthetic
+
+# Folds train beside the tests: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

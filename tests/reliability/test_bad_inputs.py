@@ -1,0 +1,298 @@
+"""Every bad input that was thought of: one line, exit code 2, nothing written. The table is docs/bad-input.md.
+
+WRITE_DOCS=1 pytest tests/reliability/test_bad_inputs.py      # after a message has changed
+"""
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+from harness import ARGUMENTS
+from standin import standin
+from test_bad_input import copied, put, record
+
+from setibl_ray import cv, driver
+from setibl_ray.data.shards import read_index
+from setibl_ray.data.tfrecord import encode_example, frame
+
+PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
+CASES = {}
+
+
+def case(group, what):
+    def add(build):
+        CASES[what] = (group, build)
+        return build
+
+    return add
+
+
+def flags(what, *more):
+    case("flags", what)(lambda data, folder: ["--data", data, *more])
+
+
+def config(what, text):
+    def build(data, folder):
+        (folder / "config.yaml").write_text(text)
+        return ["--data", data, "--config", folder / "config.yaml"]
+
+    case("config file", what)(build)
+
+
+flags("a flag that does not exist", "--fold", 3)
+flags("a misspelt section field", "--augment.strenght", 1)
+flags("fewer than two folds", "--folds", 1)
+flags("more folds than shards", "--folds", 7)
+flags("a number that is none", "--epochs", "many")
+flags("a negative magnitude", "--augment.shear", -1)
+flags("a probability above 1", "--augment.flip", 1.5)
+flags("an image size without a height", "--image-size", "256")
+flags("an image size too small to convolve", "--image-size", "16x16")
+flags("a model that nobody knows", "--model", "resnet5000")
+flags("two values for three folds", "--folds", 3, "--epochs", "1,2")
+flags("fold weights that sum to nothing", "--folds", 3, "--fold-weights", "0,0,0")
+flags("a batch larger than a fold's training set", "--batch-size", 512)
+flags("a weights file that is not there", "--weights", "absent.h5")
+flags("pretrained weights that nobody trained", "--weights", "imagenet")
+flags("a label without a value", "--label", "zone")
+flags("a time limit of nothing", "--fold-timeout-s", 0)
+flags("what to do about bad records, misspelt", "--on-bad-record", "ignore")
+
+config("not YAML", "folds: [3\n")
+config("YAML, but a list", "- folds\n")
+config("an unknown field", "augment: {strenght: 1}\n")
+config("infinity", "schedule: {lr_max: .inf}\n")
+
+
+@case("config file", "bytes that are no text")
+def _(data, folder):
+    (folder / "config.yaml").write_bytes(b"folds: \xff")
+    return ["--data", data, "--config", folder / "config.yaml"]
+
+
+@case("config file", "no such file")
+def _(data, folder):
+    return ["--data", data, "--config", folder / "absent.yaml"]
+
+
+@case("data folder", "no such folder")
+def _(data, folder):
+    return ["--data", folder / "absent"]
+
+
+@case("data folder", "a protocol that nobody speaks")
+def _(data, folder):
+    return ["--data", "gopher://shards"]
+
+
+@case("data folder", "an empty folder")
+def _(data, folder):
+    return ["--data", folder]
+
+
+def data_case(what, group="shards"):
+    """A case that changes a copy of good shards, which has no dataset.json."""
+
+    def add(change):
+        def build(data, folder):
+            shards = copied(data, folder)
+            change(shards)
+            return ["--data", shards]
+
+        case(group, what)(build)
+        return change
+
+    return add
+
+
+def shard(data, name="train02"):
+    return sorted(data.glob(f"{name}-*"))[0]
+
+
+@data_case("a shard whose name has no count")
+def _(data):
+    shard(data).rename(data / "train02.tfrec")
+
+
+@data_case("a shard that is missing among others")
+def _(data):
+    shard(data).unlink()
+
+
+@data_case("two shards of one number")
+def _(data):
+    (data / "train02-3.tfrec").write_bytes(shard(data).read_bytes())
+
+
+@data_case("a count in the name that is not the file's")
+def _(data):
+    shard(data).rename(data / "train02-12.tfrec")
+
+
+@data_case("a truncated shard")
+def _(data):
+    shard(data).write_bytes(shard(data).read_bytes()[:-100])
+
+
+@data_case("an empty shard")
+def _(data):
+    shard(data).write_bytes(b"")
+
+
+@data_case("a shard that is no TFRecord")
+def _(data):
+    shard(data).write_bytes(b"PK\x03\x04" + bytes(4000))
+
+
+@data_case("a bit that flipped in a record")
+def _(data):
+    row = read_index(str(data)).train.query("shard == 2 and record == 4").iloc[0]
+    content = bytearray(shard(data).read_bytes())
+    content[row["offset"] + 1000] ^= 4
+    shard(data).write_bytes(content)
+
+
+@data_case("a length of exabytes in a record's header")
+def _(data):
+    length = struct.pack("<Q", 2**60)
+    shard(data).write_bytes(length + shard(data).read_bytes()[8:])
+
+
+@data_case("shards of two shapes")
+def _(data):
+    put(data, "train", 2, record(panels=np.zeros((6, 42, 36), np.uint8)))
+
+
+def record_case(what, *records):
+    @data_case(what, "records")
+    def _(data):
+        shard(data).unlink()
+        put(data, "train", 2, *records)
+
+
+def example_case(what, **features):
+    @data_case(what, "records")
+    def _(data):
+        shard(data).unlink()
+        (data / "train02-1.tfrec").write_bytes(frame(encode_example(features)))
+
+
+PIXELS = bytes(6 * 40 * 36)
+GOOD = {"image_id": "x", "target": 1, "cadence": PIXELS, "shape": [6, 40, 36]}
+record_case("a training record without a target", record("a", None))
+record_case("one image_id twice", record("a", 0), record("a", 1))
+example_case("a target of 2", **{**GOOD, "target": 2})
+example_case("a target that is not a number", **{**GOOD, "target": float("nan")})
+example_case("no image_id", **{k: v for k, v in GOOD.items() if k != "image_id"})
+example_case("fewer pixels than the shape says", **{**GOOD, "cadence": PIXELS[:-1]})
+example_case("three panels that say six", **{**GOOD, "shape": [3, 40, 36]})
+example_case("neither cadence nor image", image_id="x", target=1, picture=b"")
+example_case("an image that is not a PNG", image_id="x", target=1, image=b"GIF89a" + bytes(50))
+example_case("an image_id that is no text", **{**GOOD, "image_id": b"\xff\xfe"})
+
+
+@data_case("a training record that is a test record too", "records")
+def _(data):
+    put(data, "train", 2, record("a"))
+    put(data, "test", 0, record("a", None))
+
+
+@data_case("a fold whose held-out rows are of one class", "records")
+def _(data):
+    for path in data.glob("*.tfrec"):
+        path.unlink()
+    for number in range(3):
+        put(data, "train", number, *(record(f"{number}-{i}", int(number > 0)) for i in range(12)))
+
+
+@data_case("a dataset.json of a later version", "shards")
+def _(data):
+    (data / "dataset.json").write_text(json.dumps({"format_version": 99}))
+
+
+def run_case(what, change=lambda out: None, *more):
+    """A case about a run folder, which a small one with a plausible manifest stands for."""
+
+    @case("run folder", what)
+    def _(data, folder):
+        out = folder / "run"
+        out.mkdir()
+        (out / "manifest.json").write_text('{"format": 1}')
+        change(out)
+        return ["--data", data, *more]
+
+
+run_case("it holds a run already")
+
+
+def holding(name, text):
+    return lambda out: (out / name).write_text(text)
+
+
+run_case("it holds a run already")
+run_case("--resume of another format", holding("manifest.json", '{"format": 99}'), "--resume")
+run_case("--resume of a damaged manifest", holding("manifest.json", '{"form'), "--resume")
+run_case("--resume without its config", lambda out: None, "--resume")
+run_case("--resume of a field that is no longer known", holding("config.yaml", "warp: 9"), "--resume")
+run_case("--resume where there is no run", lambda out: (out / "manifest.json").unlink(), "--resume")
+
+
+@case("run folder", "a place that cannot be written")
+def _(data, folder):
+    return ["--data", data, "--out", "/proc/run"]
+
+
+@case("run folder", "a file in its place")
+def _(data, folder):
+    (folder / "file").write_text("")
+    return ["--data", data, "--out", folder / "file"]
+
+
+def message_of(what, data, folder, capsys):
+    arguments = [str(part) for part in CASES[what][1](data, folder)]
+    before = sorted(folder.rglob("*"))
+    base = [*ARGUMENTS, "--folds", "3", "--runner", "local"]
+    for flag in [part for part in arguments if part.startswith("--")]:
+        if flag in base:
+            del base[base.index(flag) : base.index(flag) + 2]
+    if "--out" not in arguments:
+        base += ["--out", str(folder / "run")]
+    code = cv.entry([*base, *arguments])
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1, said
+    assert sorted(folder.rglob("*")) == before, "something was written"
+    said = said.replace(str(data), "DATA").replace(str(folder), "DIR")
+    return code, re.sub(r"^python -m setibl_ray\.cv: ", "", said)
+
+
+def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "FIT_FOLD", standin())  # for the one that is not refused
+    rows, groups = [], {}
+    for number, (what, (group, _)) in enumerate(CASES.items()):
+        folder = tmp_path / f"case-{number}"
+        folder.mkdir()
+        code, said = message_of(what, shards, folder, capsys)
+        assert code == 2, (what, said)
+        groups.setdefault(group, []).append((what, code, said.replace("|", "\\|")))
+    for group, found in groups.items():
+        rows += [f"## {group[0].upper()}{group[1:]}", "", "| input | exit code | message |", "|---|---|---|"]
+        rows += [f"| {what} | {code} | {said} |" for what, code, said in found] + [""]
+    assert len(CASES) >= 25
+    text = "\n".join(
+        [
+            "# Bad input",
+            "",
+            f"{len(CASES)} bad inputs to `cv`, each refused before any training, in one line and with nothing written.",
+            "`DATA` is the folder of shards, `DIR` the case's own. `tests/reliability/test_bad_inputs.py` writes it",
+            "(`WRITE_DOCS=1`) and holds it against what happens. What goes wrong later: [reliability](reliability.md).",
+            "",
+            *rows,
+        ]
+    )
+    if os.environ.get("WRITE_DOCS"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text, "messages have changed: see the head of this file"

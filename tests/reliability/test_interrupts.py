@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM: state kept, exit code 130, the resuming command, and no process or file left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import RUN, leftovers, manifest, same_results, start
+
+DEADLINE_S = 120
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_with(variable):
+    """Ids of living processes whose environment holds it: what a command started, and what that started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # gone, or not ours
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "runner"), [(signal.SIGINT, "local"), (signal.SIGTERM, "local"), (signal.SIGTERM, "ray")]
+)
+def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, number, runner):
+    out, mark = tmp_path / "run", f"interrupt-{os.getpid()}-{number}-{runner}"
+    with (tmp_path / "log").open("w") as log:
+        process = start(
+            *RUN, "--data", shards, "--out", out, "--runner", runner, epoch_s=0.5, log=log, MARK=mark
+        )
+        wait_for(lambda: list(out.glob("fold-*/state-001*")) or process.poll() is not None)
+        process.send_signal(number)
+        code = process.wait(timeout=DEADLINE_S)
+    said = (tmp_path / "log").read_text()
+    assert code == 130, said
+    assert f"Resume with: python -m setibl_ray.cv --resume --out {out}" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not processes_with(f"MARK={mark}"))
+    assert all(name.split("/")[1].startswith("state-") for name in leftovers(out))
+    outcomes = [a["outcome"] for entry in manifest(out)["folds"].values() for a in entry["attempts"]]
+    assert "interrupted" in outcomes
+    assert "running" not in outcomes
+
+    again = start("--resume", "--out", out, "--runner", "local", epoch_s=0)
+    assert again.wait(timeout=DEADLINE_S) == 0, again.stdout.read()
+    again.stdout.close()
+    same_results(undisturbed, out)
+    assert leftovers(out) == []
+
+
+def test_a_second_signal_ends_it_at_once(shards, tmp_path):
+    # A task that takes a minute to clear up: it is not waited for.
+    script = (
+        "import os, sys, time\n"
+        "from setibl_ray import cv, driver\n"
+        "from setibl_ray.contract import Place, Started\n"
+        "def task(plan, job):\n"
+        "    yield Started(job.fold, Place.here('cpu', 1, 1))\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        open(os.environ['CLEARING'], 'w').close()\n"
+        "        time.sleep(60)\n"
+        "driver.FIT_FOLD = task\n"
+        "sys.exit(cv.entry(sys.argv[1:]))\n"
+    )
+    out, clearing = tmp_path / "run", tmp_path / "clearing"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            script,
+            *map(str, RUN),
+            "--data",
+            str(shards),
+            "--out",
+            str(out),
+            "--runner",
+            "local",
+        ],
+        env={**os.environ, "CLEARING": str(clearing)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (out / "manifest.json").exists() and '"running"' in (out / "manifest.json").read_text())
+    process.send_signal(signal.SIGINT)
+    wait_for(clearing.exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert "leaving at once" in process.stderr.read()
+    process.stderr.close()

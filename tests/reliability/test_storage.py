@@ -1,0 +1,158 @@
+"""A run folder that is full, read-only or somebody else's; locks on a disk and in an object store."""
+
+import errno
+import os
+import subprocess
+import time
+from contextlib import suppress
+
+import fsspec
+import pytest
+from harness import leftovers, manifest, same_results
+from standin import standin
+
+from setibl_ray import locks
+from setibl_ray.data.shards import read_index
+from setibl_ray.errors import RunFolderError
+from setibl_ray.runfolder import RunFolder
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """Returns (folder, fill): after `fill()` nothing more can be written below the folder, until `fill(False)`.
+
+    As root a tmpfs of its own; else writes that fail as on a full disk.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    )
+
+    def fill(full=True):
+        ballast = folder / "ballast"
+        if not full:
+            ballast.unlink(missing_ok=True)
+            monkeypatch.undo()
+        elif mounted:
+            with suppress(OSError), ballast.open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(4096))
+        else:
+
+            def no_space(_):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            monkeypatch.setattr(os, "fsync", no_space)
+
+    yield folder, fill
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_resume_goes_on(full_disk, local_cv, undisturbed, capsys):
+    folder, fill = full_disk
+    out = folder / "run"
+
+    def task(plan, job):
+        for number, event in enumerate(standin()(plan, job)):
+            if job.fold == 1 and number == 3:
+                fill()
+            yield event
+
+    assert local_cv(out, task=task) == 1
+    said = capsys.readouterr().err
+    assert "could not be written: No space left on device" in said
+    assert "Everything before is kept. Resume with: python -m setibl_ray.cv --resume" in said
+    fill(False)
+    assert set(leftovers(out)) == {name for name in leftovers(out) if name.startswith("fold-1/state-")}
+    assert local_cv(out, "--resume") == 0
+    same_results(undisturbed, out)
+    assert leftovers(out) == []
+
+
+def test_a_full_disk_is_found_before_training(full_disk, local_cv, capsys):
+    folder, fill = full_disk
+    fill()
+    assert local_cv(folder / "run") == 2
+    assert "could not be written: No space left on device" in capsys.readouterr().err
+
+
+def test_a_read_only_place_is_found_before_training(local_cv, capsys):
+    assert local_cv("/proc/run") == 2
+    assert "/proc/run could not be written: " in capsys.readouterr().err
+
+
+def test_two_drivers_on_one_object_store_folder(local_cv, capsys):
+    fs = fsspec.filesystem("memory")
+    with RunFolder("memory://bucket/run").locked():
+        assert local_cv("memory://bucket/run") == 2
+        said = capsys.readouterr().err
+        assert f"memory://bucket/run is in use by process {os.getpid()} on " in said
+        assert "two drivers on one run folder" in said
+    assert not fs.exists("/bucket/run/.lock")
+
+
+def test_an_abandoned_lock_object_is_taken_over(monkeypatch):
+    fs = fsspec.filesystem("memory")
+    lock = "/bucket/abandoned/.lock"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for owner in (
+        {"pid": gone.pid, "host": locks._owner()["host"], "time_s": time.time()},
+        {"pid": 1, "host": "elsewhere", "time_s": time.time() - locks.ABANDONED_S - 1},
+    ):
+        fs.pipe_file(lock, str(owner).replace("'", '"').encode())
+        with RunFolder("memory://bucket/abandoned").locked():
+            pass
+    for live in ({"pid": 1, "host": "elsewhere", "time_s": time.time()}, {"what": "is this"}):
+        fs.pipe_file(lock, str(live).replace("'", '"').encode())
+        with pytest.raises(RunFolderError, match="in use"), RunFolder("memory://bucket/abandoned").locked():
+            pass
+
+
+def test_a_held_lock_object_is_kept_fresh(monkeypatch):
+    monkeypatch.setattr(locks, "REFRESH_S", 0.01)
+    fs = fsspec.filesystem("memory")
+    with RunFolder("memory://bucket/fresh").locked():
+        first = fs.cat_file("/bucket/fresh/.lock")
+        deadline = time.monotonic() + 20
+        while fs.cat_file("/bucket/fresh/.lock") == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert fs.cat_file("/bucket/fresh/.lock") != first
+
+
+def test_a_whole_run_in_an_object_store(local_cv, undisturbed, tmp_path):
+    fsspec.filesystem("memory").pipe_file("/bucket/keep", b"")
+    assert local_cv("memory://bucket/whole") == 0
+    fsspec.filesystem("memory").get("/bucket/whole", str(tmp_path / "run"), recursive=True)
+    same_results(undisturbed, tmp_path / "run")
+    assert leftovers(tmp_path / "run") == []
+
+
+def test_bad_records_are_left_out_and_listed(local_cv, shards, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in shards.glob("*.tfrec"):
+        (data / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(data.glob("train02-*"))[0]
+    row = read_index(str(shards)).train.query("shard == 2 and record == 4").iloc[0]
+    content = bytearray(damaged.read_bytes())
+    content[row["offset"] + row["length"] // 2] ^= 1
+    damaged.write_bytes(content)
+    run = ("--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8")
+    run += ("--folds", "5", "--epochs", "1", "--cpus-per-fold", "1", "--data", str(data))
+    assert local_cv(tmp_path / "run", run=run) == 2
+    assert damaged.name in capsys.readouterr().err
+    code = local_cv(tmp_path / "run", "--on-bad-record", "skip", run=run)
+    assert code == 0, capsys.readouterr().err
+    data_then = manifest(tmp_path / "run")["data"]
+    assert (data_then["on_bad_record"], data_then["n_bad_records"], data_then["n_train"]) == ("skip", 1, 59)
+    (bad,) = data_then["bad_records"]
+    assert (bad["file"], bad["record"]) == (damaged.name, 4)
+    assert "checksum" in bad["reason"].lower()
+    assert "left out as unusable: 1 records" in capsys.readouterr().out
+    assert local_cv(tmp_path / "run", "--resume", run=()) == 0  # the run knows that it skips
