@@ -11,7 +11,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements-dev.lock
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --clear --python '>=3.10,<3.12' $(VENV) && \
-	  uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-dev.lock && \
+	  uv pip install --quiet --python $(PYTHON) --no-deps --require-hashes -r requirements-dev.lock && \
 	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e . ; \
 	else \
 	  for python in python3.11 python3.10 python3 python; do \
@@ -21,13 +21,19 @@ $(INSTALLED): pyproject.toml requirements-dev.lock
 	    echo "make setup needs uv (https://docs.astral.sh/uv) or Python 3.10 or 3.11; TensorFlow 2.15 has no other." >&2; exit 1; \
 	  fi; \
 	  $$python -m venv --clear $(VENV) && \
-	  $(PYTHON) -m pip install --quiet --require-hashes -r requirements-dev.lock && \
+	  $(PYTHON) -m pip install --quiet --no-deps --require-hashes -r requirements-dev.lock && \
 	  $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e . ; \
 	fi
 	@touch $@
 
 demo: $(INSTALLED)
 	$(PYTHON) -m setibl_ray.cv --folds 5
+
+# Eight trials of three folds, then the best config as cv takes it.
+sweep-demo: $(INSTALLED)
+	rm -rf sweeps/demo
+	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --epochs 6 --tta 2 --out sweeps/demo/sweep
+	$(PYTHON) -m setibl_ray.cv --config sweeps/demo/sweep/best.yaml --out sweeps/demo/best
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -m 'not cluster and not soak'
@@ -37,6 +43,9 @@ soak: $(INSTALLED)
 
 test-cluster: $(INSTALLED)
 	$(PYTHON) -m pytest -m cluster
+
+bench: $(INSTALLED)
+	$(PYTHON) benchmarks/run.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,7 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
   # --system-site-packages: on a TPU VM the TensorFlow that can drive TPUs is the image's own. Its version is the
   # lock's, so pip finds the requirement met and leaves it; elsewhere there is nothing to see and pip installs all.
   "${PYTHON:-python3.10}" -m venv --clear --system-site-packages "$environment"
-  "$python" -m pip install --quiet --require-hashes --requirement "$project/requirements.lock"
+  "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$project/requirements.lock"
   if [[ $extra == cuda ]]; then
     # Not in the lock, so not hashed; TensorFlow itself names every one of them by exact version.
     version=$("$python" -c 'from importlib.metadata import version; print(version("tensorflow"))')

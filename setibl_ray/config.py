@@ -258,8 +258,8 @@ def explain(error: pydantic.ValidationError) -> str:
     return f"{field + ': ' if field else ''}{message}{received}"
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a config file.
+def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
+    """Read a file of fields that `flag` names.
 
     Raises:
       ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -267,11 +267,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
-        raise ConfigError(f"--config {path}: expected a mapping of fields, got {type(values).__name__}")
+        raise ConfigError(f"{flag} {path}: expected a mapping of fields, got {type(values).__name__}")
     return values or {}
 
 

@@ -74,17 +74,28 @@ RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
 
 
 def resolve(options: Cv) -> Config:
-    """The config: defaults, below the demo's values if there is no --data, below --config, below flags."""
+    """What the flags say of the config; a resumed run has its own below them, not the demo's."""
+    return parse(layered(options, RUN_FIELDS, {} if options.data or options.resume else DEMO))
+
+
+def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) -> dict[str, Any]:
+    """Config values of a command: `lowest`, below --config, below flags.
+
+    Args:
+      options: a command with `config`.
+      own_fields: its fields that are not the config's.
+      lowest: what stands above the defaults.
+    """
     flags = {
         name: value
         for name, value in options.model_dump(exclude_unset=True).items()
-        if name not in RUN_FIELDS
+        if name not in own_fields
     }
     file = {
         name.replace("-", "_"): value
         for name, value in (load_yaml(options.config) if options.config else {}).items()
     }
-    return parse(merge({} if options.data or options.resume else DEMO, file, flags))
+    return merge(lowest, file, flags)
 
 
 def main(options: Cv) -> int:
@@ -127,11 +138,13 @@ def main(options: Cv) -> int:
     )
     for line in summary_lines(done.metrics):
         say(line)
+    again = f"python -m setibl_ray.report {done.folder}"
     try:
-        say(f"report: {write_report(done.folder)}")
+        say(f"report: {write_report(done.folder, data)}")
     except RunFolderError as error:
-        again = f"python -m setibl_ray.report {done.folder}"
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
+    except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
+        say(f"no report ({error}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0
 

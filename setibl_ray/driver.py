@@ -217,7 +217,7 @@ def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
 def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Runner, Plan]]:
     """A runner, and the plan with the device and cores that a fold gets there."""
     say = partial(_say, console)
-    with _caches_removed():
+    with caches_removed():
         if where.runner == "local":
             cores = len(os.sched_getaffinity(0))
             share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
@@ -225,7 +225,7 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
             yield LocalRunner(FIT_FOLD, plan, where.fold_timeout_s), plan
             return
         from setibl_ray.cluster import connect, placement
-        from setibl_ray.cluster.runner import RayRunner
+        from setibl_ray.cluster.runner import RayRunner, on_every_node
 
         with connect.connected(where.address) as greeting:
             say(greeting)
@@ -247,7 +247,7 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
                 yield runner, plan
             finally:
                 runner.cancel()
-                runner.on_every_node("setibl_ray.data.panels:remove_all_unused")
+                on_every_node("setibl_ray.data.panels:remove_all_unused")
 
 
 def _say(console: Console, text: str) -> None:
@@ -255,7 +255,7 @@ def _say(console: Console, text: str) -> None:
 
 
 @contextmanager
-def _caches_removed() -> Iterator[None]:
+def caches_removed() -> Iterator[None]:
     """Leave no decoded panels on this machine: not this run's, nor those of a run that was killed."""
     from setibl_ray.data.panels import remove_all_unused
 

@@ -11,7 +11,7 @@ import setibl_ray
 
 PACKAGE = Path(setibl_ray.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-RAY = ("cluster/", "sweep")
+RAY = ("cluster/", "sweep", "tuning/")
 TENSORFLOW = ("train/", "data/pipeline.py")
 PLOTTING = ("reporting/",)
 
@@ -54,6 +54,7 @@ def test_layers(module):
 def test_a_driver_has_everything_it_needs_without_tensorflow():
     code = (
         "import sys, setibl_ray.cv, setibl_ray.driver, setibl_ray.cluster.runner, setibl_ray.data.__main__;"
+        "import setibl_ray.sweep, setibl_ray.tuning.engine;"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'plotly') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -61,6 +62,9 @@ def test_a_driver_has_everything_it_needs_without_tensorflow():
 
 
 def test_help_is_quick_to_import():
-    code = "import sys, setibl_ray.cv; print([n for n in ('numpy', 'pandas', 'ray', 'sklearn') if n in sys.modules])"
+    code = (
+        "import sys, setibl_ray.cv, setibl_ray.sweep;"
+        "print([n for n in ('numpy', 'pandas', 'ray', 'sklearn') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

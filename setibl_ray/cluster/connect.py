@@ -41,6 +41,8 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
     os.environ.setdefault("RAY_task_oom_retries", "0")
+    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "num_cpus": n_cpus}
@@ -71,7 +73,7 @@ def _init(address: str | None, options: dict) -> None:
             if address:
                 ray.init(address=address, **options)
             else:
-                _private_token()
+                private_token()
                 with _loopback_only():
                     ray.init(address="local", **options)
             return
@@ -100,7 +102,7 @@ def _loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _private_token() -> None:
+def private_token() -> None:
     """Ray's token file, there before Ray writes one that everybody on this machine may read."""
     path = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:

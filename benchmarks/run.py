@@ -1,0 +1,168 @@
+"""`make bench`: every measurement, side by side on this machine, against its goal.
+
+    python benchmarks/run.py [--only pipeline,job,fold,scale,start] [--out benchmarks]
+
+Writes results.json and results.md. A row that falls short says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from setibl_ray.data.recipe import Recipe
+from setibl_ray.data.shards import iter_records, read_index, shard_name
+from setibl_ray.data.synth import write_synthetic
+from setibl_ray.data.tfrecord import encode_example, frame
+from setibl_ray.manifest import versions
+
+HERE = Path(__file__).parent
+JOB = Recipe(train=600, test=200, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100))
+EPOCHS, VIEWS = 2, 3
+
+
+class Row(NamedTuple):
+    what: str
+    goal: str
+    reached: str
+    holds: bool
+
+
+def script(name: str, *arguments: str, out: Path) -> dict[str, Any]:
+    subprocess.run([sys.executable, HERE / name, "--out", out, *arguments], check=True, cwd=HERE)
+    return json.loads(out.read_text())
+
+
+def timed(*command: str | Path) -> float:
+    start = time.perf_counter()
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def seed_shards(folder: Path) -> Path:
+    """600 training and 200 test records as the seed's three-channel PNG shards."""
+    index = read_index(str(write_synthetic(JOB, folder / "cadences")))
+    out = folder / "seed"
+    out.mkdir()
+    for shard in index.shards:
+        frames = []
+        for record in iter_records(shard):
+            png = io.BytesIO()
+            Image.fromarray(np.moveaxis(record.panels[::2], 0, -1)).save(png, "PNG")
+            features: dict[str, Any] = {"image": png.getvalue(), "image_id": record.image_id}
+            if record.target is not None:
+                features["target"] = record.target
+            frames.append(frame(encode_example(features)))
+        (out / shard_name(shard.split, shard.index, len(frames))).write_bytes(b"".join(frames))
+    return out
+
+
+def pipeline(work: Path) -> list[Row]:
+    found = script("pipeline.py", out=work / "pipeline.json")
+    rows = []
+    for unit, label in (("images_per_core_s", "processor time"), ("images_per_s", "wall")):
+        rates = found[unit]
+        ratio = rates["ours, 273x256x3"] / rates["per image, 273x256x3"]
+        rows.append(Row(f"augmented images per second of {label}", "10 x", f"{ratio:.1f} x", ratio >= 10))
+    return rows
+
+
+def job(work: Path) -> list[Row]:
+    data = seed_shards(work)
+    common = ["--epochs", str(EPOCHS), "--tta", str(VIEWS)]
+    plain = timed(sys.executable, HERE / "seed_loop.py", "--data", data, "--out", work / "plain", *common)
+    flags = [
+        "--folds",
+        "5",
+        "--model",
+        "efficientnet-b0",
+        "--weights",
+        "none",
+        "--image-size",
+        "91x85",
+        "--batch-size",
+        "32",
+    ]
+    command = [sys.executable, "-m", "setibl_ray.cv", *flags, *common, "--data", str(data)]
+    ours = timed(*command, "--out", work / "ours")
+    text = f"{plain / ours:.2f} x ({plain:.0f} s, {ours:.0f} s)"
+    return [Row("whole 5-fold job (B0, 91x85) against the plain loop", "3 x", text, plain >= 3 * ours)]
+
+
+def fold(work: Path) -> list[Row]:
+    found = script("fold.py", out=work / "fold.json")
+    rows = []
+    for name, ratio in found.items():
+        goal = 0.95 if name.startswith("training") else 1.15
+        holds = ratio >= goal if name.startswith("training") else ratio <= goal
+        bound = "at least" if name.startswith("training") else "at most"
+        rows.append(Row(f"{name}, of the bare model", f"{bound} {goal}", f"{ratio:.3f}", holds))
+    return rows
+
+
+def scale(work: Path) -> list[Row]:
+    found = script("scale.py", out=work / "scale.json")
+    seconds, peak, per_fold = found["gather_s"], found["gather_peak_gb"], found["fold_driver_ms"]
+    growth = found["driver_growth_mb"]
+    return [
+        Row("gathering 10 million rows x 5 folds", "60 s", f"{seconds:.1f} s", seconds < 60),
+        Row("peak memory of that", "2 GB", f"{peak:.2f} GB", peak < 2),
+        Row("driver time per empty fold, 1,000 folds", "20 ms", f"{per_fold:.1f} ms", per_fold <= 20),
+        Row("driver memory over their second half", "flat", f"{growth:+.1f} MB", growth < 10),
+    ]
+
+
+def start(work: Path) -> list[Row]:
+    seconds = min(timed(sys.executable, "-m", "setibl_ray.cv", "--help") for _ in range(5))
+    return [Row("cv --help", "0.5 s", f"{seconds:.2f} s", seconds < 0.5)]
+
+
+PARTS = {"start": start, "pipeline": pipeline, "fold": fold, "scale": scale, "job": job}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args()
+    rows: list[Row] = []
+    work = Path(tempfile.mkdtemp(prefix="setibl-ray-bench-"))
+    try:
+        for part in options.only.split(","):
+            rows += PARTS[part](work)
+    finally:
+        shutil.rmtree(work)
+    load = os.getloadavg()[1]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f} over the last five minutes"
+    when = time.strftime("%Y-%m-%d")
+    lines = ["| | goal | reached | |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.what} | {row.goal} | {row.reached} | {'' if row.holds else 'falls short'} |" for row in rows
+    ]
+    text = "\n".join(lines)
+    print(f"\n{text}\n\n{machine}, {when}")
+    (options.out / "results.md").write_text(f"# Measured by `make bench`\n\n{machine}, {when}.\n\n{text}\n")
+    content = {
+        "machine": machine,
+        "date": when,
+        "versions": versions(),
+        "rows": [row._asdict() for row in rows],
+    }
+    (options.out / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
