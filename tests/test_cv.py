@@ -17,7 +17,7 @@ from setibl_ray import cv
 from setibl_ray.data.shards import read_index
 
 TINY = ["--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8"]
-QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1"]
+QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1", "--device", "cpu"]
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml")
 
 

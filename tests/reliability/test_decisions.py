@@ -152,7 +152,7 @@ def test_a_fold_larger_than_any_node_runs_alone():
 def test_the_memory_of_a_fold_grows_with_what_it_holds():
     small = parse({"model": "efficientnet-nano", "weights": "none", "image_size": "91x85", "batch_size": 16})
     large = parse({"batch_size": 32})
-    assert largest_fold_bytes(small, "cpu", 1) < 1.5e9
+    assert largest_fold_bytes(small, "cpu", 1) < 2e9
     assert largest_fold_bytes(large, "tpu", 4) < 10e9 < largest_fold_bytes(large, "cpu", 4)
 
 
