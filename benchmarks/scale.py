@@ -38,6 +38,7 @@ def empty_folds(n_folds: int, n_nodes: int) -> dict[str, float]:
     import ray
     from ray.cluster_utils import Cluster
 
+    from setibl_ray.cluster.connect import private_token
     from setibl_ray.cluster.placement import Request
     from setibl_ray.cluster.runner import RayRunner
     from setibl_ray.contract import FoldResult, Job, Place, Started
@@ -46,6 +47,7 @@ def empty_folds(n_folds: int, n_nodes: int) -> dict[str, float]:
         yield Started(job.fold, Place.here("cpu", 1, 1))
         yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 4, 0, [], b"", {}, 0)
 
+    private_token()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     for _ in range(n_nodes - 1):
         cluster.add_node(num_cpus=2, wait=False)

@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
 from setibl_ray.config import Config, load_yaml, merge, parse
-from setibl_ray.errors import ConfigError
+from setibl_ray.errors import ConfigError, RunFolderError, RunStoppedError
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
@@ -138,12 +138,13 @@ def main(options: Cv) -> int:
     )
     for line in summary_lines(done.metrics):
         say(line)
+    again = f"python -m setibl_ray.report {done.folder}"
     try:
         say(f"report: {write_report(done.folder, data)}")
-    except (
-        Exception
-    ) as error:  # the run is done and whole; a picture that cannot be drawn must not call it a failure
-        say(f"no report ({error}); try again with: python -m setibl_ray.report {done.folder}")
+    except RunFolderError as error:
+        raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
+    except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
+        say(f"no report ({error}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0
 

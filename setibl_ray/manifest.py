@@ -13,6 +13,7 @@ from setibl_ray.config import Config
 from setibl_ray.contract import Failed, FoldResult, Started
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
+from setibl_ray.memory import fold_bytes
 from setibl_ray.runfolder import FORMAT, RunFolder, sha256
 
 PACKAGES = (
@@ -46,7 +47,7 @@ class Manifest:
                 "versions": versions(),
                 "data": describe(index) | bad_records(index, on_bad_record),
                 "weights_file_sha256": file_sha256(config.weights),
-                "folds": {str(fold): {"state": "waiting", "attempts": []} for fold in range(config.folds)},
+                "folds": {str(fold): _waiting(config, fold) for fold in range(config.folds)},
                 "resumed": [],
                 "started_s": time.time(),
                 "ended_s": None,
@@ -92,7 +93,8 @@ class Manifest:
     def undone(self, fold: int, why: str) -> None:
         """A finished fold has to be trained again."""
         entry = self.fold(fold)
-        self.content["folds"][str(fold)] = {"state": "waiting", "attempts": entry["attempts"]}
+        kept = ("memory_estimate_bytes", "attempts")
+        self.content["folds"][str(fold)] = {"state": "waiting"} | {name: entry[name] for name in kept}
         entry["attempts"][-1] |= {"outcome": "discarded", "message": why}
         self.save()
 
@@ -123,8 +125,8 @@ class Manifest:
         if (
             not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
         ):  # it died before it could start
-            attempt = {"attempt": len(entry["attempts"]), "node": event.node or None, "started_s": None}
-            entry["attempts"].append(attempt)
+            attempt = {"attempt": len(entry["attempts"]), "started_s": time.time()}
+            entry["attempts"].append(attempt | ({"node": event.node} if event.node else {}))
         entry["attempts"][-1] |= {
             "ended_s": time.time(),
             "outcome": "failed",
@@ -146,6 +148,11 @@ class Manifest:
             "peak_memory_bytes": result.peak_memory_bytes,
         }
         self.save()
+
+
+def _waiting(config: Config, fold: int) -> dict[str, Any]:
+    estimate = fold_bytes(config, fold, config.device, config.cpus_per_fold or 1)
+    return {"state": "waiting", "memory_estimate_bytes": estimate, "attempts": []}
 
 
 def describe(index: DataIndex) -> dict[str, Any]:

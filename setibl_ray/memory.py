@@ -4,7 +4,7 @@
 
 | term        | bytes                                                                                           |
 |-------------|-------------------------------------------------------------------------------------------------|
-| process     | 0.9 GB: Python, TensorFlow and its compiled graphs                                              |
+| process     | 1.5 GB: Python, TensorFlow and its compiled graphs                                              |
 | parameters  | 16 copies of 4 bytes: weights, gradients, Adam's two moments; their last and best values on the |
 |             | host; the state that is serialised and the copy that is sent                                    |
 | activations | CPU folds only: batch x pixels x what the backbone keeps for a pixel (4 bytes a value)          |
@@ -20,7 +20,7 @@ from __future__ import annotations
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config
 
-PROCESS = 900 << 20
+PROCESS = 1500 << 20
 BUILDING = 200 << 20
 COPIES = 16
 
@@ -49,7 +49,7 @@ def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
     parameters, kept = _SIZES[own.model]
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
-    activations = pixels * kept * 4 if device == "cpu" else 0
+    activations = pixels * kept * 4 if device in ("cpu", "auto") else 0
     pipeline = (cpus + 2) * 2 * pixels * channels * 4
     return int(PROCESS + BUILDING + COPIES * 4e6 * parameters + activations + pipeline)
 

@@ -83,7 +83,7 @@ def open_pixels(run: Run, data: str | None = None) -> ShardPixels:
 
     root = data or run.manifest["data"]["root"]
     try:
-        index = read_index(root)
+        index = read_index(root, on_bad_record=run.manifest["data"].get("on_bad_record", "fail"))
     except OSError as error:  # a bucket without credentials, a host that is gone
         raise DataError(f"shards in {root} cannot be read: {error}") from error
     if index.fingerprint != run.manifest["data"]["fingerprint"]:

@@ -113,7 +113,7 @@ def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"AUC of {len(folds)} folds, {ends}", sparkline(shown)]
     lines = []
     for fold in folds:
-        best = f"  best epoch {fold['best_epoch']}" if fold.get("best_epoch") is not None else ""
+        best = f"  best epoch {fold['best_epoch'] + 1}" if fold.get("best_epoch") is not None else ""
         lines.append(
             f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  "
             f"{fold['n_valid']:,} rows{best}"

@@ -1,5 +1,6 @@
 """Every test has its own HOME and never meets a Ray that runs already."""
 
+import contextlib
 import os
 import tempfile
 
@@ -15,10 +16,19 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
 
-@pytest.fixture(scope="session")
+_started = contextlib.ExitStack()
+
+
+@pytest.fixture
 def own_ray():
-    """A Ray of this test process's own, two CPUs."""
+    """A Ray of this test process's own, two CPUs; the same one for all tests, unless one of them has shut it down."""
+    import ray
+
     from setibl_ray.cluster import connect
 
-    with connect.connected(None, n_cpus=2):
-        yield
+    if not ray.is_initialized():
+        _started.enter_context(connect.connected(None, n_cpus=2))
+
+
+def pytest_sessionfinish():
+    _started.close()

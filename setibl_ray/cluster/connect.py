@@ -73,7 +73,7 @@ def _init(address: str | None, options: dict) -> None:
             if address:
                 ray.init(address=address, **options)
             else:
-                _private_token()
+                private_token()
                 with _loopback_only():
                     ray.init(address="local", **options)
             return
@@ -102,7 +102,7 @@ def _loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _private_token() -> None:
+def private_token() -> None:
     """Ray's token file, there before Ray writes one that everybody on this machine may read."""
     path = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:

@@ -195,16 +195,13 @@ class RayRunner:
 
 def on_every_node(function: str, timeout_s: float = 10.0) -> None:
     """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
-    here = ray.get_runtime_context().get_node_id()
-    calls = [
-        _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
-            function
-        )
-        for node in cluster_nodes()
-        if node.node_id != here
-    ]
-    if calls:
-        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+    with suppress(exceptions.RayError):  # of a cluster that is gone there is nothing to call
+        here = ray.get_runtime_context().get_node_id()
+        others = [node.node_id for node in cluster_nodes() if node.node_id != here]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+        calls = [_call.options(scheduling_strategy=place).remote(function) for place in places]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
 
 
 def _one_line(error: BaseException) -> str:

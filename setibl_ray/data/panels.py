@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import filelock
+import google_crc32c
 import numpy as np
 from scipy import sparse
 
@@ -204,7 +205,7 @@ def open_store(
         home.mkdir(parents=True, exist_ok=True)
         path = home / name
         with filelock.FileLock(f"{path}.lock"):
-            if path.exists() or _build(store, path, threads, cautious=policy == "auto"):
+            if _is_whole(path) or _build(store, path, threads, cautious=policy == "auto"):
                 return _open(store, path)
         if policy != "auto":
             raise ConfigError(
@@ -229,6 +230,10 @@ def remove_unused(folder: Path) -> None:
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+            _sum_file(path).unlink(missing_ok=True)
+    for orphan in folder.glob(f"t*-{'[0-9a-f]' * 24}.crc32c"):
+        if not orphan.with_suffix(".npy").exists() and not orphan.with_suffix(".part").exists():
+            orphan.unlink(missing_ok=True)
     # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
         with contextlib.suppress(filelock.Timeout, FileNotFoundError), filelock.FileLock(lock, timeout=0):
@@ -325,6 +330,7 @@ def _build(store: PanelStore, path: Path, threads: int, *, cautious: bool) -> bo
             for _ in pool.map(fill, range(0, len(store), chunk)):
                 pass
         images.flush()
+        _sum_file(path).write_text(_checksum(part))
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
@@ -332,6 +338,33 @@ def _build(store: PanelStore, path: Path, threads: int, *, cautious: bool) -> bo
             return False
         raise
     return True
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_suffix(".crc32c")
+
+
+def _checksum(path: Path) -> str:
+    checksum = google_crc32c.Checksum()
+    with open(path, "rb") as file:
+        while block := file.read(8 << 20):
+            checksum.update(block)
+    return checksum.hexdigest().decode()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a store is at `path` with the bytes that its builder wrote: a node that crashed may have lost some."""
+    try:
+        status = path.stat()
+        return _sum_file(path).read_text() == _checksum_once(path, status.st_ino, status.st_mtime_ns)
+    except FileNotFoundError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _checksum_once(path: Path, inode: int, modified_ns: int) -> str:
+    # A process opens the same store for each of its folds; gigabytes are summed up for the first only.
+    return _checksum(path)
 
 
 def _open(store: PanelStore, path: Path) -> PanelStore:

@@ -97,7 +97,7 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
             number(fold["auc_no_tta"]),
             number(fold["ap"]),
             number(fold["brier"]),
-            run.best_epochs.get(fold["fold"], "–"),
+            run.best_epochs[fold["fold"]] + 1 if fold["fold"] in run.best_epochs else "–",
             f"{fold['n_valid']:,}",
             f"{fold['n_needles']:,}",
         )

@@ -385,7 +385,7 @@ def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[
         colour = style.pop("colour")
         group = {"legendgroup": style.pop("legendgroup", f"fold {fold}")}
         name = f"fold {fold}" if len(histories) <= N_COLOURS else "folds"
-        epoch = past["epoch"]
+        epoch = past["epoch"] + 1  # people count from one
         traces.append(_line(epoch, past[f"val_{quantity}"], name, colour, **group, **style))
         traces.append(
             _line(
@@ -400,9 +400,9 @@ def history(histories: Mapping[int, pd.DataFrame], quantity: str, best: Mapping[
                 showlegend=False,
             )
         )
-        chosen = past.loc[epoch == best.get(fold)]
+        chosen = past.loc[past["epoch"] == best.get(fold)]
         if len(chosen):
-            marks["x"].append(int(chosen["epoch"].iloc[0]))
+            marks["x"].append(int(chosen["epoch"].iloc[0]) + 1)
             marks["y"] += _numbers(chosen[f"val_{quantity}"])
             marks["text"].append(f"fold {fold}")
     traces.append(
@@ -430,7 +430,7 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
         style = _fold_style(position, len(rates))
         name = "all folds" if fold < 0 else f"fold {fold}"
         traces.append(
-            _line(rate["epoch"], rate["lr"], name, style.pop("colour"), mode="lines+markers", **style)
+            _line(rate["epoch"] + 1, rate["lr"], name, style.pop("colour"), mode="lines+markers", **style)
         )
     return {
         "data": traces,

@@ -23,7 +23,7 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
     right = left.twinx()
-    epoch = history["epoch"].to_numpy()
+    epoch = history["epoch"].to_numpy() + 1  # people count from one
     lines = []
     for axes, colours, style in ((left, AUC_COLOURS, "-"), (right, LOSS_COLOURS, "--")):
         for name, colour in colours.items():

@@ -26,7 +26,7 @@ def fold_task():
         for epoch in range(done, plan.n_epochs):
             yield EpochEnd(job.fold, epoch, plan.n_epochs, {"loss": epoch / 7}, str(epoch + 1).encode())
             if job.fold == 1 and job.attempt == 0 and epoch == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(600)  # until the test kills this process
         if job.fold == 3:
             raise DataError("shard train03-5.tfrec: record 2 is truncated")
         pred = np.full(4, job.fold, np.float32)
@@ -35,15 +35,10 @@ def fold_task():
     return task
 
 
-def collect(runner, jobs, on_failed=None):
+def collect(runner, jobs):
     for job in jobs:
         runner.submit(job)
-    events = []
-    for event in runner.events():
-        events.append(event)
-        if isinstance(event, Failed) and on_failed:
-            on_failed(event)
-    return events
+    return list(runner.events())
 
 
 def outcome(events, fold):
@@ -67,7 +62,14 @@ def test_events_are_those_of_the_plain_loop():
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_worker_is_a_failed_event_and_goes_on_from_its_state():
     runner = RayRunner(fold_task(), PLAN, Request("cpu", 1))
-    events = collect(runner, [Job(1)], lambda failed: runner.submit(Job(1, attempt=1, state=b"2")))
+    runner.submit(Job(1))
+    events = []
+    for event in runner.events():
+        events.append(event)
+        if isinstance(event, EpochEnd) and event.epoch == 1 and event.fold == 1:
+            os.kill(events[0].place.pid, signal.SIGKILL)
+        elif isinstance(event, Failed):
+            runner.submit(Job(1, attempt=1, state=b"2"))
     names = [type(e).__name__ for e in events]
     assert names == ["Started", "EpochEnd", "EpochEnd", "Failed", "Started", "EpochEnd", "FoldResult"]
     assert events[3].cause == "worker-died"

@@ -9,6 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from setibl_ray.cluster import connect
 from setibl_ray.cluster.placement import cluster_nodes, request_for
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import parse
@@ -20,8 +21,8 @@ TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}
 
 @pytest.fixture(scope="module")
 def nine_nodes():
-    if ray.is_initialized():  # the session's own Ray, of tests that ran before
-        ray.shutdown()
+    ray.shutdown()  # the Ray of tests that ran before; those that come after start another
+    connect.private_token()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     for options in [TPU_HOST] * 4 + [{"num_cpus": 4, "num_gpus": 2}] * 2 + [{"num_cpus": 4}] * 2:
         cluster.add_node(**options, wait=False)

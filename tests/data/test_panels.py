@@ -195,3 +195,32 @@ def test_only_unused_stores_are_removed(tmp_path: Path) -> None:
 def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train split has no rows"):
         open_store(fake_index(0), tmp_path)
+
+
+def test_a_closed_store_and_all_about_it_is_removed(tmp_path: Path) -> None:
+    store = open_store(fake_index(4), tmp_path)
+    assert store.path is not None
+    panels.remove_unused(store.path.parent)
+    assert store.path.exists()
+    taken = store.take(np.arange(3))
+    store.close()
+    panels.remove_unused(store.path.parent)
+    assert not store.path.parent.exists()
+    np.testing.assert_array_equal(store.take(np.arange(3)), taken)
+
+
+@pytest.mark.parametrize("damage", ["content", "checksum"])
+def test_a_damaged_store_is_built_again(tmp_path: Path, damage: str) -> None:
+    first = open_store(fake_index(4), tmp_path)
+    assert first.path is not None
+    expected = first.take(np.arange(3)).copy()
+    first.close()
+    if damage == "content":
+        content = bytearray(first.path.read_bytes())
+        content[200] ^= 1
+        first.path.write_bytes(content)
+    else:
+        first.path.with_suffix(".crc32c").unlink()
+    again = open_store(fake_index(4), tmp_path)
+    np.testing.assert_array_equal(again.take(np.arange(3)), expected)
+    again.close()

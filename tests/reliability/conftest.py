@@ -1,30 +1,14 @@
 """Runs with a stand-in for the fold task: seconds instead of minutes, the same driver."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from datasets import SMALL, cadence_shards
-from standin import no_plot, standin
+from harness import RUN, start
+from standin import no_plot, no_report, standin
 
 from setibl_ray import cv, driver
-
-ARGUMENTS = (
-    "--model",
-    "efficientnet-nano",
-    "--weights",
-    "none",
-    "--image-size",
-    "40x36",
-    "--batch-size",
-    "8",
-)
-RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
-RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +25,7 @@ def local_cv(monkeypatch, shards):
     def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
         monkeypatch.setattr(driver, "FIT_FOLD", task or standin())
         monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", no_plot)
+        monkeypatch.setattr("setibl_ray.report.write_report", no_report)
         return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])
 
     return call
@@ -54,35 +39,6 @@ def undisturbed(shards, tmp_path_factory):
     assert done.wait(timeout=120) == 0, done.stdout.read()
     done.stdout.close()
     return out
-
-
-STANDIN = (str(Path(__file__).with_name("standin.py")),)
-
-
-def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, script=STANDIN, **more):
-    """`cv`, with the stand-in unless told otherwise, in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, *script, *map(str, arguments)],
-        env={**os.environ, "EPOCH_S": str(epoch_s), **more},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def same_results(one, other):
-    for name in RESULTS:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def manifest(out):
-    return json.loads((out / "manifest.json").read_text())
-
-
-def leftovers(out):
-    """Files of a run folder that no finished run has."""
-    names = [path.relative_to(out) for path in out.rglob("*")]
-    return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]
 
 
 @pytest.fixture

@@ -54,10 +54,15 @@ def no_plot(history, title):
     return b"a plot takes a second, and nothing here is about it"
 
 
+def no_report(folder):
+    return "none"
+
+
 if __name__ == "__main__":
-    from setibl_ray import cv, driver
+    from setibl_ray import cv, driver, report
     from setibl_ray.reporting import training_plot
 
     training_plot.draw = no_plot
+    report.write_report = no_report
     driver.FIT_FOLD = standin(float(os.environ.get("EPOCH_S", "0.2")), os.environ.get("BROKEN"))
     sys.exit(cv.entry())

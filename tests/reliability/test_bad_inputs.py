@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from conftest import ARGUMENTS
+from harness import ARGUMENTS
 from standin import standin
 from test_bad_input import copied, put, record
 

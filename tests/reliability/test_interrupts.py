@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RUN, leftovers, manifest, same_results, start
+from harness import RUN, leftovers, manifest, same_results, start
 
 DEADLINE_S = 120
 

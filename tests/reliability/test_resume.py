@@ -7,10 +7,11 @@ import time
 
 import pytest
 import yaml
-from conftest import RUN, leftovers, manifest, same_results, start
+from harness import RUN, leftovers, manifest, same_results, start
 from standin import standin
 
 from setibl_ray.contract import EpochEnd
+from setibl_ray.report import write_report
 
 
 class Killed(BaseException):
@@ -44,6 +45,7 @@ def test_only_what_is_missing_is_trained(killed, local_cv, undisturbed):
     assert [len(folds[str(fold)]["attempts"]) for fold in range(5)] == [1, 1, 2, 1, 1]
     assert [a["outcome"] for a in folds["2"]["attempts"]] == ["interrupted", "done"]
     assert folds["2"]["attempts"][1]["from_epoch"] == 3
+    assert write_report(str(killed)).endswith("report.html")  # attempts that ended badly and all
     assert leftovers(killed) == []
 
 

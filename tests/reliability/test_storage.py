@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import fsspec
 import pytest
-from conftest import leftovers, manifest, same_results
+from harness import leftovers, manifest, same_results
 from standin import standin
 
 from setibl_ray import locks
@@ -147,7 +147,8 @@ def test_bad_records_are_left_out_and_listed(local_cv, shards, tmp_path, capsys)
     run += ("--folds", "5", "--epochs", "1", "--cpus-per-fold", "1", "--data", str(data))
     assert local_cv(tmp_path / "run", run=run) == 2
     assert damaged.name in capsys.readouterr().err
-    assert local_cv(tmp_path / "run", "--on-bad-record", "skip", run=run) == 0
+    code = local_cv(tmp_path / "run", "--on-bad-record", "skip", run=run)
+    assert code == 0, capsys.readouterr().err
     data_then = manifest(tmp_path / "run")["data"]
     assert (data_then["on_bad_record"], data_then["n_bad_records"], data_then["n_train"]) == ("skip", 1, 59)
     (bad,) = data_then["bad_records"]

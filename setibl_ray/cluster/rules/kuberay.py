@@ -85,9 +85,10 @@ def _pod(field: str, group: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
 
 
 def _replicas(field: str, group: Mapping[str, Any]) -> Iterator[Finding]:
-    low, now, high = (group.get(name) for name in ("minReplicas", "replicas", "maxReplicas"))
-    if not all(isinstance(count, int) for count in (low, now, high)) or not low <= now <= high:
-        yield Finding(field, "minReplicas <= replicas <= maxReplicas", f"{low}, {now}, {high}")
+    counts = [group.get(name) for name in ("minReplicas", "replicas", "maxReplicas")]
+    numbers = [count for count in counts if isinstance(count, int)]
+    if len(numbers) < len(counts) or numbers != sorted(numbers):
+        yield Finding(field, "minReplicas <= replicas <= maxReplicas", ", ".join(map(str, counts)))
 
 
 def _tpu_group(field: str, group: Mapping[str, Any]) -> Iterator[Finding]:
@@ -144,7 +145,7 @@ def _amount(group: Mapping[str, Any], resource: str, kind: str = "limits") -> in
     """The group's first container's amount of a resource, as a number."""
     containers = _pod_spec(group).get("containers") or [{}]
     value = _mapping(_mapping(containers[0].get("resources")).get(kind)).get(resource)
-    return int(value) if str(value).isdigit() else None
+    return int(str(value)) if str(value).isdigit() else None
 
 
 def _pod_spec(group: Mapping[str, Any]) -> Mapping[str, Any]:
