@@ -15,7 +15,7 @@ from setibl_ray.errors import PlacementError
 from setibl_ray.tuning.ledger import Ledger, Trial
 
 MAX_FAILURES_IN_A_ROW = 5
-STUCK_S = 15.0  # nothing runs for so long: look whether anything ever can
+STUCK_S = 60.0  # a trial's process takes this long to start on the busiest machine
 ROWS = 24
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}
 
@@ -73,11 +73,12 @@ class Desk(tune.Callback):
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def must_end(self) -> bool:
-        """Asked by Tune again and again."""
+        """Asked by Tune again and again; while nothing runs it looks whether anything ever can."""
         if self.ends_because is None and not self._running and time.monotonic() - self._idle_since > STUCK_S:
             self._idle_since = time.monotonic()
             try:
                 self._can_place()
+                self.say("no trial runs yet: the cluster has the room for one, but others use it")
             except PlacementError as error:
                 self.ends_because = error
         return self.ends_because is not None

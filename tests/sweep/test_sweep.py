@@ -18,6 +18,7 @@ from rich.console import Console
 
 from setibl_ray.config import load_yaml, parse
 from setibl_ray.errors import ConfigError, FoldFailedError, PlacementError, RunFolderError
+from setibl_ray.tuning import desk
 from setibl_ray.tuning.engine import sweep
 from setibl_ray.tuning.ledger import Ledger
 
@@ -131,6 +132,7 @@ import sys, functools
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import toys
+from setibl_ray.tuning import desk
 from setibl_ray.tuning.engine import sweep
 from setibl_ray import cli, sweep as command
 task = toys.toy_task(Path({journal!r}), epoch_s=0.2)
@@ -165,7 +167,8 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(shards, tm
         code = process.wait(60)
         if signal_number == signal.SIGINT:
             assert code == 130
-            assert "best config" in process.stdout.read()
+            said = process.stdout.read()
+            assert "best config" in said or "no trial is finished" in said
         flags = ["--resume"]
         process = start("cut", *flags)
     assert process.wait(200) == 0
@@ -282,6 +285,22 @@ def test_a_time_budget_ends_the_sweep_and_resume_takes_it_up(run, tmp_path):
     run(slow, trials=sum(states.values()), resume=True)
     assert set(pd.read_csv(tmp_path / "out" / "trials.csv")["state"]) == {"done"}
     assert all(count == 1 for name, count in journal(tmp_path).items() if name.endswith("done"))
+
+
+def test_a_cluster_that_can_hold_no_trial_any_more_ends_the_sweep(tmp_path, monkeypatch):
+    def gone():
+        raise PlacementError("a trial asks for 2 x 1 CPU, but the cluster's nodes hold 0")
+
+    room = [lambda: None, gone]
+    said = io.StringIO()
+    ledger = Ledger(str(tmp_path))
+    table = desk.Desk(ledger, [], 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
+    assert not table.must_end()
+    monkeypatch.setattr(desk, "STUCK_S", -1.0)
+    assert not table.must_end()
+    assert "others use it" in said.getvalue()
+    assert table.must_end()
+    assert isinstance(table.ends_because, PlacementError)
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys, shards):
