@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 from harness import ARGUMENTS, RUN, leftovers, manifest, same_results, start
 from ray.cluster_utils import Cluster
 
@@ -31,6 +32,7 @@ class Faults:
 
     @classmethod
     def begin(cls):
+        ray.shutdown()  # a Ray of this process listens on loopback only, and a cluster begun beside it would, too
         head = {"num_cpus": 0, "include_dashboard": False}
         cluster = until_it_starts(Cluster, initialize_head=True, head_node_args=head)
         found = cls(cluster, [])
