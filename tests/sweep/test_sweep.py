@@ -142,7 +142,8 @@ sys.exit(cli.run(command.Sweep, lambda options: bool(sweep(
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(shards, tmp_path, signal_number):
     here = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
