@@ -212,7 +212,6 @@ def test_when_all_trials_fail_the_sweep_ends_early_and_says_why(run, tmp_path, t
     assert ledger.best is None
 
 
-@pytest.mark.soak  # hung once for 240 s, cause unknown
 @DEADLINE
 def test_a_diverged_trial_is_worth_nothing_but_is_no_failure(run, tmp_path):
     run(toys.toy_task(tmp_path / "journal", trouble="nan"), search="random", stopping="none", trials=5)
