@@ -21,7 +21,7 @@ DEMO = {
     "weights": "none",
     "image_size": "91x85",
     "batch_size": 16,
-    "epochs": 12,
+    "epochs": 10,
     "augment": {"strength": 0.3},
 }
 
