@@ -44,7 +44,16 @@ def test_a_run_from_bucket_to_bucket(bucket, tmp_path):
     assert index.fingerprint == read_index(str(local)).fingerprint
 
     flags = "--folds 2 --epochs 1 --tta 1 --batch-size 8 --model efficientnet-nano --weights none --image-size 40x36"
-    command = [sys.executable, "-m", "setibl_ray.cv", *flags.split(), "--cpus-per-fold", "1", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "setibl_ray.cv",
+        *flags.split(),
+        "--cpus-per-fold",
+        "1",
+        "--device",
+        "cpu",
+    ]
     done = {}
     for name, data, out in (
         ("s3", "s3://bucket/shards", "s3://bucket/run"),
