@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from setibl_ray.cluster.runner import on_every_node
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import Task
 from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.driver import FIT_FOLD, Where
+from setibl_ray.driver import FOLD_TASK, Where
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.manifest import describe
 from setibl_ray.memory import largest_fold_bytes
@@ -98,7 +97,7 @@ def sweep(
     plan: Mapping[str, Any] | None = None,
     where: Where | None = None,
     resume: bool = False,
-    task: Task | str = FIT_FOLD,
+    task: Task | str = FOLD_TASK,
     console: Console | None = None,
 ) -> Results:
     """Search for a better config; every trial is a whole cross-validation.
@@ -161,7 +160,7 @@ def sweep(
                 root=ledger.root,
                 base=base,
                 index=index,
-                scratch=f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}",
+                scratch=driver.scratch_of(index),
                 request=request,
                 slots=slots,
                 task=task,
