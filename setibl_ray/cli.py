@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
@@ -13,9 +13,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 from setibl_ray import interrupts
 from setibl_ray.config import explain
 from setibl_ray.errors import ConfigError, Interrupted, SetiblError
-
-if TYPE_CHECKING:
-    from setibl_ray.driver import Where
+from setibl_ray.where import Where
 
 
 class Command(BaseSettings):
@@ -71,8 +69,6 @@ class ClusterFlags(pydantic.BaseModel):
     """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
 
     def where(self) -> Where:
-        from setibl_ray.driver import Where
-
         values = {name: getattr(self, name) for name in ClusterFlags.model_fields}
         labels = dict(label.split("=", 1) for label in values.pop("label"))
         return Where(**values, labels=labels)

@@ -18,13 +18,13 @@ from setibl_ray import driver, oof
 from setibl_ray import resume as taken_up
 from setibl_ray.contract import FoldResult, Plan
 from setibl_ray.data.shards import read_index
-from setibl_ray.driver import Where
 from setibl_ray.errors import RunFolderError
 from setibl_ray.manifest import Manifest
 from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.runs import Run, load_run
 from setibl_ray.supervisor import Supervisor
+from setibl_ray.where import Where
 
 
 def predict(

@@ -28,7 +28,7 @@ from setibl_ray.cluster.runner import on_every_node
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import Task
 from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.driver import FOLD_TASK, Where
+from setibl_ray.driver import FOLD_TASK
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.manifest import describe
 from setibl_ray.memory import largest_fold_bytes
@@ -40,6 +40,7 @@ from setibl_ray.tuning.results import Results, confirm_root, confirm_seeds, writ
 from setibl_ray.tuning.search import Queue, Search, suggest
 from setibl_ray.tuning.space import Space, check_space, default_space, parse_space
 from setibl_ray.tuning.trial import CrossValidationTrial, Shared
+from setibl_ray.where import Where
 
 FORMAT = 1
 SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
