@@ -1,6 +1,7 @@
 """A fold task without TensorFlow whose result depends on every epoch that led to it; run as a script, `cv` with it.
 
-A lost, repeated or mixed-up epoch changes every prediction, so equal bytes mean that nothing of the kind happened.
+A lost, repeated or mixed-up epoch changes every prediction, so equal bytes mean that nothing of the kind happened. It
+shares its node's decoded panels with other folds as the real one does, and its predictions depend on them.
 """
 
 import hashlib
@@ -8,20 +9,29 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from setibl_ray.cadence import LAYOUTS
 from setibl_ray.contract import EpochEnd, FoldResult, Place, Started
+from setibl_ray.data.panels import open_store
 
 
 def standin(epoch_s=0.0, broken=None):
     """A fold task; `broken` is a path: as long as it exists, the fold whose number it holds fails."""
 
     def task(plan, job):
+        yield Started(job.fold, Place.here("cpu", 1, plan.config.cpus_per_fold or 1))
+        with ExitStack() as held:
+            images = panels_of(plan, "train", held).take(plan.train_rows(job.fold))
+            panels_of(plan, "test", held)
+            yield from epochs(plan, job, hashlib.sha256(images).hexdigest())
+
+    def epochs(plan, job, digest):
         fold, n_epochs = job.fold, plan.config.for_fold(job.fold).epochs
-        yield Started(fold, Place.here("cpu", 1, plan.config.cpus_per_fold or 1))
-        state = {"done": 0, "digest": f"{plan.config.seed} {fold}", "history": []}
+        state = {"done": 0, "digest": f"{plan.config.seed} {fold} {digest}", "history": []}
         if job.state:
             state = json.loads(job.state)
         for epoch in range(state["done"], n_epochs):
@@ -48,6 +58,22 @@ def standin(epoch_s=0.0, broken=None):
         yield FoldResult(fold, *predictions, n_epochs - 1, state["history"], weights, {"train_s": epoch_s}, 1)
 
     return task
+
+
+def panels_of(plan, split, held):
+    config, layout = plan.config, LAYOUTS[plan.config.layout]
+    store = open_store(
+        plan.index,
+        split,
+        layout.panels,
+        config.for_fold(0).image_size,
+        config.standardize,
+        policy=config.cache,
+        folder=Path(plan.scratch),
+        threads=1,
+    )
+    held.callback(store.close)
+    return store
 
 
 def no_plot(history, title):
