@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import h5py
 import numpy as np
 import tensorflow as tf
+from keras.src.saving.legacy.hdf5_format import save_weights_to_hdf5_group
 
 from setibl_ray.config import Config, FoldConfig
 from setibl_ray.contract import Plan
@@ -131,12 +131,11 @@ class Trainer:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
 
     def weights_file(self) -> bytes:
-        """The model's weights as Keras writes them to HDF5."""
-        with tempfile.TemporaryDirectory(prefix="setibl-ray-") as folder:
-            path = os.path.join(folder, "weights.h5")
-            self.model.save_weights(path)
-            with open(path, "rb") as stream:
-                return stream.read()
+        """The model's weights as Keras writes them to HDF5; never a file, which a killed process would leave behind."""
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            save_weights_to_hdf5_group(file, self.model)
+        return buffer.getvalue()
 
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self._optimizer_variables()]
