@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
-from setibl_ray import folds, metrics, oof
+from setibl_ray import folds, metrics, oof, postprocess
 from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
@@ -74,10 +75,11 @@ class Where:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """A finished run: its folder and its metrics (the content of metrics.json)."""
+    """A finished run: its folder, its metrics (the content of metrics.json), and the index of its data."""
 
     folder: str
     metrics: dict[str, Any]
+    index: DataIndex = field(repr=False)
 
 
 def cross_validate(
@@ -184,7 +186,8 @@ def check(config: Config, index: DataIndex) -> Config:
     """Settle what depends on the data, and refuse what cannot work with it.
 
     Raises:
-      ConfigError: the layout needs panels that the shards do not hold, or the weights are not there.
+      ConfigError: the layout needs panels that the shards do not hold, the weights are not there, or post-processing
+        cannot be done.
     """
     layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[index.storage]]
     if index.storage == "seed" and len(layout.panels) == N_PANELS:
@@ -200,6 +203,7 @@ def check(config: Config, index: DataIndex) -> Config:
         raise ConfigError(
             f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file"
         )
+    postprocess.check(config.postprocess, {"training": index.train["group"], "test": index.test["group"]})
     return config.model_copy(update={"layout": layout.name})
 
 
@@ -357,8 +361,6 @@ def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> dict[str, s
     own = plan.config.for_fold(result.fold)
     height, width = own.image_size
     title = f"FOLD {result.fold} - image size {height}x{width}, {own.model}"
-    import pandas as pd
-
     valid = plan.index.train.iloc[plan.valid_rows(result.fold)][["image_id", "target"]]
     plot = training_plot.draw(pd.DataFrame(result.history), title)
     return folder.save_fold(result, valid, plan.index.test["image_id"].to_numpy(), plot)
@@ -393,30 +395,36 @@ def gather_run(
     folder: RunFolder, manifest: Manifest, plan: Plan, results: Mapping[int, FoldResult]
 ) -> CrossValidation:
     """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
-    import pandas as pd
-
+    config, test = plan.config, plan.index.test[["image_id", "group"]]
     pred = oof.gather(plan.fold_of_row, {fold: r.valid_pred for fold, r in results.items()})
     plain = oof.gather(plan.fold_of_row, {fold: r.valid_pred_no_tta for fold, r in results.items()})
     table = oof.oof_table(plan.index.train, plan.fold_of_row, pred, plain)
-    summary = metrics.summarise(table, seed=plan.config.seed)
+    aucs = [
+        metrics.auc(part["target"].to_numpy(), part["pred"].to_numpy()) for _, part in table.groupby("fold")
+    ]
+    weights = oof.fold_weights(config, aucs)
+    if plan.predict_test and len(test):
+        test = test.assign(
+            pred=oof.average([results[fold].test_pred for fold in range(config.folds)], weights)
+        )
+    else:
+        test = test.iloc[:0].assign(pred=np.empty(0, np.float32))
+    done = postprocess.finish(
+        table, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
+    )
+    table = table.assign(pred=done.oof.astype(np.float32), pred_model=pred)
+    summary = metrics.summarise(table, seed=config.seed) | done.report
     for entry in summary["folds"]:
         entry["best_epoch"] = results[entry["fold"]].best_epoch
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
-    if plan.predict_test and len(plan.index.test):
-        in_order = [results[fold] for fold in range(plan.config.folds)]
-        weights = oof.fold_weights(plan.config, [entry["auc"] for entry in summary["folds"]])
-        test = pd.DataFrame(
-            {
-                "id": plan.index.test["image_id"].to_numpy(),
-                "target": oof.average([result.test_pred for result in in_order], weights),
-            }
-        )
-        folder.write_csv("submission.csv", test.sort_values("id", kind="stable"))
+    if len(test):
+        submission = pd.DataFrame({"id": test["image_id"], "target": done.test.astype(np.float32)})
+        folder.write_csv("submission.csv", submission.sort_values("id", kind="stable"))
         summary["fold_weights"] = weights.tolist()
     folder.write_json("metrics.json", summary)
     manifest.content["ended_s"] = time.time()
     manifest.save()
-    return CrossValidation(str(folder), summary)
+    return CrossValidation(str(folder), summary, plan.index)
 
 
 def resuming(folder: RunFolder, plan: Plan, where: Where) -> str:

@@ -54,7 +54,7 @@ def no_plot(history, title):
     return b"a plot takes a second, and nothing here is about it"
 
 
-def no_report(folder):
+def no_report(folder, data, index):
     return "none"
 
 
