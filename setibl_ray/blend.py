@@ -182,6 +182,9 @@ def _lines(report: dict[str, Any], folder: RunFolder) -> list[str]:
         f"{gained(report['gain_over_best_run'])} over the best run",
         *finish_lines(report),
     ]
+    bounds = report["gain_over_best_run"]["interval"]
+    if len(report["runs"]) > 1 and not (bounds and bounds[0] > 0):
+        lines.append("not shown to be better than the best run alone")
     return [*lines, f"written to {folder}"]
 
 

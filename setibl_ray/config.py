@@ -258,6 +258,8 @@ def explain(error: pydantic.ValidationError) -> str:
     field = field.replace("_", "-")
     if first["type"] == "extra_forbidden":
         return f"unknown field {field!r}: check its spelling (--help lists every field)"
+    if first["type"] == "missing":
+        return f"{field}: expected, but not given (see --help)"
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] == "value_error" else f"; got {first['input']!r}"
     return f"{field + ': ' if field else ''}{message}{received}"

@@ -29,8 +29,8 @@ class Evaluate(cli.Command):
     """Where the shards are now [where the run read them]."""
     bootstrap: Annotated[int, Field(ge=10)] = 500
     """Resamples behind each interval."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the resamples and of the rows drawn."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the resamples and of the rows drawn [the run's own, which gives the intervals that it wrote itself]."""
 
 
 def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, Any]:
@@ -56,14 +56,13 @@ def trust_lines(summary: dict[str, Any]) -> list[str]:
 
 def main(options: Evaluate) -> int:
     run = load_run(options.run)
-    summary = evaluate(run, n_bootstrap=options.bootstrap, seed=options.seed)
+    seed = run.config.seed if options.seed is None else options.seed
+    summary = evaluate(run, n_bootstrap=options.bootstrap, seed=seed)
     if options.baselines:
         from setibl_ray import probes
         from setibl_ray.pixels import open_pixels
 
-        summary |= probes.examine(
-            run, open_pixels(run, options.data), max_rows=options.rows, seed=options.seed
-        )
+        summary |= probes.examine(run, open_pixels(run, options.data), max_rows=options.rows, seed=seed)
     run.folder.write_json("metrics.json", summary)
     print("\n".join([*summary_lines(summary), *trust_lines(summary)]))
     return 0
