@@ -415,7 +415,11 @@ def gather_run(
     table = table.assign(pred=done.oof.astype(np.float32), pred_model=pred)
     summary = metrics.summarise(table, seed=config.seed) | done.report
     for entry in summary["folds"]:
-        entry["best_epoch"] = results[entry["fold"]].best_epoch
+        own = results[entry["fold"]]
+        entry |= {
+            "best_epoch": own.best_epoch,
+            "val_auc": metrics.plain([row["val_auc"] for row in own.history]),
+        }
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
     if len(test):
         submission = pd.DataFrame({"id": test["image_id"], "target": done.test.astype(np.float32)})

@@ -11,7 +11,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli, metrics
 from setibl_ray.runs import Run, load_run
-from setibl_ray.summary import number, spread, summary_lines
+from setibl_ray.summary import number, percent, spread, summary_lines
 
 
 class Evaluate(cli.Command):
@@ -37,14 +37,19 @@ def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, An
     """What metrics.json says of a run; keeps what only `cv` and `--baselines` know."""
     fresh = metrics.summarise(run.oof, n_bootstrap=n_bootstrap, seed=seed)
     for fold in fresh["folds"]:
-        fold["best_epoch"] = run.best_epochs.get(fold["fold"])
+        past = run.histories[fold["fold"]]
+        fold |= {
+            "best_epoch": run.best_epochs[fold["fold"]],
+            "val_auc": metrics.plain(past["val_auc"].to_numpy()),
+        }
     return {**(run.metrics or {}), **fresh}
 
 
 def trust_lines(summary: dict[str, Any]) -> list[str]:
     """Baselines and checks as text."""
     lines = [
-        f"{row['name']:34}AUC {number(row['auc'])} {spread(row['interval'])}"
+        f"{row['name']:34}AUC {number(row['auc'])} {spread(row['interval'])}, "
+        f"recall {percent(row['recall_at_fpr'][0]['recall'])} at 1 % FPR"
         for row in summary.get("baselines", [])
     ]
     marks = {"ok": "✓", "look": "?", "problem": "✗"}

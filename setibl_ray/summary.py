@@ -45,9 +45,10 @@ def gained(effect: Mapping[str, Any], digits: int = 4) -> str:
     return f"{gain:+.{digits}f}{shown}"
 
 
-def bar(value: float | None) -> str:
-    """A 0-to-1 value as a bar of fixed width."""
-    return "" if value is None else ("█" * round(value * _WIDTH)).ljust(_WIDTH, "·")
+def curve(values: Sequence[float | None]) -> str:
+    """Held-out AUC over the epochs from chance to 1, in at most 24 characters; the last epoch always shows."""
+    step = -(-len(values) // _WIDTH) or 1
+    return sparkline(values[::-1][::step][::-1], 0.5, 1.0).ljust(_WIDTH)
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -140,9 +141,10 @@ def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"AUC of {len(folds)} folds, {ends}", sparkline(shown)]
     lines = []
     for fold in folds:
-        best = f"  best epoch {fold['best_epoch'] + 1}" if fold.get("best_epoch") is not None else ""
+        past = fold.get("val_auc", [])
+        best = f"best epoch {fold['best_epoch'] + 1} of {len(past)}" if past else ""
+        name = f"fold {fold['fold']}"
         lines.append(
-            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  "
-            f"{fold['n_valid']:,} rows{best}"
+            f"{name:24}{number(fold['auc']):>10}  {curve(past)}  {fold['n_valid']:,} rows  {best}".rstrip()
         )
     return lines

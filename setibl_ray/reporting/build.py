@@ -173,13 +173,21 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
             number(metrics["oof_auc"]),
             spread(metrics["intervals"].get("oof_auc")),
             number(metrics["oof_ap"]),
+            *(percent(point["recall"]) for point in metrics["recall_at_fpr"]),
         )
     ]
     rows += [
-        (row["name"], number(row["auc"]), spread(row["interval"]), number(row["ap"]))
+        (
+            row["name"],
+            number(row["auc"]),
+            spread(row["interval"]),
+            number(row["ap"]),
+            *(percent(point["recall"]) for point in row["recall_at_fpr"]),
+        )
         for row in metrics["baselines"]
     ]
-    header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision")
+    at = (f"recall at {100 * point['fpr']:g} % FPR" for point in metrics["recall_at_fpr"])
+    header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision", *at)
     return Section(
         "trust",
         "Can you trust this number?",
@@ -352,7 +360,7 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
         cards.append(gallery.card(own, f"{label}<br>the network's input", pixels.axes))
         # Shifted and zoomed: its pixels have no hertz and seconds any more.
         cards.append(gallery.card(changed, f"{label}<br>augmented", {}))
-    how = "Pairs: a panel as it enters the network, and one random augmentation of it as training sees it."
+    how = "Pairs: a cadence as it enters the network, and one random augmentation of it as training sees it."
     return Section(
         "data",
         "Data",

@@ -13,7 +13,7 @@ from setibl_ray import evaluate, metrics
 from setibl_ray.errors import RunFolderError
 from setibl_ray.reporting import training_plot
 from setibl_ray.runs import load_run
-from setibl_ray.summary import MAX_LINES, sparkline, summary_lines
+from setibl_ray.summary import MAX_LINES, curve, sparkline, summary_lines
 
 
 @pytest.fixture
@@ -86,8 +86,16 @@ def test_evaluate_writes_metrics_and_keeps_what_it_does_not_know(folder, capsys)
     assert evaluate.entry([str(folder), "--bootstrap", "20"]) == 0
     written = json.loads((folder / "metrics.json").read_text())
     assert written["fold_weights"] == [0.2] * 5
-    assert written["folds"][0]["best_epoch"] is not None
+    past = pd.read_csv(folder / "fold-0/history.csv")["val_auc"]
+    assert written["folds"][0]["best_epoch"] == past.idxmax()
+    assert written["folds"][0]["val_auc"] == pytest.approx(past.tolist())
     assert "ROC AUC" in capsys.readouterr().out
+    # The intervals that `cv` would have written: same draws.
+    seed = load_run(str(folder)).config.seed
+    assert (
+        metrics.summarise(load_run(str(folder)).oof, n_bootstrap=20, seed=seed)["intervals"]
+        == written["intervals"]
+    )
 
 
 def test_evaluate_says_on_one_line_what_is_wrong(tmp_path, capsys):
@@ -117,6 +125,14 @@ def test_the_summary_of_one_class():
 @given(st.lists(st.none() | st.floats(0, 1), max_size=30))
 def test_sparklines_have_a_character_per_value(values):
     assert len(sparkline(values)) == len(sparkline(values, 0, 1)) == len(values)
+
+
+def test_a_curve_of_many_epochs_keeps_its_end():
+    assert curve([0.5, 0.75, 1.0]).rstrip() == "▁▅█"
+    rising = curve([0.5 + 0.005 * i for i in range(100)])
+    assert len(rising) == 24
+    assert rising.rstrip()[-1] == "█"
+    assert curve([]).strip() == ""
 
 
 def test_training_plot_is_a_png_and_the_same_for_the_same_history():
