@@ -525,6 +525,7 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
             "seconds since the run began",
             "",
             barmode="overlay",
+            legend={"y": 1.02, "yanchor": "bottom"},  # below, it runs into the axis where there are few lanes
             xaxis={"rangemode": "tozero"},
             yaxis={
                 "categoryorder": "array",
