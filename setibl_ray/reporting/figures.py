@@ -496,7 +496,7 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
                 "orientation": "h",
                 "name": style[0],
                 **{key: [] for key in ("x", "y", "base", "customdata", "width", "offset")},
-                "marker": {"color": style[1]},
+                "marker": {"color": style[1], "line": {"color": "@card", "width": 0.5}},
                 "hovertemplate": "%{customdata}<extra></extra>",
             },
         )

@@ -9,7 +9,7 @@ import runs as fake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray import evaluate, metrics
+from setibl_ray import evaluate, metrics, postprocess
 from setibl_ray.errors import RunFolderError
 from setibl_ray.reporting import training_plot
 from setibl_ray.runs import load_run
@@ -105,13 +105,20 @@ def test_evaluate_says_on_one_line_what_is_wrong(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("folds", [2, 5, 40])
+@pytest.mark.parametrize("folds", [2, 8, 40])
 @pytest.mark.parametrize("kinds", [True, False])
 def test_the_summary_fits_25_lines(folds, kinds):
     rng = np.random.default_rng(0)
     rows = fake.records(800, folds, rng, kinds=kinds)
     pred = fake.scores(rows, rng)
-    lines = summary_lines(metrics.summarise(rows.assign(pred=pred, pred_no_tta=pred), n_bootstrap=20))
+    rows = rows.assign(pred=pred, pred_no_tta=pred)
+    hook = "group-mean" if kinds else "none"
+    done = postprocess.finish(rows, rows.iloc[:0], postprocess=hook, calibrate="isotonic")
+    summary = metrics.summarise(rows, n_bootstrap=20) | done.report
+    for fold in summary["folds"]:
+        fold |= {"best_epoch": 99, "val_auc": [0.9] * 100}
+    lines = summary_lines(summary)
+    assert any(line.startswith("isotonic calibration") for line in lines)
     assert len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 110
     assert ("recall against S/N" in "\n".join(lines)) == kinds
