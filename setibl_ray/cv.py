@@ -106,7 +106,7 @@ def main(options: Cv) -> int:
         say(line)
     again = f"python -m setibl_ray.report {done.folder}"
     try:
-        say(f"report: {write_report(done.folder, data)}")
+        say(f"report: {write_report(done.folder, data, done.index)}")
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure

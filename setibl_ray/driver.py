@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from setibl_ray import folds, metrics, oof
+from setibl_ray import folds, metrics, oof, postprocess
 from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
@@ -41,10 +41,11 @@ FOLD_TASK = "setibl_ray.train.fold:fold_task"  # named, not imported: it brings 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """A finished run: its folder and its metrics (the content of metrics.json)."""
+    """A finished run: its folder, its metrics (the content of metrics.json), and the index of its data."""
 
     folder: str
     metrics: dict[str, Any]
+    index: DataIndex = field(repr=False)
 
 
 def cross_validate(
@@ -156,7 +157,8 @@ def check(config: Config, index: DataIndex) -> Config:
     """Settle what depends on the data, and refuse what cannot work with it.
 
     Raises:
-      ConfigError: the layout needs panels that the shards do not hold, or the weights are not there.
+      ConfigError: the layout needs panels that the shards do not hold, the weights are not there, or post-processing
+        cannot be done.
     """
     layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[index.storage]]
     if index.storage == "seed" and len(layout.panels) == N_PANELS:
@@ -172,6 +174,7 @@ def check(config: Config, index: DataIndex) -> Config:
         raise ConfigError(
             f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file"
         )
+    postprocess.check(config.postprocess, {"training": index.train["group"], "test": index.test["group"]})
     return config.model_copy(update={"layout": layout.name})
 
 
@@ -274,30 +277,52 @@ def gather_run(
     predicted: Mapping[int, Predicted],
 ) -> CrossValidation:
     """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
+    config = plan.config
     pred = oof.gather(plan.fold_of_row, {fold: r.valid_pred for fold, r in results.items()})
     plain = oof.gather(plan.fold_of_row, {fold: r.valid_pred_no_tta for fold, r in results.items()})
     table = oof.oof_table(plan.index.train, plan.fold_of_row, pred, plain)
-    summary = metrics.summarise(table, seed=plan.config.seed)
+    weights = fold_weights(config, table)
+    test = averaged(plan, predicted, weights)
+    done = postprocess.finish(
+        table, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
+    )
+    table = table.assign(pred=done.oof.astype(np.float32), pred_model=pred)
+    summary = metrics.summarise(table, seed=config.seed) | done.report
     for entry in summary["folds"]:
-        entry["best_epoch"] = results[entry["fold"]].best_epoch
+        own = results[entry["fold"]]
+        entry |= {
+            "best_epoch": own.best_epoch,
+            "val_auc": metrics.plain([row["val_auc"] for row in own.history]),
+        }
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
-    if plan.n_test:
-        weights = oof.fold_weights(plan.config, [entry["auc"] for entry in summary["folds"]])
-        write_submission(folder, plan, predicted, weights)
+    if len(test):
+        write_submission(folder, test.assign(pred=done.test))
         summary["fold_weights"] = weights.tolist()
     folder.write_json("metrics.json", summary)
     manifest.content["ended_s"] = time.time()
     manifest.save()
-    return CrossValidation(str(folder), summary)
+    return CrossValidation(str(folder), summary, plan.index)
 
 
-def write_submission(
-    folder: RunFolder, plan: Plan, predicted: Mapping[int, Predicted], weights: np.ndarray
-) -> None:
-    """Write submission.csv: the folds' test predictions averaged with `weights` (folds,), sorted by id."""
-    pred = oof.average([predicted[fold].pred for fold in range(plan.config.folds)], weights)
-    test = pd.DataFrame({"id": plan.index.test["image_id"].to_numpy(), "target": pred})
-    folder.write_csv("submission.csv", test.sort_values("id", kind="stable"))
+def fold_weights(config: Config, table: pd.DataFrame) -> np.ndarray:
+    """(folds,) weights of the folds in the test prediction, from their models' scores: target, pred and fold."""
+    folds = table.groupby("fold")
+    aucs = [metrics.auc(part["target"].to_numpy(), part["pred"].to_numpy()) for _, part in folds]
+    return oof.fold_weights(config, aucs)
+
+
+def averaged(plan: Plan, predicted: Mapping[int, Predicted], weights: np.ndarray) -> pd.DataFrame:
+    """The test set's image_id, group and pred, the folds' predictions averaged with `weights` (folds,)."""
+    test = plan.index.test[["image_id", "group"]]
+    if not plan.n_test:
+        return test.iloc[:0].assign(pred=np.empty(0, np.float32))
+    return test.assign(pred=oof.average([predicted[fold].pred for fold in range(len(weights))], weights))
+
+
+def write_submission(folder: RunFolder, test: pd.DataFrame) -> None:
+    """Write submission.csv from image_id and pred of the test set: id, target, sorted by id."""
+    table = pd.DataFrame({"id": test["image_id"], "target": test["pred"].astype(np.float32)})
+    folder.write_csv("submission.csv", table.sort_values("id", kind="stable"))
 
 
 def _resuming(folder: RunFolder, plan: Plan, where: Where) -> str:

@@ -31,6 +31,17 @@ def own_ray():
         _started.enter_context(connect.connected(None, n_cpus=2))
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """One headless browser for all pages; without one, the tests that want it are skipped and say what is missing."""
+    import browser
+
+    if why := browser.missing():
+        pytest.skip(why)
+    with browser.browser() as own:
+        yield own
+
+
 def pytest_sessionfinish():
     _started.close()
     shutil.rmtree(os.environ["HOME"], ignore_errors=True)

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
 from setibl_ray.data.shards import read_index
+from setibl_ray.reporting.figures import PHASES
 
 TINY = ["--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8"]
 QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1", "--device", "cpu"]
@@ -88,6 +89,16 @@ def test_the_run_folder_is_whole(shards, plain_run):
         assert history["val_auc"][best] == pytest.approx(
             roc_auc_score(held_out["target"], held_out["pred_no_tta"])
         )
+
+
+def test_the_report_of_a_real_run_is_drawn_by_a_real_browser(chromium, plain_run):
+    for width in (1400, 390):
+        assert len(chromium.check(plain_run / "report.html", width=width)) >= 14
+
+
+def test_every_phase_of_a_fold_is_on_the_timeline(plain_run):
+    manifest = json.loads((plain_run / "manifest.json").read_text())
+    assert manifest["folds"]["0"]["timings"].keys() <= {key for key, *_ in PHASES}
 
 
 @pytest.mark.usefixtures("own_ray")
