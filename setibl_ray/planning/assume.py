@@ -32,8 +32,8 @@ class Device(NamedTuple):
     spot_price: float | None = None  # the same, preemptible
 
 
-# Peaks are the vendors', for bfloat16 (TPU) and float32 (L4, cores). Prices are Google's list prices, rounded, of v4-8 in
-# us-central2 and g2-standard-16 in us-central1. Utilisations are guesses, but for the core's, which is docs/cluster.md's.
+# Peaks are the vendors', bfloat16 for the TPU, else float32. Prices are Google's list prices, rounded, of v4-8
+# in us-central2 and g2-standard-16 in us-central1. Utilisations are guesses, but for the core's (docs/cluster.md).
 DEVICES = {
     "TPU-V4": Device(275, 0.05, 180, 60, 100, 3.25, 1.25),
     "L4": Device(30, 0.06, 60, 16, 64, 1.15, 0.50),
@@ -84,7 +84,7 @@ class Assume(Section):
 class Nodes(NamedTuple):
     n_nodes: int
     device: str  # a name of Ray's, such as TPU-V4, or CPU
-    count: int  # devices of a node
+    n_devices: int  # of a node
 
     @property
     def kind(self) -> str:

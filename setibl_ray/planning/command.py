@@ -15,13 +15,13 @@ from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT
 from setibl_ray.config import Config
 from setibl_ray.data.panels import free_bytes
-from setibl_ray.driver import Where
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.planning.assume import DEVICES, Assume, Nodes, parse_nodes, parse_rows
 from setibl_ray.planning.forecast import Forecast, Host, Rows, bills, forecast
-from setibl_ray.planning.rates import Measured, Share, assumed, measure
+from setibl_ray.planning.rates import Measured, Rates, Share, assumed, measure
 from setibl_ray.planning.show import show
 from setibl_ray.runfolder import RunFolder
+from setibl_ray.where import Where
 
 if TYPE_CHECKING:
     from setibl_ray.cluster.placement import Node, Request
@@ -64,6 +64,7 @@ def plan_run(
       ConfigError, DataError, RunFolderError: what `cross_validate` would refuse, and rates that are not there.
     """
     done: dict[int, int] = {}
+    finished: set[int] = set()
     notes: list[str] = []
     if resume:
         folder = RunFolder(out or "")
@@ -71,28 +72,34 @@ def plan_run(
         config = taken_up.run_config(folder, own, config)
         data = data or manifest.content["data"]["root"]
         on_bad_record = on_bad_record or manifest.content["data"]["on_bad_record"]
+        all_epochs = {fold: config.for_fold(fold).epochs for fold in range(config.folds)}
         done = {
-            fold: config.for_fold(fold).epochs if manifest.is_done(fold) else folder.next_epoch(fold)
-            for fold in range(config.folds)
+            fold: epochs if manifest.is_trained(fold) else min(folder.next_epoch(fold), epochs)
+            for fold, epochs in all_epochs.items()
         }
+        finished = {fold for fold in all_epochs if manifest.is_done(fold)}
         notes.append("Only what is left of the run is planned.")
     config, rows = _rows(config, data, assume, on_bad_record, console)
     ground = _ground(config, assume, where, console)
     measured, why_not = _measured(rates, out, ground.share)
     notes += [why_not] if why_not else []
-    todo = [fold for fold in range(config.folds) if done.get(fold, 0) < config.for_fold(fold).epochs]
+    todo = [fold for fold in range(config.folds) if fold not in finished]
+    if not todo:
+        raise RunFolderError(f"{out}: every fold is done, there is nothing left to plan")
+
+    def rates_of(fold: int) -> Rates:
+        if measured:
+            return measured.of(ground.config, fold, ground.share)
+        return assumed(ground.config, fold, ground.share, assume)
+
     plan = forecast(
         ground.config,
         rows,
         ground.hosts,
         ground.share,
-        {
-            fold: measured.of(ground.config, fold, ground.share)
-            if measured
-            else assumed(ground.config, fold, ground.share, assume)
-            for fold in todo
-        },
+        {fold: rates_of(fold) for fold in todo},
         workers=where.workers,
+        training_first=where.runner == "ray",
         epochs_done=done,
     )
     show(plan, bills(plan, assume, ground.n_devices), assume, notes, console)
@@ -129,8 +136,8 @@ def _ground(config: Config, assume: Assume, where: Where, console: Console) -> G
         request = placement.request_for(config, nodes, where.accelerator_type, where.labels)
         wanted = driver.largest_fold_bytes(config, request.device, request.cpus)
         request = placement.with_memory(request, wanted, nodes)
-        free = {node.node_id: {"memory": FREE_MEMORY * _memory(node)} for node in nodes}
-        return _ground_of(config, request, nodes, free)
+        assumed_free = {node.node_id: {"memory": FREE_MEMORY * _memory(node)} for node in nodes}
+        return _ground_of(config, request, nodes, assumed_free)
     if where.runner == "local":
         cpus = driver.cores_here(config)
         device = "cpu" if config.device == "auto" else config.device
@@ -144,7 +151,7 @@ def _ground(config: Config, assume: Assume, where: Where, console: Console) -> G
     with driver.cluster_for(config, where, console) as request:
         nodes = placement.cluster_nodes()
         here = socket.gethostname()
-        free = {node.node_id: free_bytes() for node in nodes if node.name == here}
+        free: dict[str, Mapping[str, float]] = {n.node_id: free_bytes() for n in nodes if n.name == here}
         return _ground_of(config, request, nodes, free | on_every_node("setibl_ray.data.panels:free_bytes"))
 
 
@@ -152,8 +159,8 @@ def _assumed_nodes(nodes: Nodes, assume: Assume) -> list[Node]:
     from setibl_ray.cluster.placement import Node
 
     device = DEVICES.get(nodes.device)
-    cpus = assume.cpus_per_node or (device and int(device.cpus * nodes.count))
-    memory_gb = assume.memory_gb_per_node or (device and device.memory_gb * nodes.count)
+    cpus = assume.cpus_per_node or (device and int(device.cpus * nodes.n_devices))
+    memory_gb = assume.memory_gb_per_node or (device and device.memory_gb * nodes.n_devices)
     if not cpus or not memory_gb:
         raise ConfigError(
             f"assume.nodes: nothing is known of a node with {nodes.device}, only with {', '.join(DEVICES)}. Give "
@@ -165,7 +172,7 @@ def _assumed_nodes(nodes: Nodes, assume: Assume) -> list[Node]:
         "object_store_memory": (1 - RAYS_SHARE) * memory_gb * 1e9,
     }
     if nodes.kind != "cpu":
-        resources |= {nodes.kind.upper(): nodes.count, f"accelerator_type:{nodes.device}": 1.0}
+        resources |= {nodes.kind.upper(): nodes.n_devices, f"accelerator_type:{nodes.device}": 1.0}
     return [Node(f"node-{i}", resources, {}, f"node-{i}") for i in range(nodes.n_nodes)]
 
 

@@ -12,7 +12,8 @@ from setibl_ray.data.panels import Policy, room_needed
 from setibl_ray.memory import fold_bytes
 from setibl_ray.planning.assume import DEVICES, Assume
 from setibl_ray.planning.rates import Rates, Share
-from setibl_ray.planning.simulate import Span, Work, simulate
+from setibl_ray.planning.simulate import Assignment, FoldCost, simulate
+from setibl_ray.supervisor import PREDICT_SPEEDUP, span_rows
 
 
 @dataclass(frozen=True)
@@ -63,26 +64,25 @@ class Forecast:
     slots: Sequence[int]
     share: Share
     rates: Mapping[int, Rates]
-    works: Sequence[Work]
-    spans: Sequence[Span]
+    costs: Sequence[FoldCost]
+    assignments: Sequence[Assignment]
 
     @property
     def makespan_s(self) -> float:
         """From the first fold submitted to the last result."""
-        return max((span.end_s for span in self.spans), default=0.0)
+        return max((job.end_s for job in self.assignments), default=0.0)
 
     @property
     def idle_share(self) -> float:
         """Of the slots' time up to the makespan; waiting for a node's panels is idling too."""
-        waits = sum(seconds for span in self.spans for lap, seconds in span.laps if lap == "wait")
-        busy = sum(span.length_s for span in self.spans) - waits
-        return 1 - busy / (len(self.slots) * self.makespan_s) if self.spans else 0.0
+        busy = sum(seconds for job in self.assignments for lap, seconds in job.laps if lap != "wait")
+        return 1 - busy / (len(self.slots) * self.makespan_s) if busy else 0.0
 
     @property
     def stores(self) -> list[Store]:
         """In the order in which a node that trains and predicts opens them."""
         layout = LAYOUTS[self.config.layout or "all6"]
-        sizes = list(dict.fromkeys(self.config.for_fold(work.fold).image_size for work in self.works))
+        sizes = list(dict.fromkeys(self.config.for_fold(cost.fold).image_size for cost in self.costs))
         return [
             Store(split, size, n * size[0] * size[1] * len(layout.panels))
             for split, n in (("train", self.rows.train), ("test", self.rows.test))
@@ -94,12 +94,12 @@ class Forecast:
     def fold_bytes(self) -> int:
         """The estimate for the largest fold."""
         return max(
-            (fold_bytes(self.config, work.fold, self.share.kind, self.share.cpus) for work in self.works),
+            (fold_bytes(self.config, cost.fold, self.share.kind, self.share.cpus) for cost in self.costs),
             default=0,
         )
 
     def nodes_used(self) -> set[int]:
-        return {self.slots[span.slot] for span in self.spans}
+        return {self.slots[job.slot] for job in self.assignments}
 
 
 def slots_of(hosts: Sequence[Host], workers: int | None = None) -> list[int]:
@@ -116,6 +116,7 @@ def forecast(
     rates: Mapping[int, Rates],
     *,
     workers: int | None = None,
+    training_first: bool = True,
     epochs_done: Mapping[int, int] | None = None,
 ) -> Forecast:
     """Simulate a run.
@@ -127,23 +128,28 @@ def forecast(
       share: what a fold computes on.
       rates: of the folds to run; a fold without rates is not run.
       workers: at most this many folds at once.
-      epochs_done: epochs that a fold has behind it.
+      training_first: as Ray's runner does; a plain loop predicts with a fold as soon as it is trained.
+      epochs_done: epochs that a fold has behind it; with all of them only its test predictions are left.
     """
-    works = [
-        work_of(config, rows, share, fold, rates[fold], (epochs_done or {}).get(fold, 0)) for fold in rates
-    ]
     slots = slots_of(hosts, workers)
-    # An accelerator is held until its process ends, so that each task has its own; CPU folds share processes.
-    spans = simulate(works, slots, keep_processes=share.kind == "cpu")
-    return Forecast(config, rows, hosts, slots, share, rates, works, spans)
+    done = epochs_done or {}
+    costs = [
+        cost_of(config, rows, share, fold, rates[fold], n_slots=len(slots), epochs_done=done.get(fold, 0))
+        for fold in rates
+    ]
+    # An accelerator is held until its process ends, so that each job has its own; on CPUs jobs share processes.
+    jobs = simulate(costs, slots, keep_processes=share.kind == "cpu", training_first=training_first)
+    return Forecast(config, rows, hosts, slots, share, rates, costs, jobs)
 
 
-def work_of(config: Config, rows: Rows, share: Share, fold: int, rates: Rates, epochs_done: int = 0) -> Work:
+def cost_of(
+    config: Config, rows: Rows, share: Share, fold: int, rates: Rates, *, n_slots: int, epochs_done: int = 0
+) -> FoldCost:
     """What a fold costs.
 
         train = epochs x (images / r_train + held out / r_predict + the epoch's own)
-        views = views x held out / r_predict              (the plain pass is the best epoch's)
-        test  = (views + 1) x test cadences / r_predict
+        views = views x held out / r_predict                 (the plain pass is the best epoch's)
+        test  = (views + 1) x test cadences / r_predict      (cut into spans as `supervisor.span_rows` does)
 
     `images` are those of full global batches.
     """
@@ -152,17 +158,25 @@ def work_of(config: Config, rows: Rows, share: Share, fold: int, rates: Rates, e
     batch = own.batch_size * (1 if share.kind == "cpu" else share.count)
     images = (rows.train - n_valid) // batch * batch
     epoch_s = images / rates.train + n_valid / rates.predict + rates.epoch_s
-    return Work(
+    spans = []
+    if rows.test:
+        # The driver knows no rate of prediction when it cuts the test set, and goes by that of training.
+        by_training_s = (config.tta + 1) * rows.test / (PREDICT_SPEEDUP * rates.train)
+        per_span = span_rows(rows.test, by_training_s, n_slots, 2 * batch)
+        spans = [min(per_span, rows.test - start) for start in range(0, rows.test, per_span)]
+    return FoldCost(
         fold,
         start_s=rates.start_s,
         build_s=rates.build_s,
         open_s=rows.train / rates.cadences,
         train_s=(own.epochs - epochs_done) * epoch_s,
         views_s=config.tta * n_valid / rates.predict,
+        build_test_s=rates.build_test_s,
         open_test_s=rows.test / rates.cadences,
-        test_s=(config.tta + 1) * rows.test / rates.predict,
+        spans_s=tuple((config.tta + 1) * n / rates.predict for n in spans),
         model=(own.model, own.image_size, own.batch_size),
         panels=own.image_size,
+        trained=epochs_done >= own.epochs,
     )
 
 
@@ -209,9 +223,9 @@ def bills(plan: Forecast, assume: Assume, n_devices: int) -> list[Bill]:
       n_devices: chips, GPUs or cores of a node.
     """
     last: dict[int, float] = dict.fromkeys(range(len(plan.hosts)), 0.0)
-    for span in plan.spans:
-        node = plan.slots[span.slot]
-        last[node] = max(last[node], span.end_s)
+    for job in plan.assignments:
+        node = plan.slots[job.slot]
+        last[node] = max(last[node], job.end_s)
     around_s = assume.setup_s + assume.idle_s
     hours = sum(around_s + end_s for end_s in last.values()) / 3600
     head = assume.head_price * (around_s + plan.makespan_s) / 3600

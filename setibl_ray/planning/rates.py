@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
 from setibl_ray.backbones import BACKBONES
 from setibl_ray.cadence import LAYOUTS
-from setibl_ray.config import Config, parse
+from setibl_ray.config import Config, FoldConfig, parse
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.planning.assume import Assume, device_of
 from setibl_ray.runfolder import RunFolder
 
 BACKWARD = 2.0  # the backward pass in forward passes
+BUILD_TEST = 0.25  # of building to train, which compiles the forward pass twice and the backward one
+A_QUARTER = "assumed: a quarter of that"
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,23 @@ class Rates:
     Attributes:
       train, predict: images a second.
       cadences: a second, read and decoded for a node's panels.
-      start_s: from submission to device; build_s: model and tracing; epoch_s: what an epoch takes besides images.
-      source: name of a rate -> where it is from.
+      epoch_s: what an epoch takes besides its images.
+      start_s: from submission to device.
+      build_s, build_test_s: model and tracing, to train and to predict only.
+      source: name of a rate -> where it is from, if not from where the others are.
     """
 
     train: float
     predict: float
     cadences: float
+    epoch_s: float
     start_s: float
     build_s: float
-    epoch_s: float
-    source: Mapping[str, str] = field(default_factory=dict)
+    build_test_s: float
+    source: dict[str, str] = field(default_factory=dict)
+
+
+NAMES = tuple(name for name in Rates.__dataclass_fields__ if name != "source")
 
 
 def flop(config: Config, fold: int) -> float:
@@ -75,16 +83,15 @@ def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
         train=reached / (forward * (1 + BACKWARD)),
         predict=reached / forward,
         cadences=cadences,
+        epoch_s=0.0,
         start_s=assume.start_s,
         build_s=device.build_s,
-        epoch_s=0.0,
-        source={
+        build_test_s=device.build_s * BUILD_TEST,
+        source=dict.fromkeys(NAMES, "assumed")
+        | {
             "train": f"{peak}; {1 + BACKWARD:g} x {gflop}",
             "predict": f"{peak}; {gflop}",
-            "epoch_s": "assumed",
-            "start_s": "assumed",
-            "build_s": "assumed",
-            "cadences": "assumed, of a node",
+            "build_test_s": A_QUARTER,
         },
     )
 
@@ -115,15 +122,15 @@ class Measured:
             factor *= flop(self.config, near) / wanted
             scaled.append(f"FLOP from {theirs.model} at {height}x{width}")
         says_scaled = f"{says}, scaled by {' and by '.join(scaled)}" if scaled else says
-        source = dict.fromkeys(rates.source, says) | dict.fromkeys(("train", "predict"), says_scaled)
+        source = dict.fromkeys(NAMES, says) | dict.fromkeys(("train", "predict"), says_scaled) | rates.source
         return replace(rates, train=rates.train * factor, predict=rates.predict * factor, source=source)
 
 
 def measure(path: str) -> Measured:
-    """Read the rates of a run; one that is not finished will do, as soon as a fold of it is.
+    """Read the rates of a run; one that is not finished will do, as soon as a fold of it is trained.
 
     Raises:
-      RunFolderError: there is no run, or no fold of it is done.
+      RunFolderError: there is no run, or no fold of it was trained from its first epoch to its last in one go.
     """
     folder = RunFolder(path)
     manifest = folder.read_json("manifest.json")
@@ -131,97 +138,135 @@ def measure(path: str) -> Measured:
         config = parse(yaml.safe_load(folder.read("config.yaml")))
     except (ConfigError, yaml.YAMLError) as error:
         raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
-    histories = {
-        int(fold): folder.read_csv(f"fold-{fold}/history.csv")
-        for fold, entry in manifest["folds"].items()
-        if entry["state"] == "done" and entry["attempts"][-1]["from_epoch"] == 0
-    }
-    if not histories:
-        raise RunFolderError(f"{path}: no fold has been trained from start to end there; nothing to go by")
     n_valid = folder.read_csv("folds.csv")["fold"].astype(int).value_counts()
-    place = manifest["folds"][str(min(histories))]["attempts"][-1]
-    kind = place["device"]
-    count = place["threads"] if kind == "cpu" else place["n_replicas"]
-    share = Share(kind, kind.upper(), count, place["threads"])
-    return Measured(path, config, share, _by_fold(manifest, config, histories, n_valid))
-
-
-def _by_fold(
-    manifest: Mapping[str, Any], config: Config, histories: Mapping[int, pd.DataFrame], n_valid: pd.Series
-) -> dict[int, Rates]:
-    """Rates of each group of folds with the same backbone and size."""
-    attempts = [
-        (attempt | {"fold": int(fold)})
-        for fold, entry in manifest["folds"].items()
-        for attempt in entry["attempts"]
-        if "pid" in attempt
+    jobs = list(_jobs(manifest))
+    trained = [
+        _Trained(job, folder.read_csv(f"fold-{job.fold}/history.csv"), int(n_valid[job.fold]))
+        for job in jobs
+        if job.rows is None and job.timings and job.whole
     ]
-    first: dict[tuple[str, int], dict] = {}  # the first attempt of each process: it builds and traces
-    for attempt in sorted(attempts, key=lambda attempt: attempt["started_s"]):
-        first.setdefault((attempt["node"], attempt["pid"]), attempt)
-    begun_s = manifest["started_s"]
-    first_end_s = min((a["ended_s"] for a in attempts if a["ended_s"]), default=float("inf"))
-    at_once = [a for a in first.values() if a["started_s"] < first_end_s and a["attempt"] == 0]
-    start_s = median([a["started_s"] - begun_s for a in at_once] or [0.0])
-    cold = {a["fold"] for a in first.values() if a["fold"] in histories and a["outcome"] == "done"}
+    if not trained:
+        raise RunFolderError(f"{path}: no fold was trained there from its first epoch to its last")
+    place = trained[0].job
+    count = place.threads if place.device == "cpu" else place.n_replicas
+    share = Share(place.device, place.device.upper(), count, place.threads)
 
-    timings = {fold: manifest["folds"][str(fold)]["timings"] for fold in histories}
-    opened = [timings[a["fold"]]["open_s"] for a in at_once if a["fold"] in histories]
-    cadences = manifest["data"]["n_train"] / max(max(opened, default=0.0), 1e-3)
+    # Folds that start before any job ends find nothing there: processes begin, and the node's panels are decoded.
+    first_end_s = min(job.ended_s for job in jobs)
+    at_once = [fold for fold in trained if fold.job.is_first and fold.job.started_s < first_end_s]
+    start_s = median(fold.job.started_s - manifest["started_s"] for fold in at_once or trained)
+    open_s = max(fold.job.timings["open_s"] for fold in at_once or trained)
+    cadences = manifest["data"]["n_train"] / max(open_s, 1e-3)
 
-    groups: dict[tuple, list[int]] = {}
-    for fold in histories:
-        own = config.for_fold(fold)
-        groups.setdefault((own.model, own.image_size, own.batch_size), []).append(fold)
-    rates = {}
-    for folds in groups.values():
-        ours = _group(
-            {fold: histories[fold] for fold in folds},
-            {fold: timings[fold] for fold in folds},
-            {fold: int(n_valid.get(fold, 0)) for fold in folds},
-            cold,
-            config.tta,
-        )
-        source = dict.fromkeys(("train", "predict", "cadences", "start_s", "build_s", "epoch_s"), "")
-        rates |= dict.fromkeys(folds, Rates(cadences=cadences, start_s=start_s, source=source, **ours))
-    return rates
+    groups: dict[FoldConfig, list[_Trained]] = {}
+    for fold in trained:
+        groups.setdefault(config.for_fold(fold.job.fold), []).append(fold)
+    by_fold: dict[int, Rates] = {}
+    for group in groups.values():
+        folds = [fold.job.fold for fold in group]
+        spans = [job for job in jobs if job.fold in folds and job.rows and job.timings]
+        by_fold |= dict.fromkeys(folds, _rates(group, spans, config.tta, start_s=start_s, cadences=cadences))
+    return Measured(path, config, share, by_fold)
 
 
-def _group(
-    histories: Mapping[int, pd.DataFrame],
-    timings: Mapping[int, Mapping[str, float]],
-    n_valid: Mapping[int, int],
-    cold: set[int],
-    tta: int,
-) -> dict[str, float]:
-    """train, predict, build_s and epoch_s of folds that are alike.
+@dataclass(frozen=True)
+class _Job:
+    """An attempt of a run, as its manifest tells of it. `is_first` of its process: it builds and traces."""
 
-    A fold in `cold` was the first of its process: its first epoch has the tracing in it.
+    fold: int
+    rows: int | None  # of the test set; None for training
+    whole: bool  # not taken up from another attempt
+    device: str
+    n_replicas: int
+    threads: int
+    started_s: float
+    ended_s: float
+    timings: Mapping[str, float]  # empty unless it ended well
+    is_first: bool
+
+
+def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
+    """Attempts that came as far as to say where they run, by their start."""
+    told = []
+    for fold, entry in manifest["folds"].items():
+        for number, attempt in enumerate(entry["attempts"]):
+            last = number == len(entry["attempts"]) - 1 and attempt["outcome"] == "done"
+            told.append((int(fold), attempt, entry.get("timings", {}) if last else {}))
+        told += [(int(fold), attempt, attempt.get("timings", {})) for attempt in entry["predictions"]]
+    processes = set()
+    for fold, attempt, timings in sorted(told, key=lambda one: one[1]["started_s"]):
+        if "pid" in attempt:
+            rows = attempt.get("rows")
+            yield _Job(
+                fold,
+                rows[1] - rows[0] if rows else None,
+                attempt.get("from_epoch", 0) == 0,
+                attempt["device"],
+                attempt["n_replicas"],
+                attempt["threads"],
+                attempt["started_s"],
+                attempt["ended_s"] or float("inf"),
+                timings,
+                (attempt["node"], attempt["pid"]) not in processes,
+            )
+            processes.add((attempt["node"], attempt["pid"]))
+
+
+class _Trained(NamedTuple):
+    """A fold's training: its job, its history.csv, and the rows that it holds out."""
+
+    job: _Job
+    history: pd.DataFrame
+    n_valid: int
+
+    @property
+    def besides_s(self) -> float:
+        """What its epochs took besides training: predicting the held-out part, keeping its state."""
+        return self.job.timings["train_s"] - self.history["duration_s"].sum()
+
+
+def _rates(
+    folds: Sequence[_Trained], spans: Sequence[_Job], tta: int, *, start_s: float, cadences: float
+) -> Rates:
+    """Rates of folds that are alike, and of their spans of the test set.
+
+    The first job of a process traces in its first epoch or prediction: that does not count for a rate, and what it took
+    longer than the others is the time to build.
     """
-    speeds = [
-        speed
-        for fold, history in histories.items()
-        for speed in history["images_per_s"][1 if fold in cold else 0 :]
+    first, later = [f for f in folds if f.job.is_first], [f for f in folds if not f.job.is_first]
+    speeds = [speed for fold in first for speed in fold.history["images_per_s"][1:]]
+    speeds += [speed for fold in later for speed in fold.history["images_per_s"]]
+    train = median(speeds or [speed for fold in folds for speed in fold.history["images_per_s"]])
+
+    predicting = [(tta * fold.n_valid, fold.job.timings["predict_valid_s"]) for fold in folds if tta]
+    predicting += [
+        ((tta + 1) * (span.rows or 0), span.timings["predict_s"]) for span in spans if not span.is_first
     ]
-    train = median(speeds or [speed for history in histories.values() for speed in history["images_per_s"]])
+    if not predicting:
+        predicting = [(len(fold.history) * fold.n_valid, fold.besides_s) for fold in later or folds]
+    predict = median(images / seconds for images, seconds in predicting)
 
-    # Besides its images an epoch predicts the held-out part and keeps the fold's state.
-    rest = {
-        fold: timings[fold]["train_s"] - history["duration_s"].sum() for fold, history in histories.items()
-    }
-    per_epoch = {fold: rest[fold] / len(history) for fold, history in histories.items()}
-    warm = [fold for fold in histories if fold not in cold]
-    if tta:
-        predict = median(tta * n_valid[fold] / timings[fold]["predict_valid_s"] for fold in histories)
-    else:
-        predict = median(n_valid[fold] / max(per_epoch[fold], 1e-3) for fold in warm or histories)
-    epoch_s = max(0.0, median([per_epoch[fold] - n_valid[fold] / predict for fold in warm] or [0.0]))
+    epoch_s = median([fold.besides_s / len(fold.history) - fold.n_valid / predict for fold in later] or [0.0])
+    epoch_s = max(0.0, epoch_s)
 
-    def traced(fold: int) -> float:
-        history = histories[fold]
-        first = history["duration_s"].iloc[0] * (1 - history["images_per_s"].iloc[0] / train)
-        held_out = rest[fold] - len(history) * (n_valid[fold] / predict + epoch_s)
-        return timings[fold]["build_s"] + max(0.0, first) + max(0.0, held_out)
+    def build_s(fold: _Trained) -> float:
+        traced = fold.history["duration_s"][0] * (1 - fold.history["images_per_s"][0] / train)
+        besides = fold.besides_s - len(fold.history) * (fold.n_valid / predict + epoch_s)
+        return fold.job.timings["build_s"] + max(0.0, traced) + max(0.0, besides)
 
-    build_s = median([traced(fold) for fold in histories if fold in cold] or [0.0])
-    return {"train": train, "predict": predict, "build_s": build_s, "epoch_s": epoch_s}
+    def build_test_s(span: _Job) -> float:
+        images = (tta + 1) * (span.rows or 0)
+        return span.timings["build_s"] + max(0.0, span.timings["predict_s"] - images / predict)
+
+    built = median([build_s(fold) for fold in first] or [build_s(fold) for fold in later])
+    built_test = [build_test_s(span) for span in spans if span.is_first]
+    return Rates(
+        train=train,
+        predict=predict,
+        cadences=cadences,
+        epoch_s=epoch_s,
+        start_s=start_s,
+        build_s=built,
+        build_test_s=median(built_test or [BUILD_TEST * built]),
+        source={} if built_test else {"build_test_s": A_QUARTER},
+    )

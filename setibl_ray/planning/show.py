@@ -12,7 +12,7 @@ from rich.text import Text
 from setibl_ray.planning.assume import Assume
 from setibl_ray.planning.forecast import Bill, Forecast, places_of
 from setibl_ray.planning.rates import Rates
-from setibl_ray.planning.simulate import Span
+from setibl_ray.planning.simulate import Assignment
 
 MAX_ROWS = 16  # of slots, of folds, and of the values of one rate; the rest is counted
 MAX_WIDTH = 110
@@ -94,7 +94,7 @@ def counted(n: int, name: str) -> str:
 
 def _head(plan: Forecast) -> Text:
     config = plan.config
-    own = [config.for_fold(work.fold) for work in plan.works]
+    own = [config.for_fold(cost.fold) for cost in plan.costs]
     models = ", ".join(dict.fromkeys(f"{fold.model} at {_by(fold.image_size)}" for fold in own))
     epochs = sorted({fold.epochs for fold in own})
     of = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else counted(epochs[0], "epoch")
@@ -102,7 +102,7 @@ def _head(plan: Forecast) -> Text:
     lines = (
         (
             "plan   ",
-            f"{counted(len(plan.works), 'fold')}, {of}, {config.tta} views; {models}, {config.layout}\n",
+            f"{counted(len(plan.costs), 'fold')}, {of}, {config.tta} views; {models}, {config.layout}\n",
         ),
         ("data   ", f"{plan.rows.train:,} training and {plan.rows.test:,} test cadences\n"),
         ("where  ", f"{where}: {counted(len(plan.slots), 'slot')} of {plan.share}"),
@@ -118,7 +118,7 @@ def _bars(plan: Forecast, time: Format, width: int) -> RenderableType:
     indent = " " * (label + 2)
     lines = [Text(indent + _axis(plan.makespan_s, time, columns), "bright_black", no_wrap=True)]
     for slot, name in enumerate(names[:MAX_ROWS]):
-        ours = [span for span in plan.spans if span.slot == slot]
+        ours = [job for job in plan.assignments if job.slot == slot]
         bar = _bar(ours, plan.makespan_s, columns)
         lines.append(Text(f"{name[-label:]:{label}}  ", no_wrap=True).append_text(bar))
     if len(names) > MAX_ROWS:
@@ -136,22 +136,22 @@ def _axis(makespan_s: float, time: Format, columns: int) -> str:
     return line.ljust(columns - len(end)) + end
 
 
-def _bar(spans: Sequence[Span], makespan_s: float, columns: int) -> Text:
-    """The stages of one slot's tasks; each task begins with its fold's number where there is room."""
+def _bar(jobs: Sequence[Assignment], makespan_s: float, columns: int) -> Text:
+    """The stages of one slot's jobs; each job begins with its fold's number where there is room."""
     cells = [_STAGES["wait"]] * columns
 
     def column(at_s: float) -> int:
         return round(at_s / makespan_s * columns)
 
-    for span in spans:
-        at_s = span.start_s
-        for stage, seconds in span.laps:
+    for job in jobs:
+        at_s = job.start_s
+        for stage, seconds in job.laps:
             cells[column(at_s) : column(at_s + seconds)] = [_STAGES[stage]] * (
                 column(at_s + seconds) - column(at_s)
             )
             at_s += seconds
-        first, number = column(span.start_s), str(span.fold)
-        if column(span.end_s) - first > len(number):
+        first, number = column(job.start_s), str(job.fold)
+        if column(job.end_s) - first > len(number):
             for i, digit in enumerate(number, first):
                 cells[i] = digit, f"bold reverse {cells[i][1]}"
     text = Text(no_wrap=True)
@@ -164,37 +164,36 @@ def _folds(plan: Forecast, time: Format) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in ("fold", "on", "starts", "trained", "test predictions", "done"):
         table.add_column(name, justify="left" if name in ("on", "test predictions") else "right")
-    folds = [span for span in plan.spans if span.part is None]
-    for span in folds[:MAX_ROWS]:
-        parts = [part for part in plan.spans if part.fold == span.fold and part.part is not None]
-        done_s = max(one.end_s for one in (span, *parts))
-        name = plan.hosts[plan.slots[span.slot]].name
+    folds = [cost.fold for cost in plan.costs]
+    for fold in folds[:MAX_ROWS]:
+        training = [job for job in plan.assignments if job.fold == fold and job.span is None]
+        spans = [job for job in plan.assignments if job.fold == fold and job.span is not None]
+        done_s = max(job.end_s for job in (*training, *spans))
+        trained = [(_nodes(plan, training), time(job.start_s), time(job.end_s)) for job in training]
         table.add_row(
-            str(span.fold),
-            name,
-            time(span.start_s),
-            time(span.end_s),
-            _parts(plan, parts, time),
-            time(done_s),
+            str(fold), *(trained or [("", "", "before")])[0], _spans(plan, spans, time), time(done_s)
         )
     if len(folds) > MAX_ROWS:
         table.add_row("…", f"{len(folds) - MAX_ROWS} more", "", "", "", time(plan.makespan_s))
     return table
 
 
-def _parts(plan: Forecast, parts: Sequence[Span], time: Format) -> str:
-    if not parts:
+def _spans(plan: Forecast, spans: Sequence[Assignment], time: Format) -> str:
+    if not spans:
         return "none"
-    nodes = sorted({plan.slots[part.slot] for part in parts})
-    on = plan.hosts[nodes[0]].name if len(nodes) == 1 else f"{len(nodes)} nodes"
-    return f"{counted(len(parts), 'part')} on {on}, from {time(min(part.start_s for part in parts))}"
+    return f"{counted(len(spans), 'span')} on {_nodes(plan, spans)}, from {time(min(job.start_s for job in spans))}"
+
+
+def _nodes(plan: Forecast, jobs: Sequence[Assignment]) -> str:
+    nodes = sorted({plan.slots[job.slot] for job in jobs})
+    return plan.hosts[nodes[0]].name if len(nodes) == 1 else counted(len(nodes), "node")
 
 
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a path must stay whole
     return table
 
 
@@ -242,6 +241,7 @@ _RATES: tuple[tuple[str, str, Callable[[Rates], str]], ...] = (
     ("epoch_s", "between epochs", lambda rates: f"{rates.epoch_s:.1f} s"),
     ("start_s", "starting a process", lambda rates: f"{rates.start_s:.0f} s"),
     ("build_s", "building a model", lambda rates: f"{rates.build_s:.0f} s"),
+    ("build_test_s", "… to predict only", lambda rates: f"{rates.build_test_s:.0f} s"),
     ("cadences", "decoding panels", lambda rates: f"{three_digits(rates.cadences)} cadences/s"),
 )
 
@@ -249,7 +249,10 @@ _RATES: tuple[tuple[str, str, Callable[[Rates], str]], ...] = (
 def _rates(plan: Forecast) -> RenderableType:
     """Each rate of a fold and where it is from; several lines where folds differ."""
     table = _grid()
+    predict_only = any(job.span is not None and "build" in dict(job.laps) for job in plan.assignments)
     for name, label, text in _RATES:
+        if name == "build_test_s" and not predict_only:
+            continue
         values = dict.fromkeys((text(rates), rates.source[name]) for rates in plan.rates.values())
         for i, (value, source) in enumerate(list(values)[:MAX_ROWS]):
             table.add_row("" if i else label, value, source)

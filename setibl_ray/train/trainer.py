@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,9 +123,9 @@ class Trainer:
         history = self.model.fit(dataset, epochs=1, verbose=0, shuffle=False).history
         return {name: float(values[-1]) for name, values in history.items()}
 
-    def predict(self, dataset: tf.data.Dataset, n: int) -> np.ndarray:
-        """(n,) float32 needle probabilities; the padding of the last batch is cut off."""
-        return self.model.predict(dataset, verbose=0)[:n, 0].astype(np.float32)
+    def predict(self, dataset: tf.data.Dataset, n: int, n_views: int = 1) -> np.ndarray:
+        """(n_views, n) float32 needle probabilities; the padding of each view's last batch is cut off."""
+        return self.model.predict(dataset, verbose=0).reshape(n_views, -1)[:, :n].astype(np.float32)
 
     def loss_of(self, targets: np.ndarray, pred: np.ndarray) -> float:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
@@ -133,10 +133,16 @@ class Trainer:
     def weights_file(self) -> bytes:
         """The model's weights as Keras writes them to HDF5."""
         with tempfile.TemporaryDirectory(prefix="setibl-ray-") as folder:
-            path = os.path.join(folder, "weights.h5")
+            path = Path(folder, "weights.h5")
             self.model.save_weights(path)
-            with open(path, "rb") as stream:
-                return stream.read()
+            return path.read_bytes()
+
+    def load_weights_file(self, content: bytes) -> None:
+        """Take over what `weights_file` gave."""
+        with tempfile.TemporaryDirectory(prefix="setibl-ray-") as folder:
+            path = Path(folder, "weights.h5")
+            path.write_bytes(content)
+            self.model.load_weights(path)
 
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self._optimizer_variables()]

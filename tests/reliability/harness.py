@@ -16,7 +16,8 @@ ARGUMENTS = (
     "--batch-size",
     "8",
 )
-RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
+# Batches of two, so that a test set of fourteen can be cut into spans.
+RUN = (*ARGUMENTS[:-1], "2", "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 STANDIN = (str(Path(__file__).with_name("standin.py")),)
@@ -45,4 +46,8 @@ def manifest(out):
 def leftovers(out):
     """Files of a run folder that no finished run has."""
     names = [path.relative_to(out) for path in out.rglob("*")]
-    return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]
+    return [
+        str(n)
+        for n in names
+        if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-") or n.suffix == ".npy"
+    ]

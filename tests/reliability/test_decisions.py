@@ -69,7 +69,7 @@ def sleeper(seconds):
         yield Started(job.fold, Place.here("cpu", 1, 1))
         for _ in range(100):
             time.sleep(seconds / 100)
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 4, 0, [], b"", {}, 0)
+        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
 
     return task
 

@@ -74,7 +74,7 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
         "    finally:\n"
         "        open(os.environ['CLEARING'], 'w').close()\n"
         "        time.sleep(60)\n"
-        "driver.FIT_FOLD = task\n"
+        "driver.FOLD_TASK = task\n"
         "sys.exit(cv.entry(sys.argv[1:]))\n"
     )
     out, clearing = tmp_path / "run", tmp_path / "clearing"
