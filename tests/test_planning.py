@@ -1,8 +1,12 @@
 """Plans: the simulated schedule against a naive one and by hand, rates read back from runs, what `cv --plan` prints."""
 
+import inspect
 import itertools
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -399,3 +403,40 @@ def test_what_a_plan_refuses(arguments, says, shards, capsys):
 def test_assumptions_without_a_plan_are_refused(shards, capsys):
     assert cv.entry([*PLAN[:-1], "--data", str(shards), "--assume.price", "2"]) == 2
     assert "belong to --plan" in capsys.readouterr().err
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+
+
+def between(name):
+    """What stands in docs/cluster.md between two marks, without its fences."""
+    text = re.search(rf"<!-- {name} -->(.*?)<!-- end of", DOCS, re.DOTALL).group(1)
+    return text.strip().strip("`").strip("\n")
+
+
+def printed(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cv.entry(arguments) == 0
+    return "\n".join(line.rstrip() for line in capsys.readouterr().out.rstrip("\n").splitlines())
+
+
+def test_the_documented_plan_is_what_its_command_prints(capsys, monkeypatch):
+    command = re.search(r"^    python -m setibl_ray\.cv (.*--assume\.rows.*)$", DOCS, re.MULTILINE).group(1)
+    assert between("plan") == printed(shlex.split(command), capsys, monkeypatch)
+    rows = re.findall(r"^\| (\d x [^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", DOCS, re.MULTILINE)
+    assert len(rows) == 4
+    for nodes, *values in rows:
+        out = printed(
+            ["--plan", "--assume.rows", "60000+39995", "--assume.nodes", nodes], capsys, monkeypatch
+        )
+        labels = "makespan", "bill, on demand", "bill, preemptible"
+        found = [re.search(rf"^{label} +([\d.]+ \S+)", out, re.MULTILINE).group(1) for label in labels]
+        assert [nodes, *values] == [nodes, *found]
+
+
+def test_the_documented_formulas_are_those_of_the_code():
+    for docstring in (assume.__doc__, cost_of.__doc__, bills.__doc__):
+        lines = inspect.cleandoc(docstring).splitlines()
+        first = next(i for i, line in enumerate(lines) if " = " in line)
+        formulas = itertools.takewhile(lambda line: line.strip(), lines[first:])
+        assert "\n".join(formulas) in between("formulas")

@@ -1,7 +1,8 @@
 """What a plan assumes where nothing is measured. Every value is a flag, `--assume.…`; defaults go by device.
 
-FLOP per image      = 2 x multiply-adds x pixels, three times that in training (backward pass: twice the forward one)
-images/s of a fold  = devices of a fold x peak x utilisation / FLOP per image
+flop      = 2 x multiply-adds x pixels                        of an image, forward; three times that in training
+r_predict = devices of a fold x peak x utilisation / flop     images/s
+r_train   = r_predict / 3
 """
 
 from __future__ import annotations

@@ -145,13 +145,12 @@ def forecast(
 def cost_of(
     config: Config, rows: Rows, share: Share, fold: int, rates: Rates, *, n_slots: int, epochs_done: int = 0
 ) -> FoldCost:
-    """What a fold costs.
+    """What a fold costs, `images` being those of its full global batches, in seconds.
 
-        train = epochs x (images / r_train + held out / r_predict + the epoch's own)
-        views = views x held out / r_predict                 (the plain pass is the best epoch's)
-        test  = (views + 1) x test cadences / r_predict      (cut into spans as `supervisor.span_rows` does)
-
-    `images` are those of full global batches.
+    train     = epochs x (images / r_train + held out / r_predict + the epoch's own)
+    views     = views x held out / r_predict                      the plain pass is the best epoch's
+    test      = (views + 1) x test cadences / r_predict           cut into spans as in a run
+    fold      = start + panels (first of a node) + build (first of a process) + train + views
     """
     own = config.for_fold(fold)
     n_valid = rows.valid[fold]
@@ -216,8 +215,8 @@ class Bill(NamedTuple):
 def bills(plan: Forecast, assume: Assume, n_devices: int) -> list[Bill]:
     """What nodes and head cost; nothing where no price is known.
 
-        nodes = price x sum over nodes of (setup + end of its last task + idle)
-        head  = price x (setup + makespan + idle)
+    bill      = price x sum over nodes of (set-up + end of the last job + idle)
+              + price of the head x (set-up + makespan + idle)
 
     Args:
       n_devices: chips, GPUs or cores of a node.

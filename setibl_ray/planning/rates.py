@@ -15,7 +15,7 @@ from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config, FoldConfig, parse
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.planning.assume import Assume, device_of
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.runfolder import FORMAT, RunFolder
 
 BACKWARD = 2.0  # the backward pass in forward passes
 BUILD_TEST = 0.25  # of building to train, which compiles the forward pass twice and the backward one
@@ -134,6 +134,8 @@ def measure(path: str) -> Measured:
     """
     folder = RunFolder(path)
     manifest = folder.read_json("manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise RunFolderError(f"{path}: has run format {manifest.get('format')}, this version reads {FORMAT}")
     try:
         config = parse(yaml.safe_load(folder.read("config.yaml")))
     except (ConfigError, yaml.YAMLError) as error:

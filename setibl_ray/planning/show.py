@@ -117,10 +117,10 @@ def _bars(plan: Forecast, time: Format, width: int) -> RenderableType:
     columns = max(20, width - label - 2)
     indent = " " * (label + 2)
     lines = [Text(indent + _axis(plan.makespan_s, time, columns), "bright_black", no_wrap=True)]
-    for slot, name in enumerate(names[:MAX_ROWS]):
+    for slot in sorted(range(len(names)), key=lambda slot: plan.slots[slot])[:MAX_ROWS]:
         ours = [job for job in plan.assignments if job.slot == slot]
         bar = _bar(ours, plan.makespan_s, columns)
-        lines.append(Text(f"{name[-label:]:{label}}  ", no_wrap=True).append_text(bar))
+        lines.append(Text(f"{names[slot][-label:]:{label}}  ", no_wrap=True).append_text(bar))
     if len(names) > MAX_ROWS:
         lines.append(Text(f"{indent}… and {counted(len(names) - MAX_ROWS, 'slot')} more", "bright_black"))
     legend = Text(indent)
@@ -191,29 +191,26 @@ def _nodes(plan: Forecast, jobs: Sequence[Assignment]) -> str:
 
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True, min_width=18)
+    table.add_column(justify="right", no_wrap=True, min_width=16)
     table.add_column(overflow="fold")  # a path must stay whole
     return table
 
 
 def _sums(plan: Forecast, bill: Sequence[Bill], assume: Assume) -> RenderableType:
     table = _grid()
-    says = "first fold submitted to last result; Ray's start, metrics and report come on top"
+    says = "first fold submitted to last result; metrics come after it"
     table.add_row("makespan", duration(plan.makespan_s), says)
     idle = f"of the time of {counted(len(plan.slots), 'slot')}"
     unused = len(plan.hosts) - len(plan.nodes_used())
     idle += f"; {counted(unused, 'node')} without any work" if unused else ""
     table.add_row("idle", f"{100 * plan.idle_share:.0f} %", idle)
+    around = f"{duration(assume.setup_s)} before and {duration(assume.idle_s)} after its work"
     for one in bill:
-        label = f"bill, {one.kind}" if one.kind else "bill"
-        text = (
-            f"{counted(len(plan.hosts), 'node')} at {one.price:.2f} $/h; {one.head:.2f} $ of it for the head"
-        )
-        table.add_row(label, f"{one.nodes + one.head:.2f} $", text)
+        price = f"{counted(len(plan.hosts), 'node')} at {one.price:.2f} $/h, head {one.head:.2f} $"
+        table.add_row(f"bill, {one.kind}" if one.kind else "bill", f"{one.nodes + one.head:.2f} $", price)
     if bill:
-        before, after = duration(assume.setup_s), duration(assume.idle_s)
-        table.add_row("", "", f"nodes paid from {before} before their first task to {after} after their last")
+        table.add_row("", "", f"and each {around}")
     return table
 
 
