@@ -171,17 +171,21 @@ def config(**fields):
 
 def test_what_a_fold_costs():
     own = config(folds=5, epochs=3, tta=4)
-    found = cost_of(own, Rows.evenly(1000, 700, 5), CORE, 0, KNOWN, n_slots=2)
+    found = cost_of(own, rows_of(1000, 700, 5), CORE, 0, KNOWN, n_slots=2)
     assert found.train_s == pytest.approx(3 * (800 / 90 + 200 / 400 + 0.5))
     assert found.views_s == pytest.approx(4 * 200 / 400)
     assert (found.open_s, found.open_test_s) == (4, 2.8)
     # 5 views of 700 cadences at three times the speed of training take 13 s: one span.
     assert found.spans_s == pytest.approx([5 * 700 / 400])
     # Ten times as many take 130 s: two spans, cut between batches of 32.
-    found = cost_of(own, Rows.evenly(1000, 7000, 5), CORE, 0, KNOWN, n_slots=2)
+    found = cost_of(own, rows_of(1000, 7000, 5), CORE, 0, KNOWN, n_slots=2)
     assert found.spans_s == pytest.approx([5 * 3520 / 400, 5 * 3480 / 400])
-    assert cost_of(own, Rows.evenly(1000, 0, 5), CORE, 0, KNOWN, n_slots=2).spans_s == ()
-    assert cost_of(own, Rows.evenly(1000, 7, 5), CORE, 0, KNOWN, n_slots=2, epochs_done=3).trained
+    assert cost_of(own, rows_of(1000, 0, 5), CORE, 0, KNOWN, n_slots=2).spans_s == ()
+    assert cost_of(own, rows_of(1000, 7, 5), CORE, 0, KNOWN, n_slots=2, epochs_done=3).trained
+
+
+def rows_of(n_train, n_test, folds):
+    return Rows.of(np.arange(n_train) % folds, n_test)
 
 
 def run_as_planned(folder, values, rows, share=CORE):
@@ -218,7 +222,7 @@ def run_as_planned(folder, values, rows, share=CORE):
         entry["attempts"].append(attempt | {"from_epoch": 0})
         entry["timings"] = timings
     data = {"n_train": rows.train, "root": "none", "on_bad_record": "fail"}
-    content = {"format": FORMAT, "started_s": 1000.0, "data": data, "folds": entries}
+    content = {"format": FORMAT, "resumed": [], "started_s": 1000.0, "data": data, "folds": entries}
     (folder / "manifest.json").write_text(json.dumps(content))
     return own
 
@@ -226,7 +230,7 @@ def run_as_planned(folder, values, rows, share=CORE):
 @pytest.mark.parametrize("share", [CORE, Share("gpu", "GPU", 1, 1)])
 @pytest.mark.parametrize("values", [{"folds": 5, "epochs": 2, "tta": 3}, {"folds": 4, "epochs": 3, "tta": 0}])
 def test_a_run_gives_back_the_rates_that_it_went_by(values, share, tmp_path):
-    own = run_as_planned(tmp_path, values, Rows.evenly(1000, 96, values["folds"]), share)
+    own = run_as_planned(tmp_path, values, rows_of(1000, 96, values["folds"]), share)
     found = measure(str(tmp_path)).of(own, 0, share)
     hidden = set()
     if share.kind == "cpu":
@@ -241,7 +245,7 @@ def test_a_run_gives_back_the_rates_that_it_went_by(values, share, tmp_path):
 
 
 def test_rates_of_another_backbone_go_by_flop_and_of_other_cores_by_their_number(tmp_path):
-    own = run_as_planned(tmp_path, {"folds": 5, "epochs": 2}, Rows.evenly(1000, 0, 5))
+    own = run_as_planned(tmp_path, {"folds": 5, "epochs": 2}, rows_of(1000, 0, 5))
     other = config(model="efficientnet-b0", image_size="182x170", batch_size=8)
     found = measure(str(tmp_path)).of(other, 0, replace(CORE, count=2, cpus=2))
     assert found.train == pytest.approx(KNOWN.train * 2 * flop(own, 0) / flop(other, 0), rel=0.01)
@@ -252,7 +256,7 @@ def test_rates_of_another_backbone_go_by_flop_and_of_other_cores_by_their_number
 
 
 def test_a_run_without_a_trained_fold_has_no_rates(tmp_path):
-    run_as_planned(tmp_path, {"folds": 2, "epochs": 1}, Rows.evenly(100, 0, 2))
+    run_as_planned(tmp_path, {"folds": 2, "epochs": 1}, rows_of(100, 0, 2))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for entry in manifest["folds"].values():
         entry["attempts"][0]["outcome"] = "running"
@@ -296,7 +300,7 @@ def test_the_bill_is_nodes_from_set_up_to_idling_and_a_head():
     own = config(folds=3, tta=0, epochs=1)
     rates = replace(KNOWN, train=1, predict=1e12, cadences=1e12, epoch_s=0, start_s=0, build_s=0)
     hosts = [replace(HOST, n_slots=1), replace(HOST, name="b", n_slots=1)]
-    plan = forecast(own, Rows.evenly(300, 0, 3), hosts, V4, dict.fromkeys(range(3), rates))
+    plan = forecast(own, rows_of(300, 0, 3), hosts, V4, dict.fromkeys(range(3), rates))
     assert plan.makespan_s == pytest.approx(
         2 * 192
     )  # three full batches of 4 x 16 a fold; node a has two folds
@@ -367,7 +371,7 @@ def test_a_plan_runs_nothing_and_writes_nothing(shards, tmp_path, monkeypatch, c
 
 
 def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, capsys):
-    run_as_planned(tmp_path, {"folds": 4, "epochs": 3}, Rows.evenly(60, 14, 4))
+    run_as_planned(tmp_path, {"folds": 4, "epochs": 3}, rows_of(60, 14, 4))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["folds"]["1"] |= {"state": "trained", "predictions": []}
     manifest["folds"]["2"] |= {"state": "waiting", "attempts": [], "predictions": []}

@@ -79,6 +79,8 @@ def plan_run(
         }
         finished = {fold for fold in all_epochs if manifest.is_done(fold)}
         notes.append("Only what is left of the run is planned.")
+    elif out and RunFolder(out).exists():
+        notes.append(f"{out} holds a run already: this one would need another --out.")
     config, rows = _rows(config, data, assume, on_bad_record, console)
     ground = _ground(config, assume, where, console)
     measured, why_not = _measured(rates, out, ground.share)
@@ -117,15 +119,16 @@ def _rows(
     if assume.rows is None:
         assert data is not None
         plan = driver.plan_for(config, data, on_bad_record or "fail", console)
-        n_valid = np.bincount(plan.fold_of_row, minlength=config.folds)
-        return plan.config, Rows(dict(enumerate(n_valid.tolist())), len(plan.index.test))
+        return plan.config, Rows.of(plan.fold_of_row, plan.n_test)
     if data is not None:
         raise ConfigError("assume.rows: it stands for data that are not there; leave out --data or this")
     n_train, n_test = parse_rows(assume.rows)
     if n_train < 2 * config.folds:
         raise ConfigError(f"assume.rows: {config.folds} folds need more than {n_train} training cadences")
+    fold_of_row = np.arange(n_train) % config.folds
+    driver.check_batches(config, fold_of_row)
     config = config.model_copy(update={"layout": config.layout or DEFAULT_LAYOUT["cadence"]})
-    return config, Rows.evenly(n_train, n_test, config.folds)
+    return config, Rows.of(fold_of_row, n_test)
 
 
 def _ground(config: Config, assume: Assume, where: Where, console: Console) -> Ground:

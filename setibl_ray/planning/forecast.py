@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config
 from setibl_ray.data.panels import Policy, room_needed
@@ -41,8 +43,9 @@ class Rows:
         return sum(self.valid.values())
 
     @classmethod
-    def evenly(cls, n_train: int, n_test: int, folds: int) -> Rows:
-        return cls({fold: len(range(fold, n_train, folds)) for fold in range(folds)}, n_test)
+    def of(cls, fold_of_row: np.ndarray, n_test: int) -> Rows:
+        """From the fold that holds out each training row, (n_train,)."""
+        return cls(dict(enumerate(np.bincount(fold_of_row).tolist())), n_test)
 
 
 class Store(NamedTuple):

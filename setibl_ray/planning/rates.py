@@ -153,11 +153,17 @@ def measure(path: str) -> Measured:
     count = place.threads if place.device == "cpu" else place.n_replicas
     share = Share(place.device, place.device.upper(), count, place.threads)
 
-    # Folds that start before any job ends find nothing there: processes begin, and the node's panels are decoded.
-    first_end_s = min(job.ended_s for job in jobs)
-    at_once = [fold for fold in trained if fold.job.is_first and fold.job.started_s < first_end_s]
-    start_s = median(fold.job.started_s - manifest["started_s"] for fold in at_once or trained)
-    open_s = max(fold.job.timings["open_s"] for fold in at_once or trained)
+    # Before a process starts a slot is free: since a driver began, or since a job ended.
+    frees = [
+        manifest["started_s"],
+        *(driver["at_s"] for driver in manifest["resumed"]),
+        *(job.ended_s for job in jobs),
+    ]
+    start_s = median(
+        job.started_s - max(free for free in frees if free <= job.started_s) for job in jobs if job.is_first
+    )
+    # The first fold of a node decodes its panels, others wait for it or find them there.
+    open_s = max(fold.job.timings["open_s"] for fold in trained)
     cadences = manifest["data"]["n_train"] / max(open_s, 1e-3)
 
     groups: dict[FoldConfig, list[_Trained]] = {}
