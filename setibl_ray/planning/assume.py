@@ -17,7 +17,7 @@ from setibl_ray.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_NODES = re.compile(r"(\d+) ?x ?([A-Za-z][\w.-]*)(?::(\d+))?")
+_NODES = re.compile(r"([1-9]\d*) ?x ?([A-Za-z][\w.-]*)(?::([1-9]\d*))?")
 _ROWS = re.compile(r"(\d+)(?:\+(\d+))?")
 
 
@@ -52,28 +52,28 @@ def _matching(pattern: re.Pattern[str], expected: str) -> BeforeValidator:
 
 
 class Assume(Section):
-    """What --plan assumes. Unset fields follow the device (setibl_ray/planning/assume.py lists TPU-V4, L4 and CPU)."""
+    """What --plan assumes. Unset fields follow the device."""
 
     nodes: Annotated[str | None, _matching(_NODES, "NODES x DEVICE:COUNT, such as 5 x TPU-V4:4")] = None
     """Plan for a cluster that is not there: NODES x DEVICE:COUNT, such as "5 x TPU-V4:4" or "3 x CPU:32"."""
     rows: Annotated[str | None, _matching(_ROWS, "TRAINING+TEST cadences, such as 60000+39995")] = None
     """Plan for cadences that are not there: TRAINING+TEST, such as 60000+39995."""
     peak_tflops: Positive | None = None
-    """Peak of one TPU chip, GPU or CPU core."""
+    """Peak of one chip, GPU or core, TFLOP/s [TPU-V4 275, L4 30, CPU 0.1]."""
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Part of the peak that a backbone reaches."""
+    """Part of the peak that a backbone reaches [TPU-V4 0.05, L4 0.06, CPU 0.15]."""
     start_s: NonNegative = 20.0
     """From a task's submission to its device: process, imports, TPU system."""
     build_s: NonNegative | None = None
-    """Building and tracing (on TPUs: compiling) a model."""
+    """Building and tracing (on TPUs: compiling) a model [TPU-V4 180, L4 60, CPU 10]."""
     cadences_per_s: Positive | None = None
     """Cadences a node reads and decodes for its panel store [200 a core of a fold, at most 2,000]."""
     cpus_per_node: PositiveInt | None = None
-    """Cores of a node of --assume.nodes."""
+    """Cores of a node of --assume.nodes [for each of its devices TPU-V4 60, L4 16, CPU 1]."""
     memory_gb_per_node: Positive | None = None
-    """Memory of a node of --assume.nodes."""
+    """Memory of a node of --assume.nodes [for each of its devices TPU-V4 100, L4 64, CPU 4]."""
     price: NonNegative | None = None
-    """Dollars an hour of a node."""
+    """Dollars an hour of a node [for each of its devices TPU-V4 3.25, L4 1.15; preemptible 1.25, 0.5]."""
     head_price: NonNegative = 0.20
     """Dollars an hour of a head node without folds."""
     setup_s: NonNegative = 600.0
