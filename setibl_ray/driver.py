@@ -241,11 +241,7 @@ def cluster_for(config: Config, where: Where, console: Console) -> Iterator[Requ
     with connect.connected(where.address) as greeting:
         say(greeting)
         request = placement.wait_for_placement(
-            lambda: placement.request_for(
-                config, placement.cluster_nodes(), where.accelerator_type, where.labels
-            ),
-            where.placement_timeout_s,
-            say,
+            config, where.accelerator_type, where.labels, where.placement_timeout_s, say
         )
         wanted = largest_fold_bytes(config, request.device, request.cpus)
         yield placement.with_memory(request, wanted, placement.cluster_nodes())

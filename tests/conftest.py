@@ -1,7 +1,8 @@
-"""Every test has its own HOME and never meets a Ray that runs already."""
+"""Every test process has its own HOME and Ray, and never meets a Ray that runs already."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -32,3 +33,4 @@ def own_ray():
 
 def pytest_sessionfinish():
     _started.close()
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)

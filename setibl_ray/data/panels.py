@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -202,9 +202,8 @@ def open_store(
         raise DataError(f"the {split} split has no rows: nothing to open")
     name = _file_name(store)
     for home in _homes(policy, folder):
-        home.mkdir(parents=True, exist_ok=True)
         path = home / name
-        with filelock.FileLock(f"{path}.lock"):
+        with _locked(path):
             if _is_whole(path) or _build(store, path, threads, policy):
                 return _open(store, path)
         if policy != "auto":
@@ -215,6 +214,20 @@ def open_store(
                 "or lower image_size."
             )
     return store
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a store's lock, making its folder; a run that ends at this moment may remove that while we wait."""
+    lock = filelock.FileLock(f"{path}.lock")
+    while not lock.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_unused(folder: Path) -> None:
@@ -232,7 +245,8 @@ def remove_unused(folder: Path) -> None:
             path.unlink()
             _sum_file(path).unlink(missing_ok=True)
     for orphan in folder.glob(f"t*-{'[0-9a-f]' * 24}.crc32c"):
-        if not orphan.with_suffix(".npy").exists() and not orphan.with_suffix(".part").exists():
+        # In this order: a build that is finished in between has renamed the one to the other.
+        if not orphan.with_suffix(".part").exists() and not orphan.with_suffix(".npy").exists():
             orphan.unlink(missing_ok=True)
     # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):

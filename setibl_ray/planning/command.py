@@ -189,8 +189,8 @@ def _ground_of(
 ) -> Ground:
     able = [node for node in nodes if request.slots(node)]
     hosts = [Host(node.name, request.slots(node), _memory(node), free.get(node.node_id, {})) for node in able]
-    kinds = (name.partition(":")[2] for name in able[0].resources if name.startswith("accelerator_type:"))
-    device = "CPU" if request.device == "cpu" else next(kinds, request.device.upper())
+    types = able[0].accelerator_types if request.device != "cpu" else ()
+    device = next(iter(types), request.device.upper())
     count = request.tpu_chips or request.gpus or request.cpus
     config = config.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
     share = Share(request.device, device, count, request.cpus)
