@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.supervisor import Supervisor
 from setibl_ray.where import Where
+
+if TYPE_CHECKING:
+    from setibl_ray.cluster.placement import Request
 
 FOLD_TASK = "setibl_ray.train.fold:fold_task"  # named, not imported: it brings TensorFlow with it
 
@@ -96,17 +99,7 @@ def cross_validate(
             raise ConfigError(
                 "data: expected a folder or URL of shards; only a run that is resumed knows its own"
             )
-        index = read_index(data, on_bad_record=on_bad_record or "fail")
-        if index.bad_records:
-            first = f"first {index.bad_records[0]}"
-            _say(
-                console,
-                f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",
-            )
-        config = check(config, index)
-        fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
-        check_batches(config, fold_of_row)
-        plan = Plan(config, index, fold_of_row, scratch_of(index), build_model=build_model)
+        plan = plan_for(config, data, on_bad_record or "fail", console, build_model)
         with runner_for(plan, where, console) as (runner, plan):
             manifest = open_run(folder, plan, resume, on_bad_record or "fail")
             with (
@@ -120,6 +113,31 @@ def cross_validate(
                     progress.update(event, decision)
                 all_done(manifest)
                 return gather_run(folder, manifest, plan, supervisor.results, supervisor.predicted)
+
+
+def plan_for(
+    config: Config,
+    data: str,
+    on_bad_record: Literal["fail", "skip"],
+    console: Console,
+    build_model: Callable[..., Any] | None = None,
+) -> Plan:
+    """Everything that can be found wrong with config and data before a node is asked for.
+
+    Raises:
+      ConfigError, DataError: something is.
+    """
+    index = read_index(data, on_bad_record=on_bad_record)
+    if index.bad_records:
+        first = f"first {index.bad_records[0]}"
+        _say(
+            console,
+            f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",
+        )
+    config = check(config, index)
+    fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
+    check_batches(config, fold_of_row)
+    return Plan(config, index, fold_of_row, scratch_of(index), build_model=build_model)
 
 
 def scratch_of(index: DataIndex) -> str:
@@ -191,34 +209,45 @@ def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
 @contextmanager
 def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Runner, Plan]]:
     """A runner, and the plan with the device and cores that a fold gets there."""
-    say = partial(_say, console)
     with caches_removed():
         if where.runner == "local":
-            cores = len(os.sched_getaffinity(0))
-            share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
-            plan = _placed(plan, plan.config.device, share)
+            plan = _placed(plan, plan.config.device, cores_here(plan.config))
             yield LocalRunner(FOLD_TASK, plan, where.fold_timeout_s), plan
             return
-        from setibl_ray.cluster import connect, placement
         from setibl_ray.cluster.runner import RayRunner, on_every_node
 
-        with connect.connected(where.address) as greeting:
-            say(greeting)
-            request = placement.wait_for_placement(
-                plan.config, where.accelerator_type, where.labels, where.placement_timeout_s, say
-            )
+        with cluster_for(plan.config, where, console) as request:
             plan = _placed(plan, request.device, request.cpus)
-            request = placement.with_memory(
-                request,
-                largest_fold_bytes(plan.config, request.device, request.cpus),
-                placement.cluster_nodes(),
-            )
             runner = RayRunner(FOLD_TASK, plan, request, where.workers, timeout_s=where.fold_timeout_s)
             try:
                 yield runner, plan
             finally:
                 runner.cancel()
                 on_every_node("setibl_ray.data.panels:remove_all_unused")
+
+
+def cores_here(config: Config) -> int:
+    """Cores of a fold in a plain loop on this machine."""
+    return config.cpus_per_fold or max(1, len(os.sched_getaffinity(0)) // config.folds)
+
+
+@contextmanager
+def cluster_for(config: Config, where: Where, console: Console) -> Iterator[Request]:
+    """The connected cluster, and what each fold asks of a node of it.
+
+    Raises:
+      PlacementError: no node can ever hold a fold.
+    """
+    from setibl_ray.cluster import connect, placement
+
+    say = partial(_say, console)
+    with connect.connected(where.address) as greeting:
+        say(greeting)
+        request = placement.wait_for_placement(
+            config, where.accelerator_type, where.labels, where.placement_timeout_s, say
+        )
+        wanted = largest_fold_bytes(config, request.device, request.cpus)
+        yield placement.with_memory(request, wanted, placement.cluster_nodes())
 
 
 def _say(console: Console, text: str) -> None:

@@ -204,7 +204,7 @@ def open_store(
     for home in _homes(policy, folder):
         path = home / name
         with _locked(path):
-            if _is_whole(path) or _build(store, path, threads, cautious=policy == "auto"):
+            if _is_whole(path) or _build(store, path, threads, policy):
                 return _open(store, path)
         if policy != "auto":
             raise ConfigError(
@@ -314,16 +314,27 @@ def _available(home: Path) -> int:
     return max(free, 0)
 
 
-def _build(store: PanelStore, path: Path, threads: int, *, cautious: bool) -> bool:
+def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
+    """What must be free where a store of `n_bytes` is to go: "auto" leaves half of a node's memory to others."""
+    return 2 * n_bytes if policy == "auto" and in_memory else n_bytes
+
+
+def free_bytes() -> dict[str, int]:
+    """What stores may take on this node: in "memory", none without /dev/shm, and on "disk"."""
+    memory = _available(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else 0
+    return {"memory": memory, "disk": _available(Path(tempfile.gettempdir()))}
+
+
+def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
     """Write the store in chunks under another name, then give it its own; False when there is no room.
 
-    The caller holds the path's lock. `cautious` leaves half of what is available in memory to others. Stores
-    that nobody has open make room when there is none; until then they serve the next run.
+    The caller holds the path's lock. Stores that nobody has open make room when there is none; until then they
+    serve the next run.
     """
-    share = 2 if cautious and _in_memory(path.parent) else 1
-    if _bytes(store) * share > _available(path.parent):
+    needed = room_needed(_bytes(store), policy, in_memory=_in_memory(path.parent))
+    if needed > _available(path.parent):
         remove_unused(path.parent)
-    if _bytes(store) * share > _available(path.parent):
+    if needed > _available(path.parent):
         return False
     height, width = store.index.panel_shape
     chunk = max(1, _CHUNK_BYTES // (threads * height * width * len(store.panels)))
