@@ -45,7 +45,7 @@ def empty_folds(n_folds: int, n_nodes: int) -> dict[str, float]:
 
     def task(plan, job):
         yield Started(job.fold, Place.here("cpu", 1, 1))
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 4, 0, [], b"", {}, 0)
+        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
 
     private_token()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from setibl_ray.config import Config
-    from setibl_ray.driver import CrossValidation, Where, cross_validate
+    from setibl_ray.driver import CrossValidation, cross_validate
+    from setibl_ray.where import Where
 
 __all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 from setibl_ray import interrupts
 from setibl_ray.config import explain
 from setibl_ray.errors import ConfigError, Interrupted, SetiblError
+from setibl_ray.where import Where
 
 
 class Command(BaseSettings):
@@ -35,6 +36,42 @@ class Command(BaseSettings):
         cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any
     ) -> tuple[Any, ...]:
         return (init_settings,)
+
+
+def _labels(value: Any) -> Any:
+    parts = [value] if isinstance(value, str) else value
+    for part in parts if isinstance(parts, list | tuple) else ():
+        if "=" not in str(part):
+            raise ValueError(f"expected key=value, got {part!r}")
+    return parts
+
+
+class ClusterFlags(pydantic.BaseModel):
+    """Flags of commands that run folds: on which Ray and nodes, how often again. None of them changes a result."""
+
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+
+    runner: Literal["ray", "local"] = "ray"
+    """ray, or local for a plain loop in this process."""
+    address: str | None = None
+    """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
+    workers: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """At most this many folds at once [as many as fit]."""
+    accelerator_type: str | None = None
+    """Ray's name of an accelerator generation, such as TPU-V4."""
+    label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
+    """Node label key=value that a fold's node must carry; may be repeated."""
+    placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """How long to wait for a cluster to grow before an impossible request is refused."""
+    max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
+    """Retries of a fold whose worker or node died, without an epoch finished in between."""
+    fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
+
+    def where(self) -> Where:
+        values = {name: getattr(self, name) for name in ClusterFlags.model_fields}
+        labels = dict(label.split("=", 1) for label in values.pop("label"))
+        return Where(**values, labels=labels)
 
 
 C = TypeVar("C", bound=Command)

@@ -1,9 +1,10 @@
 """What travels between a driver and a fold: a plan and a job one way, events the other way.
 
-A fold task is a generator, `task(plan, job) -> Iterator[Event]`. It yields `Started`, then `EpochEnd` after
-every epoch with all it takes to go on from there, then one `FoldResult`; whatever goes wrong is yielded
-as a `Failed`. A runner (plain loop or Ray) hands the events to the driver in the order in which they happen and
-knows nothing else about a fold, so any other task with these events can be run in its place.
+A fold task is a generator, `task(plan, job) -> Iterator[Event]`. For a `Job` it yields `Started`, then `EpochEnd`
+after every epoch with all it takes to go on from there, then one `FoldResult`; for a `PredictJob`, a span of the test
+set under the weights of a trained fold, `Started` and one `Predicted`. Whatever goes wrong is yielded as a `Failed`. A
+runner (plain loop or Ray) hands the events to the driver in the order in which they happen and knows nothing else
+about a fold, so any other task with these events can be run in its place.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ Cause = Literal[
 ]
 
 
+Span: TypeAlias = tuple[int, int]
+"""(start, stop): rows of the test table."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What all folds of a run share."""
@@ -59,10 +64,19 @@ class Plan:
     def valid_rows(self, fold: int) -> np.ndarray:
         return (self.fold_of_row == fold).nonzero()[0]
 
+    @property
+    def n_test(self) -> int:
+        """Rows of the test set to predict."""
+        return len(self.index.test) if self.predict_test else 0
+
+    def prediction_batch(self, fold: int, n_replicas: int) -> int:
+        """Images per prediction step over all replicas: twice those of training (the seed's): no gradients are kept."""
+        return 2 * n_replicas * self.config.for_fold(fold).batch_size
+
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at one fold.
+    """One attempt at training one fold.
 
     Attributes:
       state: what the last `EpochEnd` of an earlier attempt left, if any.
@@ -73,6 +87,33 @@ class Job:
     attempt: int = 0
     state: bytes | None = field(default=None, repr=False)
     avoid: tuple[str, ...] = ()
+
+    span = None  # of the test set: a training job has none
+
+    @property
+    def name(self) -> str:
+        return f"fold-{self.fold}"
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """One attempt at a span of the test set, under the weights that a fold ended with.
+
+    A span's bytes do not depend on how the test set was cut, as long as every cut lies between two batches.
+
+    Attributes:
+      weights: the `FoldResult`'s.
+    """
+
+    fold: int
+    span: Span
+    weights: bytes = field(repr=False)
+    attempt: int = 0
+    avoid: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"fold-{self.fold}-test-{self.span[0]}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +139,7 @@ class Place:
 class Started:
     fold: int
     place: Place
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -115,15 +157,12 @@ class EpochEnd:
 class FoldResult:
     """What a fold found, all of it from the weights of its best epoch.
 
-    `valid_*` are needle probabilities (m,) float32 in the order of `Plan.valid_rows`, `test_*` (t,) float32 in
-    test-table order (empty when test predictions were not asked for); `…_no_tta` from one plain pass.
+    `valid_*` are needle probabilities (m,) float32 in the order of `Plan.valid_rows`; `…_no_tta` from one plain pass.
     """
 
     fold: int
     valid_pred: np.ndarray
     valid_pred_no_tta: np.ndarray
-    test_pred: np.ndarray
-    test_pred_no_tta: np.ndarray
     best_epoch: int
     history: list[dict[str, float]]
     weights: bytes = field(
@@ -134,8 +173,22 @@ class FoldResult:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Needle probabilities of a span of the test set: the mean over views and those of one plain pass.
+
+    `pred` and `pred_no_tta` are (stop - start,) float32 in test-table order.
+    """
+
+    fold: int
+    span: Span
+    pred: np.ndarray
+    pred_no_tta: np.ndarray
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Failed:
-    """A fold attempt that ended without a result."""
+    """An attempt that ended without a result; at a span of the test set, or at training where there is none."""
 
     fold: int
     cause: Cause
@@ -143,13 +196,15 @@ class Failed:
     details: str = field(default="", repr=False)  # the worker's traceback
     node: str = ""  # where it ran, as far as the runner knows: an attempt may die before it can say `Started`
     node_id: str = ""
+    span: Span | None = None
 
     @classmethod
-    def late(cls, fold: int, timeout_s: float | None) -> Failed:
-        return cls(fold, "time-limit", f"not done after {timeout_s:g} s (--fold-timeout-s)")
+    def late(cls, job: AnyJob, timeout_s: float | None) -> Failed:
+        message = f"not done after {timeout_s:g} s (--fold-timeout-s)"
+        return cls(job.fold, "time-limit", message, span=job.span)
 
     @classmethod
-    def from_exception(cls, fold: int, error: BaseException) -> Failed:
+    def from_exception(cls, job: AnyJob, error: BaseException) -> Failed:
         """Name the cause by the exception's class; TensorFlow's are known by name, as the driver has no TensorFlow."""
         kind = type(error).__name__
         text = f"{error}"
@@ -167,14 +222,16 @@ class Failed:
         else:
             cause = "code"
         message = text if isinstance(error, SetiblError) else f"{kind}: {text}"
-        return cls(fold, cause, message, "".join(traceback.format_exception(error)))
+        details = "".join(traceback.format_exception(error))
+        return cls(job.fold, cause, message, details, span=job.span)
 
 
-Event: TypeAlias = Started | EpochEnd | FoldResult | Failed
-Task = Callable[[Plan, Job], Iterator[Event]]
+AnyJob: TypeAlias = Job | PredictJob
+Event: TypeAlias = Started | EpochEnd | FoldResult | Predicted | Failed
+Task = Callable[[Plan, AnyJob], Iterator[Event]]
 
 
-def events_of(task: Task | str, plan: Plan, job: Job) -> Generator[Event, None, None]:
+def events_of(task: Task | str, plan: Plan, job: AnyJob) -> Generator[Event, None, None]:
     """Run a task; an exception becomes its last event, since tracebacks with TensorFlow objects do not travel.
 
     A task may be named (`package.module:function`), so that a driver need not import what only workers need.
@@ -183,13 +240,18 @@ def events_of(task: Task | str, plan: Plan, job: Job) -> Generator[Event, None, 
         function: Task = pkgutil.resolve_name(task) if isinstance(task, str) else task
         yield from function(plan, job)
     except Exception as error:
-        yield Failed.from_exception(job.fold, error)
+        yield Failed.from_exception(job, error)
 
 
 class Runner(Protocol):
     """Runs jobs and hands out their events. `submit` may be called at any time, also while `events` is consumed."""
 
-    def submit(self, job: Job) -> None: ...
+    @property
+    def slots(self) -> int:
+        """How many jobs can run at once."""
+        ...
+
+    def submit(self, job: AnyJob) -> None: ...
 
     def events(self) -> Iterator[Event]:
         """Events of all submitted jobs until none is left; `Failed` is the last event of an attempt that ends badly."""
@@ -210,10 +272,15 @@ class LocalRunner:
         self._task = task
         self._plan = plan
         self._timeout_s = timeout_s
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[AnyJob] = deque()
 
-    def submit(self, job: Job) -> None:
-        self._jobs.append(job)
+    slots = 1
+
+    def submit(self, job: AnyJob) -> None:
+        if isinstance(job, PredictJob):  # while the process still has that fold's model
+            self._jobs.appendleft(job)
+        else:
+            self._jobs.append(job)
 
     def events(self) -> Iterator[Event]:
         while self._jobs:
@@ -224,7 +291,7 @@ class LocalRunner:
                     yield event
                     late = self._timeout_s and time.monotonic() - started > self._timeout_s
                     if late and isinstance(event, Started | EpochEnd):
-                        yield Failed.late(job.fold, self._timeout_s)
+                        yield Failed.late(job, self._timeout_s)
                         break
 
     def cancel(self) -> None:

@@ -6,9 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
@@ -26,15 +25,7 @@ DEMO = {
 }
 
 
-def _labels(value: Any) -> Any:
-    parts = [value] if isinstance(value, str) else value
-    for part in parts if isinstance(parts, list | tuple) else ():
-        if "=" not in str(part):
-            raise ValueError(f"expected key=value, got {part!r}")
-    return parts
-
-
-class Cv(Config, cli.Command):
+class Cv(Config, cli.ClusterFlags, cli.Command):
     """Train one model per fold on Ray; gather out-of-fold predictions; average test predictions over folds.
 
     Without --data it runs on an embedded demo set of simulated cadences.
@@ -50,22 +41,6 @@ class Cv(Config, cli.Command):
     """YAML file with any of these fields; flags come before it."""
     resume: bool = False
     """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
-    runner: Literal["ray", "local"] = "ray"
-    """ray, or local for a plain loop in this process."""
-    address: str | None = None
-    """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """At most this many folds at once [as many as fit]."""
-    accelerator_type: str | None = None
-    """Ray's name of an accelerator generation, such as TPU-V4."""
-    label: Annotated[tuple[str, ...], BeforeValidator(_labels)] = ()
-    """Node label key=value that a fold's node must carry; may be repeated."""
-    placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for a cluster to grow before an impossible request is refused."""
-    max_retries: Annotated[int, Field(ge=0)] = 3
-    """Retries of a fold whose worker or node died, without an epoch finished in between."""
-    fold_timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
 
@@ -104,7 +79,7 @@ def main(options: Cv) -> int:
     from rich.console import Console
 
     from setibl_ray.data.synth import demo_dataset
-    from setibl_ray.driver import Where, cross_validate
+    from setibl_ray.driver import cross_validate
     from setibl_ray.report import write_report
     from setibl_ray.summary import summary_lines
 
@@ -122,16 +97,7 @@ def main(options: Cv) -> int:
         config,
         data=data,
         out=out,
-        where=Where(
-            runner=options.runner,
-            address=options.address,
-            workers=options.workers,
-            accelerator_type=options.accelerator_type,
-            labels=dict(label.split("=", 1) for label in options.label),
-            placement_timeout_s=options.placement_timeout_s,
-            max_retries=options.max_retries,
-            fold_timeout_s=options.fold_timeout_s,
-        ),
+        where=options.where(),
         resume=options.resume,
         on_bad_record=options.on_bad_record,
         console=console,

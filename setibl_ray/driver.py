@@ -11,65 +11,32 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from setibl_ray import folds, metrics, oof
 from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
-from setibl_ray.contract import EpochEnd, Event, Failed, FoldResult, Job, LocalRunner, Plan, Runner, Started
+from setibl_ray.contract import FoldResult, LocalRunner, Plan, Predicted, Runner
 from setibl_ray.data.shards import DataIndex, read_index
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError, RunStoppedError
-from setibl_ray.failures import Decision, decide
 from setibl_ray.manifest import Manifest, describe
 from setibl_ray.memory import largest_fold_bytes
 from setibl_ray.progress import Progress
 from setibl_ray.runfolder import RunFolder
+from setibl_ray.supervisor import Supervisor
+from setibl_ray.where import Where
 
-FIT_FOLD = "setibl_ray.train.fold:fit_fold"  # named, not imported: it brings TensorFlow with it
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where and how folds run; nothing here changes a result.
-
-    Attributes:
-      runner: `ray`, or `local` for a plain loop in this process.
-      address: Ray cluster to join; None starts Ray on this machine, unless RAY_ADDRESS names a cluster.
-      workers: at most this many folds at once; None for as many as fit.
-      accelerator_type: Ray's name of a generation, such as TPU-V4 or A100.
-      labels: node labels that a fold's node must carry.
-      placement_timeout_s: how long to wait for a cluster to grow before an impossible request is refused.
-      max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
-      fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
-    """
-
-    runner: Literal["ray", "local"] = "ray"
-    address: str | None = None
-    workers: int | None = None
-    accelerator_type: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    placement_timeout_s: float = 0.0
-    max_retries: int = 3
-    fold_timeout_s: float | None = None
-
-    def flags(self) -> list[str]:
-        """These as `cv` takes them, the defaults left out."""
-        flags = []
-        for name, value in vars(self).items():
-            if name == "labels":
-                flags += [part for key, label in value.items() for part in ("--label", f"{key}={label}")]
-            elif value != getattr(Where, name):
-                flags += [f"--{name.replace('_', '-')}", str(value)]
-        return flags
+FOLD_TASK = "setibl_ray.train.fold:fold_task"  # named, not imported: it brings TensorFlow with it
 
 
 @dataclass(frozen=True)
@@ -138,45 +105,50 @@ def cross_validate(
         config = check(config, index)
         fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
         check_batches(config, fold_of_row)
-        scratch = tempfile.gettempdir() + f"/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
-        plan = Plan(config, index, fold_of_row, scratch, build_model=build_model)
+        plan = Plan(config, index, fold_of_row, scratch_of(index), build_model=build_model)
         with runner_for(plan, where, console) as (runner, plan):
             manifest = open_run(folder, plan, resume, on_bad_record or "fail")
             with (
-                _resumable(folder, manifest, plan, where),
-                Progress(range(config.folds), console) as progress,
+                resumable(folder, manifest, _resuming(folder, plan, where)),
+                Progress(range(config.folds), plan.n_test, console) as progress,
             ):
-                results = taken_up.finished_folds(folder, manifest, plan, progress.say) if resume else {}
-                todo = [fold for fold in range(config.folds) if fold not in results]
-                results |= run_folds(runner, folder, manifest, plan, todo, where.max_retries, progress)
-                _all_done(manifest)
-                return gather_run(folder, manifest, plan, results)
+                supervisor = Supervisor(runner, folder, manifest, plan, where.max_retries, say=progress.say)
+                if resume:
+                    supervisor.take_up(*taken_up.take_up(folder, manifest, plan, progress.say))
+                for event, decision in supervisor.follow():
+                    progress.update(event, decision)
+                all_done(manifest)
+                return gather_run(folder, manifest, plan, supervisor.results, supervisor.predicted)
+
+
+def scratch_of(index: DataIndex) -> str:
+    """The folder on each node for decoded panels of a data set."""
+    return f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
 
 
 @contextmanager
-def _resumable(folder: RunFolder, manifest: Manifest, plan: Plan, where: Where) -> Iterator[None]:
-    """Whatever ends a run that has begun leaves its state behind and says how to go on from it."""
+def resumable(folder: RunFolder, manifest: Manifest, how: str) -> Iterator[None]:
+    """Whatever ends work that has begun leaves its state behind and says how to go on from it."""
     try:
         yield
     except KeyboardInterrupt:
         with suppress(RunFolderError):
             manifest.interrupted()
             manifest.save()
-        raise Interrupted(
-            f"interrupted; finished folds and epochs are kept. {resuming(folder, plan, where)}"
-        ) from None
+        raise Interrupted(f"interrupted; finished folds and epochs are kept. {how}") from None
     except (RunFolderError, RunStoppedError) as error:
-        raise RunStoppedError(
-            f"{error} Everything before is kept. {resuming(folder, plan, where)}"
-        ) from error
+        raise RunStoppedError(f"{error} Everything before is kept. {how}") from error
     except FoldFailedError as error:
-        raise FoldFailedError(f"{error} The others are kept. {resuming(folder, plan, where)}") from None
+        raise FoldFailedError(f"{error} The others are kept. {how}") from None
 
 
-def _all_done(manifest: Manifest) -> None:
+def all_done(manifest: Manifest) -> None:
+    """Raises:
+    FoldFailedError: a fold was given up.
+    """
     failed = manifest.failed_folds
     if failed:
-        reasons = "; ".join(f"fold {f}: {manifest.fold(f)['attempts'][-1]['message']}" for f in failed)
+        reasons = "; ".join(f"fold {fold}: {manifest.why_failed(fold)}" for fold in failed)
         raise FoldFailedError(f"{len(failed)} of {len(manifest.content['folds'])} folds failed ({reasons}).")
 
 
@@ -222,7 +194,7 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
             cores = len(os.sched_getaffinity(0))
             share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
             plan = _placed(plan, plan.config.device, share)
-            yield LocalRunner(FIT_FOLD, plan, where.fold_timeout_s), plan
+            yield LocalRunner(FOLD_TASK, plan, where.fold_timeout_s), plan
             return
         from setibl_ray.cluster import connect, placement
         from setibl_ray.cluster.runner import RayRunner, on_every_node
@@ -242,7 +214,7 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
                 largest_fold_bytes(plan.config, request.device, request.cpus),
                 placement.cluster_nodes(),
             )
-            runner = RayRunner(FIT_FOLD, plan, request, where.workers, timeout_s=where.fold_timeout_s)
+            runner = RayRunner(FOLD_TASK, plan, request, where.workers, timeout_s=where.fold_timeout_s)
             try:
                 yield runner, plan
             finally:
@@ -273,97 +245,6 @@ def _placed(plan: Plan, device: str, cpus: int) -> Plan:
     return replace(plan, config=config)
 
 
-def run_folds(
-    runner: Runner,
-    folder: RunFolder,
-    manifest: Manifest,
-    plan: Plan,
-    todo: list[int],
-    max_retries: int,
-    progress: Progress,
-) -> dict[int, FoldResult]:
-    """Run folds and show what happens.
-
-    Raises:
-      ConfigError: a fold found that no fold of this config can work.
-    """
-    results: dict[int, FoldResult] = {}
-    for event, decision in follow_folds(runner, folder, manifest, plan, todo, max_retries, progress.say):
-        if isinstance(event, FoldResult):
-            results[event.fold] = event
-        progress.update(event, decision)
-    return results
-
-
-def follow_folds(
-    runner: Runner,
-    folder: RunFolder,
-    manifest: Manifest,
-    plan: Plan,
-    todo: Sequence[int],
-    max_retries: int,
-    say: Callable[[str], None] = lambda text: None,
-) -> Iterator[tuple[Event, Decision | None]]:
-    """Run folds, write down what happens as it happens, and try failed attempts again where that helps.
-
-    Yields:
-      Every event once it is in the run folder; with a `Failed`, what was decided about it.
-
-    Raises:
-      ConfigError: a fold found that no fold of this config can work.
-    """
-    failures: dict[int, list[Failed]] = {fold: [] for fold in todo}  # since its last finished epoch
-    avoid: dict[int, tuple[str, ...]] = dict.fromkeys(todo, ())
-    next_epoch: dict[int, int] = {}
-
-    def submit(fold: int) -> None:
-        last = folder.last_state(fold)
-        for name in last.damaged:
-            say(f"fold {fold}  {name} is damaged; going on from epoch {last.next_epoch + 1}")
-        next_epoch[fold] = last.next_epoch
-        runner.submit(Job(fold, len(manifest.fold(fold)["attempts"]), last.state, avoid[fold]))
-
-    for fold in todo:
-        submit(fold)
-    for event in runner.events():
-        fold, decision = event.fold, None
-        if isinstance(event, Started):
-            manifest.started(event, next_epoch[fold])
-        elif isinstance(event, EpochEnd):
-            folder.save_state(fold, event.epoch, event.state)
-            failures[fold].clear()
-        elif isinstance(event, FoldResult):
-            manifest.done(event, _save_fold(folder, plan, event))
-            folder.remove([*folder.states(fold), f"fold-{fold}/error.txt"])
-        else:
-            decision = decide(event, failures[fold], max_retries)
-            failures[fold].append(event)
-            manifest.failed(event, decision)
-            if event.details:
-                folder.write(f"fold-{fold}/error.txt", event.details)
-            if event.cause == "config":
-                runner.cancel()
-                raise ConfigError(event.message)
-            if decision.action == "retry-elsewhere" and event.node_id:
-                avoid[fold] += (event.node_id,)
-            if decision.action != "give-up":
-                submit(fold)
-        yield event, decision
-
-
-def _save_fold(folder: RunFolder, plan: Plan, result: FoldResult) -> dict[str, str]:
-    from setibl_ray.reporting import training_plot
-
-    own = plan.config.for_fold(result.fold)
-    height, width = own.image_size
-    title = f"FOLD {result.fold} - image size {height}x{width}, {own.model}"
-    import pandas as pd
-
-    valid = plan.index.train.iloc[plan.valid_rows(result.fold)][["image_id", "target"]]
-    plot = training_plot.draw(pd.DataFrame(result.history), title)
-    return folder.save_fold(result, valid, plan.index.test["image_id"].to_numpy(), plot)
-
-
 def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "fail") -> Manifest:
     """Begin a run folder, or take up one that exists. The caller holds its lock.
 
@@ -390,11 +271,13 @@ def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "
 
 
 def gather_run(
-    folder: RunFolder, manifest: Manifest, plan: Plan, results: Mapping[int, FoldResult]
+    folder: RunFolder,
+    manifest: Manifest,
+    plan: Plan,
+    results: Mapping[int, FoldResult],
+    predicted: Mapping[int, Predicted],
 ) -> CrossValidation:
     """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
-    import pandas as pd
-
     pred = oof.gather(plan.fold_of_row, {fold: r.valid_pred for fold, r in results.items()})
     plain = oof.gather(plan.fold_of_row, {fold: r.valid_pred_no_tta for fold, r in results.items()})
     table = oof.oof_table(plan.index.train, plan.fold_of_row, pred, plain)
@@ -402,16 +285,9 @@ def gather_run(
     for entry in summary["folds"]:
         entry["best_epoch"] = results[entry["fold"]].best_epoch
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
-    if plan.predict_test and len(plan.index.test):
-        in_order = [results[fold] for fold in range(plan.config.folds)]
+    if plan.n_test:
         weights = oof.fold_weights(plan.config, [entry["auc"] for entry in summary["folds"]])
-        test = pd.DataFrame(
-            {
-                "id": plan.index.test["image_id"].to_numpy(),
-                "target": oof.average([result.test_pred for result in in_order], weights),
-            }
-        )
-        folder.write_csv("submission.csv", test.sort_values("id", kind="stable"))
+        write_submission(folder, plan, predicted, weights)
         summary["fold_weights"] = weights.tolist()
     folder.write_json("metrics.json", summary)
     manifest.content["ended_s"] = time.time()
@@ -419,7 +295,16 @@ def gather_run(
     return CrossValidation(str(folder), summary)
 
 
-def resuming(folder: RunFolder, plan: Plan, where: Where) -> str:
+def write_submission(
+    folder: RunFolder, plan: Plan, predicted: Mapping[int, Predicted], weights: np.ndarray
+) -> None:
+    """Write submission.csv: the folds' test predictions averaged with `weights` (folds,), sorted by id."""
+    pred = oof.average([predicted[fold].pred for fold in range(plan.config.folds)], weights)
+    test = pd.DataFrame({"id": plan.index.test["image_id"].to_numpy(), "target": pred})
+    folder.write_csv("submission.csv", test.sort_values("id", kind="stable"))
+
+
+def _resuming(folder: RunFolder, plan: Plan, where: Where) -> str:
     """How to go on with a run; everything but where to run is in its folder."""
     if plan.build_model is not None:
         return "Resume with the same call and resume=True."

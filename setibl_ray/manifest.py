@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from setibl_ray.config import Config
-from setibl_ray.contract import Failed, FoldResult, Started
+from setibl_ray.contract import Failed, FoldResult, Predicted, Span, Started
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
 from setibl_ray.memory import fold_bytes
@@ -29,7 +29,11 @@ PACKAGES = (
 
 
 class Manifest:
-    """The manifest of a run in progress, saved to its folder whenever a fold starts, fails or is done."""
+    """The manifest of a run in progress, saved to its folder whenever a fold starts, fails or gets further.
+
+    A fold is `waiting`, `running`, `trained` (its test set is not predicted yet), `done` or `failed`. Its `attempts`
+    are those at training it, its `predictions` those at spans of the test set, told apart by their `rows`.
+    """
 
     def __init__(self, folder: RunFolder, content: dict[str, Any]) -> None:
         self._folder = folder
@@ -67,6 +71,9 @@ class Manifest:
     def is_done(self, fold: int) -> bool:
         return self.fold(fold)["state"] == "done"
 
+    def is_trained(self, fold: int) -> bool:
+        return self.fold(fold)["state"] in ("trained", "done")
+
     @property
     def failed_folds(self) -> list[int]:
         return [int(fold) for fold, entry in self.content["folds"].items() if entry["state"] == "failed"]
@@ -78,7 +85,7 @@ class Manifest:
         self.interrupted()
         for entry in self.content["folds"].values():
             if entry["state"] == "failed":
-                entry["state"] = "waiting"
+                entry["state"] = "trained" if "files" in entry else "waiting"
         self.save()
 
     def interrupted(self) -> None:
@@ -86,48 +93,70 @@ class Manifest:
         for entry in self.content["folds"].values():
             if entry["state"] == "running":
                 entry["state"] = "waiting"
-            for attempt in entry["attempts"]:
+            for attempt in [*entry["attempts"], *entry["predictions"]]:
                 if attempt["outcome"] == "running":
                     attempt |= {"outcome": "interrupted", "ended_s": time.time()}
 
     def undone(self, fold: int, why: str) -> None:
-        """A finished fold has to be trained again."""
+        """A trained fold has to be trained again."""
         entry = self.fold(fold)
-        kept = ("memory_estimate_bytes", "attempts")
+        kept = ("memory_estimate_bytes", "attempts", "predictions")
         self.content["folds"][str(fold)] = {"state": "waiting"} | {name: entry[name] for name in kept}
         entry["attempts"][-1] |= {"outcome": "discarded", "message": why}
         self.save()
 
+    def unpredicted(self, fold: int) -> None:
+        """A fold's test set has to be predicted again."""
+        entry = self.fold(fold)
+        entry["state"] = "trained"
+        del entry["files"][f"fold-{fold}/test.csv"]
+        self.save()
+
+    def attempts(self, fold: int, span: Span | None = None) -> list[dict[str, Any]]:
+        """Attempts at training a fold, or at a span of its test predictions."""
+        if span is None:
+            return self.fold(fold)["attempts"]
+        return [attempt for attempt in self.fold(fold)["predictions"] if attempt["rows"] == list(span)]
+
     def started(self, event: Started, from_epoch: int) -> None:
-        entry = self.fold(event.fold)
-        entry["state"] = "running"
         place = event.place
-        entry["attempts"].append(
-            {
-                "attempt": len(entry["attempts"]),
+        what: dict[str, Any] = {"from_epoch": from_epoch}
+        if event.span is None:
+            self.fold(event.fold)["state"] = "running"
+        else:
+            what = {"rows": list(event.span)}
+        self._begin(
+            event.fold,
+            event.span,
+            what
+            | {
                 "node": place.node,
-                "from_epoch": from_epoch,
                 "device": place.device,
                 "n_replicas": place.n_replicas,
                 "threads": place.threads,
                 "visible": place.visible,
                 "pid": place.pid,
-                "started_s": time.time(),
                 "ended_s": None,
                 "outcome": "running",
-            }
+            },
         )
         self.save()
 
+    def _begin(self, fold: int, span: Span | None, what: dict[str, Any]) -> None:
+        attempt = {"attempt": len(self.attempts(fold, span)), "started_s": time.time()} | what
+        self.fold(fold)["attempts" if span is None else "predictions"].append(attempt)
+
     def failed(self, event: Failed, decision: Decision) -> None:
-        entry = self.fold(event.fold)
-        entry["state"] = "failed" if decision.action == "give-up" else "waiting"
-        if (
-            not entry["attempts"] or entry["attempts"][-1]["outcome"] != "running"
-        ):  # it died before it could start
-            attempt = {"attempt": len(entry["attempts"]), "started_s": time.time()}
-            entry["attempts"].append(attempt | ({"node": event.node} if event.node else {}))
-        entry["attempts"][-1] |= {
+        fold, span = event.fold, event.span
+        if decision.action == "give-up":
+            self.fold(fold)["state"] = "failed"
+        elif span is None:
+            self.fold(fold)["state"] = "waiting"
+        attempts = self.attempts(fold, span)
+        if not attempts or attempts[-1]["outcome"] != "running":  # it died before it could start
+            where = {"node": event.node} if event.node else {}
+            self._begin(fold, span, where | ({"rows": list(span)} if span else {}))
+        self.attempts(fold, span)[-1] |= {
             "ended_s": time.time(),
             "outcome": "failed",
             "cause": event.cause,
@@ -137,11 +166,19 @@ class Manifest:
         }
         self.save()
 
-    def done(self, result: FoldResult, files: Mapping[str, str]) -> None:
+    def why_failed(self, fold: int) -> str:
+        """The message of the last failure of a fold that failed."""
+        entry = self.fold(fold)
+        failures = [
+            attempt for attempt in [*entry["attempts"], *entry["predictions"]] if "message" in attempt
+        ]
+        return max(failures, key=lambda attempt: attempt["ended_s"])["message"]
+
+    def trained(self, result: FoldResult, files: Mapping[str, str]) -> None:
         entry = self.fold(result.fold)
         entry["attempts"][-1] |= {"ended_s": time.time(), "outcome": "done"}
         entry |= {
-            "state": "done",
+            "state": "trained",
             "best_epoch": result.best_epoch,
             "files": dict(files),
             "timings": result.timings,
@@ -149,10 +186,39 @@ class Manifest:
         }
         self.save()
 
+    def n_replicas(self, fold: int) -> int:
+        """On how many replicas a trained fold was trained."""
+        return self.fold(fold)["attempts"][-1]["n_replicas"]
+
+    def span_rows(self, fold: int) -> int | None:
+        """Rows of the test set that a fold's spans have, the last one excepted; None before it was cut."""
+        return self.fold(fold).get("span_rows")
+
+    def cut(self, fold: int, span_rows: int) -> None:
+        self.fold(fold)["span_rows"] = span_rows
+        self.save()
+
+    def span_done(self, predicted: Predicted) -> None:
+        self.attempts(predicted.fold, predicted.span)[-1] |= {
+            "ended_s": time.time(),
+            "outcome": "done",
+            "timings": predicted.timings,
+        }
+        self.save()
+
+    def done(self, fold: int, files: Mapping[str, str], keep_weights: bool) -> None:
+        """Nothing is left to do for a fold; `files` are those of its test predictions."""
+        entry = self.fold(fold)
+        entry["state"] = "done"
+        entry["files"] |= files
+        if not keep_weights:
+            entry["files"].pop(f"fold-{fold}/weights.h5", None)
+        self.save()
+
 
 def _waiting(config: Config, fold: int) -> dict[str, Any]:
     estimate = fold_bytes(config, fold, config.device, config.cpus_per_fold or 1)
-    return {"state": "waiting", "memory_estimate_bytes": estimate, "attempts": []}
+    return {"state": "waiting", "memory_estimate_bytes": estimate, "attempts": [], "predictions": []}
 
 
 def describe(index: DataIndex) -> dict[str, Any]:

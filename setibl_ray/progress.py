@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from setibl_ray.contract import EpochEnd, Event, FoldResult, Started
+from setibl_ray.contract import EpochEnd, Event, FoldResult, Predicted, Started
 from setibl_ray.failures import Decision
 
 
@@ -27,12 +26,19 @@ class _Row:
 
 
 class Progress:
-    """A context manager; `update` takes every event of the run, `say` any other line."""
+    """A context manager; `update` takes every event of the run, `say` any other line.
 
-    def __init__(self, folds: Sequence[int], console: Console | None = None) -> None:
+    Args:
+      folds: their numbers.
+      n_test: rows of the test set that each fold predicts.
+      console: where.
+    """
+
+    def __init__(self, folds: Sequence[int], n_test: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=False)
         self._rows = {fold: _Row() for fold in folds}
-        self._started: dict[int, float] = {}
+        self._n_test = n_test
+        self._n_predicted = dict.fromkeys(folds, 0)
         self._live = (
             Live(console=self.console, refresh_per_second=4, transient=False) if self._on_terminal else None
         )
@@ -60,15 +66,17 @@ class Progress:
         line = self._apply(row, event, decision)
         if self._live:
             self._live.update(self._table())
-        else:
+        elif line:
             self.say(f"fold {event.fold}  {line}")
 
     def _apply(self, row: _Row, event: Event, decision: Decision | None) -> str:
         if isinstance(event, Started):
             place = event.place
             replicas = f" x{place.n_replicas}" if place.n_replicas > 1 else ""
+            if event.span:
+                row.state = "predicting"
+                return ""
             row.state, row.node, row.device = "starting", place.node, f"{place.device}{replicas}"
-            self._started[event.fold] = time.monotonic()
             return f"started on {place.node}, {row.device}, {place.threads} threads, process {place.pid}"
         if isinstance(event, EpochEnd):
             values = event.row
@@ -85,8 +93,14 @@ class Progress:
             )
         if isinstance(event, FoldResult):
             best = event.history[event.best_epoch]
-            row.state, row.eta = "done", ""
-            return f"done, best epoch {event.best_epoch + 1} with held-out AUC {best['val_auc']:.3f}"
+            row.state, row.eta = "trained" if self._n_test else "done", ""
+            return f"trained, best epoch {event.best_epoch + 1} with held-out AUC {best['val_auc']:.3f}"
+        if isinstance(event, Predicted):
+            self._n_predicted[event.fold] += len(event.pred)
+            if self._n_predicted[event.fold] < self._n_test:
+                return f"predicted {self._n_predicted[event.fold]} of {self._n_test} test cadences"
+            row.state = "done"
+            return f"done, {self._n_test} test cadences predicted"
         row.state = "failed" if decision is None or decision.action == "give-up" else "retrying"
         return f"{row.state}: {event.message}" + (
             f" -> {decision.action} ({decision.reason})" if decision else ""
@@ -98,7 +112,7 @@ class Progress:
             table.add_column(name)
         for name in ("loss train / held out", "AUC train / held out", "images/s", "ETA"):
             table.add_column(name, justify="right")
-        colour = {"done": "green", "failed": "red", "retrying": "yellow", "waiting": "dim"}
+        colour = {"done": "green", "trained": "blue", "failed": "red", "retrying": "yellow", "waiting": "dim"}
         for fold, row in self._rows.items():
             table.add_row(
                 str(fold), f"[{colour.get(row.state, 'cyan')}]{row.state}[/]", row.node, row.device, row.epoch,

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from setibl_ray.config import Config, merge, parse
-from setibl_ray.contract import FoldResult, Plan
+from setibl_ray.contract import FoldResult, Plan, Predicted
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.manifest import Manifest, file_sha256
 from setibl_ray.runfolder import FORMAT, RunFolder
@@ -123,35 +123,66 @@ def _shown(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def finished_folds(
+def take_up(
     folder: RunFolder, manifest: Manifest, plan: Plan, say: Callable[[str], None] = lambda text: None
+) -> tuple[dict[int, FoldResult], dict[int, Predicted]]:
+    """What a run knows already: its trained folds, and the test predictions of those that are done.
+
+    A fold whose files are not what they were counts as not trained; where only its test predictions are missing, and it
+    has its weights, as not predicted.
+    """
+    predicted = predicted_folds(
+        folder, manifest, plan, say
+    )  # first: a fold that has to predict again needs weights
+    return trained_folds(folder, manifest, plan, say), predicted
+
+
+def predicted_folds(
+    folder: RunFolder, manifest: Manifest, plan: Plan, say: Callable[[str], None]
+) -> dict[int, Predicted]:
+    """The test predictions of folds that are done."""
+    predicted = {}
+    for fold in range(plan.config.folds):
+        if not (manifest.is_done(fold) and plan.n_test):
+            continue
+        name = f"fold-{fold}/test.csv"
+        if folder.unfit({name: manifest.fold(fold)["files"][name]}):
+            say(f"fold {fold}  {name} is missing or changed since: its test set is predicted again")
+            manifest.unpredicted(fold)
+            continue
+        test = folder.read_csv(name)
+        pred, plain = (test[column].to_numpy(np.float32) for column in ("pred", "pred_no_tta"))
+        predicted[fold] = Predicted(fold, (0, plan.n_test), pred, plain, {})
+    return predicted
+
+
+def trained_folds(
+    folder: RunFolder, manifest: Manifest, plan: Plan, say: Callable[[str], None]
 ) -> dict[int, FoldResult]:
-    """The finished folds of a run, read back; one whose files are not what they were counts as not trained."""
+    """What trained folds found; with their weights where the test set is still to be predicted."""
     results = {}
     for fold in range(plan.config.folds):
-        if not manifest.is_done(fold):
+        if not manifest.is_trained(fold):
             continue
         entry = manifest.fold(fold)
+        wants_weights = not manifest.is_done(fold) and plan.n_test > 0
+        weights = f"fold-{fold}/weights.h5"
         unfit = folder.unfit(entry["files"])
+        if wants_weights and weights not in entry["files"]:
+            unfit.append(weights)
         if unfit:
             why = f"{', '.join(unfit)} missing or changed since"
-            say(f"fold {fold}  was done, but {why}: it is trained again")
+            say(f"fold {fold}  was trained, but {why}: it is trained again")
             manifest.undone(fold, why)
             continue
         valid = folder.read_csv(f"fold-{fold}/oof.csv")
-        test = (
-            folder.read_csv(f"fold-{fold}/test.csv") if plan.predict_test and len(plan.index.test) else None
-        )
-        empty = np.empty(0, np.float32)
         results[fold] = FoldResult(
             fold=fold,
             valid_pred=valid["pred"].to_numpy(np.float32),
             valid_pred_no_tta=valid["pred_no_tta"].to_numpy(np.float32),
-            test_pred=empty if test is None else test["pred"].to_numpy(np.float32),
-            test_pred_no_tta=empty if test is None else test["pred_no_tta"].to_numpy(np.float32),
             best_epoch=entry["best_epoch"],
             history=folder.read_csv(f"fold-{fold}/history.csv").to_dict("records"),
-            weights=b"",
+            weights=folder.read(weights) if wants_weights else b"",
             timings=entry["timings"],
             peak_memory_bytes=entry["peak_memory_bytes"],
         )

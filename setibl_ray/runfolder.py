@@ -1,7 +1,8 @@
 """The run folder: every file that a run leaves, written by the driver alone, each whole or not at all.
 
     config.yaml  manifest.json  folds.csv  records.csv  metrics.json  oof.csv  submission.csv  report.html
-    fold-K/      weights.h5  history.csv  oof.csv  test.csv  training.png   (state-NNN-SHA.npz while it trains)
+    fold-K/      weights.h5  history.csv  oof.csv  test.csv  training.png
+                 (while it trains state-NNN-SHA.npz, while its test set is predicted test-START-STOP-SHA.npy)
 
 A local file is written under a temporary name and renamed; an object store's upload is whole by itself. What is
 read back to be used is held against its SHA-256 first, and nothing that is read is a pickle.
@@ -25,12 +26,13 @@ import numpy as np
 import pandas as pd
 
 from setibl_ray import locks
-from setibl_ray.contract import FoldResult
+from setibl_ray.contract import FoldResult, Predicted, Span
 from setibl_ray.errors import RunFolderError
 
-FORMAT = 1
+FORMAT = 2
 STATES_KEPT = 2
 _STATE = re.compile(r"state-(\d+)-([0-9a-f]{32})\.npz")
+_SPAN = re.compile(r"test-(\d+)-(\d+)-([0-9a-f]{32})\.npy")
 _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
 
 
@@ -128,8 +130,7 @@ class RunFolder:
 
     def states(self, fold: int) -> list[str]:
         """Names of a fold's states, oldest first."""
-        names = [name for name in self._names(f"fold-{fold}") if _STATE.fullmatch(name)]
-        return sorted((f"fold-{fold}/{name}" for name in names), key=_epoch)
+        return sorted(self._matching(fold, _STATE), key=_epoch)
 
     def last_state(self, fold: int) -> LastState:
         """A fold's newest state that is whole; damaged ones after it are removed."""
@@ -137,12 +138,35 @@ class RunFolder:
         found, next_epoch = None, 0
         for name in reversed(self.states(fold)):
             state = self.read(name)
-            if sha256(state).startswith(name.rsplit("-", 1)[1].removesuffix(".npz")):
+            if _is_whole(name, state):
                 found, next_epoch = state, _epoch(name) + 1
                 break
             damaged.append(name)
         self.remove(damaged)
         return LastState(found, next_epoch, damaged)
+
+    def save_span(self, predicted: Predicted) -> None:
+        """Keep a span of a fold's test predictions until all of them are there."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack([predicted.pred, predicted.pred_no_tta]))
+        self.write(
+            f"{_span_prefix(predicted.fold, predicted.span)}{sha256(buffer.getvalue())[:32]}.npy",
+            buffer.getvalue(),
+        )
+
+    def read_span(self, fold: int, span: Span) -> Predicted | None:
+        """A span that was kept, if there is one that is whole."""
+        for name in self.spans(fold):
+            if name.startswith(_span_prefix(fold, span)):
+                data = self.read(name)
+                if _is_whole(name, data):
+                    pred, plain = np.load(io.BytesIO(data), allow_pickle=False)
+                    return Predicted(fold, span, pred, plain, {})
+        return None
+
+    def spans(self, fold: int) -> list[str]:
+        """Names of the spans that are kept of a fold's test predictions."""
+        return self._matching(fold, _SPAN)
 
     def unfit(self, sums: Mapping[str, str]) -> list[str]:
         """Of files and the SHA-256 they should have, those that are missing or have another."""
@@ -178,28 +202,25 @@ class RunFolder:
                 with suppress(OSError):
                     os.rmdir(self._base)
 
-    def _names(self, folder: str) -> list[str]:
-        path = f"{self._base}/{folder}"
+    def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
+        path = f"{self._base}/fold-{fold}"
         if not self.fs.exists(path):
             return []
         self.fs.invalidate_cache()  # object stores list from memory
-        return [os.path.basename(name) for name in self.fs.ls(path, detail=False)]
+        names = [os.path.basename(name) for name in self.fs.ls(path, detail=False)]
+        return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
 
-    def save_fold(
-        self, result: FoldResult, valid: pd.DataFrame, test_ids: np.ndarray, plot: bytes
-    ) -> dict[str, str]:
-        """Write a finished fold.
+    def save_fold(self, result: FoldResult, valid: pd.DataFrame, plot: bytes) -> dict[str, str]:
+        """Write a trained fold.
 
         Args:
           result: what the fold found.
           valid: image_id and target of its held-out rows.
-          test_ids: image ids of the test table.
           plot: training.png.
 
         Returns:
           The name of each file and its SHA-256. The fold's states can go once these are in the manifest.
         """
-        test = {"image_id": test_ids, "pred": result.test_pred, "pred_no_tta": result.test_pred_no_tta}
         held_out = {"pred": result.valid_pred, "pred_no_tta": result.valid_pred_no_tta}
         files = {
             "history.csv": _csv(pd.DataFrame(result.history)),
@@ -208,17 +229,32 @@ class RunFolder:
         }
         if result.weights:
             files["weights.h5"] = result.weights
-        if len(result.test_pred):
-            files["test.csv"] = _csv(pd.DataFrame(test))
+        return self._save(result.fold, files)
+
+    def save_test(self, predicted: Predicted, test_ids: np.ndarray) -> dict[str, str]:
+        """Write a fold's predictions of the whole test set, in the order of `test_ids`; returns name and SHA-256."""
+        table = {"image_id": test_ids, "pred": predicted.pred, "pred_no_tta": predicted.pred_no_tta}
+        return self._save(predicted.fold, {"test.csv": _csv(pd.DataFrame(table))})
+
+    def _save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
         sums = {}
         for name, data in files.items():
-            self.write(f"fold-{result.fold}/{name}", data)
-            sums[f"fold-{result.fold}/{name}"] = sha256(data)
+            self.write(f"fold-{fold}/{name}", data)
+            sums[f"fold-{fold}/{name}"] = sha256(data)
         return sums
 
 
 def _csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _is_whole(name: str, data: bytes) -> bool:
+    """Whether a file whose name ends in its checksum is what was written."""
+    return sha256(data).startswith(name.rsplit("-", 1)[1].split(".")[0])
+
+
+def _span_prefix(fold: int, span: Span) -> str:
+    return f"fold-{fold}/test-{span[0]:09d}-{span[1]:09d}-"
 
 
 def _epoch(state: str) -> int:

@@ -96,8 +96,8 @@ def main(options: Sweep) -> int:
     from rich.console import Console
 
     from setibl_ray.data.synth import demo_dataset
-    from setibl_ray.driver import Where
     from setibl_ray.tuning.engine import sweep
+    from setibl_ray.where import Where
 
     console = Console()
     data = options.data

@@ -1,7 +1,8 @@
 """Run fold tasks on Ray: one streaming task per attempt, its events handed to the driver as they come.
 
-A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared.
-Retries are the driver's: Ray's own would start a fold from its beginning, and some of them without end.
+A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared; they go out
+the same way to whoever predicts a span of the test set with them. Retries are the driver's: Ray's own would start
+a fold from its beginning, and some of them without end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from setibl_ray.cluster.placement import Request, cluster_nodes
-from setibl_ray.contract import Cause, Event, Failed, FoldResult, Job, Plan, Started, Task, events_of
+from setibl_ray.contract import (
+    AnyJob,
+    Cause,
+    Event,
+    Failed,
+    FoldResult,
+    Plan,
+    Predicted,
+    PredictJob,
+    Started,
+    Task,
+    events_of,
+)
 from setibl_ray.errors import RunStoppedError
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
@@ -28,10 +41,18 @@ NO_NODE_S = 60.0  # how long a fold waits at least when every node that could ho
 _LOOK_S = 2.0  # how often waiting attempts are held against the cluster
 
 
-@ray.remote(max_retries=0, num_returns="streaming")
-def run_job(task: Task | str, plan: Plan, job: Job) -> Iterator[str | Event]:
+def _run_job(task: Task | str, plan: Plan, job: AnyJob, weights: bytes | None) -> Iterator[str | Event]:
     yield ray.get_runtime_context().get_node_id()  # before any import: a process may die of one
+    if isinstance(job, PredictJob) and weights is not None:
+        job = replace(job, weights=weights)
     yield from events_of(task, plan, job)
+
+
+# On a CPU the next job finds TensorFlow loaded and its model traced. An accelerator is held until the process that
+# opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
+# is the default for GPUs only.
+run_job = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
+run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=1)(_run_job)
 
 
 @ray.remote(max_retries=0, num_cpus=0)
@@ -41,13 +62,16 @@ def _call(function: str) -> None:
 
 @dataclass
 class _Attempt:
-    job: Job
+    job: AnyJob
     node_id: str = ""  # empty while it waits for a place
     ends_by: float = math.inf
 
 
 class RayRunner:
     """A `contract.Runner` on the connected Ray cluster.
+
+    Training goes before prediction: a span of the test set starts only in a slot that all folds which run or wait leave
+    over. Folds are handed to Ray at once, so that an autoscaler sees what is wanted.
 
     Args:
       task: the fold task or its dotted name.
@@ -77,18 +101,31 @@ class RayRunner:
         self._spread = spread
         self._timeout_s = timeout_s
         self._no_node_s = no_node_s
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[AnyJob] = deque()
+        self._waiting_spans: deque[PredictJob] = deque()
+        self._weights: dict[int, Any] = {}  # fold -> its weights in the object store, while spans want them
         self._running: dict[Any, _Attempt] = {}
         self._look_at = 0.0
         self._no_node_since: float | None = None
 
-    def submit(self, job: Job) -> None:
-        self._waiting.append(job)
+    @property
+    def slots(self) -> int:
+        return int(min(self._max_parallel, sum(self._request.slots(node) for node in cluster_nodes())))
+
+    def submit(self, job: AnyJob) -> None:
+        if isinstance(job, PredictJob):
+            if job.fold not in self._weights:
+                self._weights[job.fold] = ray.put(job.weights)
+            self._waiting_spans.append(replace(job, weights=b""))
+        else:
+            self._waiting.append(job)
 
     def events(self) -> Iterator[Event]:
-        while self._waiting or self._running:
+        while self._waiting or self._waiting_spans or self._running:
             while self._waiting and len(self._running) < self._max_parallel:
                 self._start(self._waiting.popleft())
+            while self._waiting_spans and len(self._running) < max(self.slots, 1):
+                self._start(self._waiting_spans.popleft())
             try:
                 ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
             except (exceptions.LocalRayletDiedError, exceptions.RaySystemError) as error:
@@ -98,28 +135,29 @@ class RayRunner:
             yield from self._overdue()
             yield from self._without_node()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: AnyJob) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
         avoid = job.avoid if self._spread and self._fits_outside(job.avoid) else ()
-        options = self._request.options(self._spread, avoid) | {"name": f"fold-{job.fold}"}
+        options = self._request.options(self._spread, avoid) | {"name": job.name}
+        run = run_job
         if self._request.device != "cpu":
-            # An accelerator is held until its process ends, and Ray may hand the next task the same process. Another
-            # environment per attempt gives each a process of its own; CPU folds share one and trace only once.
-            attempt = f"{job.fold}.{job.attempt}"
-            options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": attempt}}
-        stream = run_job.options(**options).remote(self._task, self._plan, job)
+            run = run_job_and_exit
+            # Another environment per attempt keeps it out of a process that has already done something else.
+            options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": f"{job.name}.{job.attempt}"}}
+        weights = self._weights[job.fold] if isinstance(job, PredictJob) else None
+        stream = run.options(**options).remote(self._task, self._plan, job, weights)
         self._running[stream] = _Attempt(job)
 
     def _next_of(self, stream: Any) -> Iterator[Event]:
         attempt = self._running[stream]
-        fold = attempt.job.fold
+        job = attempt.job
         try:
             event: str | Event = ray.get(next(stream))
         except StopIteration:
-            yield self._end(stream, Failed(fold, "code", "the fold task ended without a result"))
+            yield self._end(stream, Failed(job.fold, "code", "the fold task ended without a result"))
             return
         except exceptions.RayError as error:
-            yield self._end(stream, Failed(fold, _cause(error), _one_line(error)))
+            yield self._end(stream, Failed(job.fold, _cause(error), _one_line(error)))
             return
         if isinstance(event, str):
             attempt.node_id = event
@@ -129,15 +167,16 @@ class RayRunner:
         elif isinstance(event, Started):
             yield replace(event, place=replace(event.place, node_id=attempt.node_id))
         else:
-            if isinstance(event, FoldResult):
+            if isinstance(event, FoldResult | Predicted):
                 del self._running[stream]
+                self._forget_weights(job.fold)
             yield event
 
     def _overdue(self) -> Iterator[Failed]:
         now = time.monotonic()
         for stream, attempt in list(self._running.items()):
             if now > attempt.ends_by:
-                yield self._end(stream, Failed.late(attempt.job.fold, self._timeout_s))
+                yield self._end(stream, Failed.late(attempt.job, self._timeout_s))
 
     def _without_node(self) -> Iterator[Failed]:
         """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
@@ -175,10 +214,17 @@ class RayRunner:
         node = next((node for node in ray.nodes() if node["NodeID"] == attempt.node_id), None)
         if node and failed.cause == "worker-died" and not node["Alive"]:
             failed = replace(failed, cause="node-died")
-        return replace(failed, node=node["NodeManagerHostname"] if node else "", node_id=attempt.node_id)
+        name = node["NodeManagerHostname"] if node else ""
+        return replace(failed, node=name, node_id=attempt.node_id, span=attempt.job.span)
+
+    def _forget_weights(self, fold: int) -> None:
+        jobs = [*self._waiting_spans, *(attempt.job for attempt in self._running.values())]
+        if not any(isinstance(job, PredictJob) and job.fold == fold for job in jobs):
+            self._weights.pop(fold, None)
 
     def cancel(self) -> None:
         self._waiting.clear()
+        self._waiting_spans.clear()
         streams = list(self._running)
         self._running.clear()
         for stream in streams:

@@ -86,31 +86,29 @@ def prediction_views(
 ) -> tf.data.Dataset:
     """All views of some rows, view after view, in batches of one static shape.
 
-    A view's images depend on its key and the samples alone, not on the other views or on the batch.
+    A view's images depend on its key and the samples alone, not on the other views or on the batch. A batch holds one
+    view of consecutive rows, so rows that are cut between two batches give the same batches as in one piece.
 
     Args:
       store, rows, sample_keys, layout, batch, settings, threads: as in `training_epoch`.
       view_keys: for each view the key of its stream, or None for the images as they are. No view has dropout.
 
     Returns:
-      A dataset of images (batch, height, width, channels) float32, ceil(views * n / batch) of them. The last
-      repeats the last image to its end: predictions are `[: views * n].reshape(views, n)`.
+      A dataset of images (batch, height, width, channels) float32, ceil(n / batch) for each view. A view's last
+      batch repeats its last image: predictions are `.reshape(views, -1)[:, :n]`.
     """
     n = len(rows)
-    total = n * len(view_keys)
-    order = np.minimum(np.arange(-(-total // batch) * batch), total - 1).reshape(-1, batch)
+    one_view = np.minimum(np.arange(-(-n // batch) * batch), n - 1).reshape(-1, batch)
+    order = (n * np.arange(len(view_keys))[:, None, None] + one_view).reshape(-1, batch)
     seeds = [None if key is None else randomness.sample_seeds(key, sample_keys) for key in view_keys]
 
     def fill(picked: np.ndarray, out: np.ndarray) -> None:
-        views, samples = np.divmod(picked, n)
-        for view in np.unique(views):
-            part = np.flatnonzero(views == view)  # one run: the order is view by view
-            ours, place = samples[part], out[part[0] : part[-1] + 1]
-            of_view = seeds[view]
-            if of_view is None:
-                _plain(store, layout, rows[ours], out=place)
-            else:
-                _augment(store, layout, rows[ours], of_view[ours], settings, dropout=False, out=place)
+        view, samples = picked[0] // n, picked % n
+        of_view = seeds[view]
+        if of_view is None:
+            _plain(store, layout, rows[samples], out=out)
+        else:
+            _augment(store, layout, rows[samples], of_view[samples], settings, dropout=False, out=out)
 
     return _images(store, layout, order, fill, threads).prefetch(2).with_options(_options(threads))
 

@@ -124,11 +124,12 @@ def shard_name(split: Split, index: int, n_records: int) -> str:
     return f"{split}{index:02d}-{n_records}.tfrec"
 
 
-def list_shards(root: str) -> list[ShardInfo]:
+def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
     """The shards of a folder, train before test, each split by index.
 
     Raises:
-      DataError: no such folder, no train shards, a misnamed shard, an index that is missing or taken twice.
+      DataError: no such folder, no shards of the split that is needed, a misnamed shard, an index that is missing or
+        taken twice.
     """
     fs, folder = _filesystem(root)
     fs.invalidate_cache()  # a listing of earlier in this process may be out of date
@@ -149,8 +150,8 @@ def list_shards(root: str) -> list[ShardInfo]:
             raise DataError(
                 f"{root}/{name}: expected a name like train00-50.tfrec (index, number of records)"
             )
-    if not any(shard.split == "train" for shard in shards):
-        raise DataError(f"{root} has no train shards. Expected files named like train00-50.tfrec.")
+    if not any(shard.split == needs for shard in shards):
+        raise DataError(f"{root} has no {needs} shards. Expected files named like {needs}00-50.tfrec.")
     shards.sort(key=lambda shard: (shard.split != "train", shard.index, shard.n_records))
     for split in SPLITS:
         indices = [shard.index for shard in shards if shard.split == split]
@@ -181,7 +182,11 @@ def iter_records(shard: ShardInfo) -> Iterator[Record]:
 
 
 def read_index(
-    root: str | Path, *, threads: int | None = None, on_bad_record: Literal["fail", "skip"] = "fail"
+    root: str | Path,
+    *,
+    threads: int | None = None,
+    on_bad_record: Literal["fail", "skip"] = "fail",
+    needs: Split = "train",
 ) -> DataIndex:
     """Read the index of a data set, from `index.csv.gz` if it fits the shards there are, else by scanning
     them.
@@ -191,18 +196,19 @@ def read_index(
       threads: shards scanned at once; by default one a core, at least four.
       on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
         every record, whatever the stored index says.
+      needs: the split that there must be.
 
     Raises:
       DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's;
         mixed storages or shapes; an image_id twice, or in train and test.
     """
     root = str(root)
-    shards = list_shards(root)
+    shards = list_shards(root, needs)
     metadata = read_metadata(root)
     stored = stored_tables(root, metadata, shards) if on_bad_record == "fail" else None
     if stored is not None:
         layout = (metadata["storage"], tuple(metadata["panel_shape"]))
-        return _index(root, shards, stored, {layout: shards[0].name}, metadata, ())
+        return _index(root, shards, stored, {layout: shards[0].name}, metadata, (), needs)
 
     def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
         skipped: list[BadRecord] | None = [] if on_bad_record == "skip" else None
@@ -219,7 +225,7 @@ def read_index(
     tables = join_tables(shards, [found.table for found, _ in scans])
     layouts = {layout: shard.name for shard, (found, _) in zip(shards, scans) for layout in found.layouts}
     bad = tuple(item for _, skipped in scans for item in skipped)
-    return _index(root, shards, tables, layouts, metadata, bad)
+    return _index(root, shards, tables, layouts, metadata, bad, needs)
 
 
 def scan_shard(
@@ -405,12 +411,13 @@ def _index(
     layouts: dict[tuple[Storage, tuple[int, int]], str],
     metadata: dict[str, Any],
     bad: tuple[BadRecord, ...],
+    needs: Split,
 ) -> DataIndex:
     for problem in (*layout_problems(layouts), *id_problems(shards, tables)):
         raise DataError(f"{root}: {problem}. Pack the set again, or remove the odd shards.")
-    if not len(tables["train"]):
+    if not len(tables[needs]):
         raise DataError(
-            f"{root}: no train record can be used ({len(bad)} bad ones). Copy or write the set again."
+            f"{root}: no {needs} record can be used ({len(bad)} bad ones). Copy or write the set again."
         )
     (storage, panel_shape), *_ = layouts
     return DataIndex(

@@ -1,4 +1,8 @@
-"""One fold, in the order in which it happens: device, data, model, epochs, best weights, views."""
+"""The work of a fold, in the order in which it happens: device, data, model, epochs, best weights, views.
+
+Training a fold and predicting a span of the test set with it are jobs of their own, so that the test set of one
+fold can be shared out among all devices that are free.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,24 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS
-from setibl_ray.contract import EpochEnd, Event, FoldResult, Job, Plan, Started
+from setibl_ray.contract import (
+    AnyJob,
+    EpochEnd,
+    Event,
+    FoldResult,
+    Job,
+    Plan,
+    Predicted,
+    PredictJob,
+    Span,
+    Started,
+)
 from setibl_ray.data.panels import PanelStore, open_store
 from setibl_ray.data.pipeline import prediction_views, training_epoch
 from setibl_ray.errors import ConfigError
@@ -23,17 +37,18 @@ from setibl_ray.train.trainer import FoldState, Trainer, trainer_for
 
 
 class FoldData:
-    """The datasets of one fold, over the panels that its node keeps decoded."""
+    """The datasets of one fold, over the panels that its node keeps decoded, each split from when it is asked for."""
 
-    def __init__(self, plan: Plan, fold: int, threads: int, global_batch: int) -> None:
+    def __init__(self, plan: Plan, fold: int, threads: int, n_replicas: int) -> None:
         self._config = config = plan.config
         self._fold = fold
         self._threads = threads
-        self._batch = global_batch
+        self._batch = config.for_fold(fold).batch_size * n_replicas
+        self._prediction_batch = plan.prediction_batch(fold, n_replicas)
         self._layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[plan.index.storage]]
         self._image_size = config.for_fold(fold).image_size
         self._plan = plan
-        self._train = self._open("train")
+        self._stores: dict[str, PanelStore] = {}
         self._keys = sample_keys(plan.index.train["image_id"])
         targets = plan.index.train["target"].to_numpy(np.float32)
         self.train_rows = plan.train_rows(fold)
@@ -41,9 +56,11 @@ class FoldData:
         self.train_targets = targets[self.train_rows]
         self.valid_targets = targets[self.valid_rows]
 
-    @cached_property
-    def _test(self) -> PanelStore:
-        return self._open("test")
+    def open(self, split: str) -> PanelStore:
+        """The node's panels of a split, decoded now unless that has been done."""
+        if split not in self._stores:
+            self._stores[split] = self._open(split)
+        return self._stores[split]
 
     def _open(self, split: str) -> PanelStore:
         return open_store(
@@ -59,9 +76,8 @@ class FoldData:
 
     def close(self) -> None:
         """Let go of the node's panels, so that whoever clears up may remove them."""
-        self._train.close()
-        if "_test" in vars(self):
-            self._test.close()
+        for store in self._stores.values():
+            store.close()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -74,7 +90,7 @@ class FoldData:
     def epoch(self, epoch: int) -> tf.data.Dataset:
         seed = self._config.seed
         return training_epoch(
-            self._train,
+            self.open("train"),
             self.train_rows,
             self.train_targets,
             self._keys[self.train_rows],
@@ -87,11 +103,11 @@ class FoldData:
         )
 
     def valid_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
-        return self._views(self._train, self.valid_rows, self._keys[self.valid_rows], views)
+        return self._views(self.open("train"), self.valid_rows, self._keys[self.valid_rows], views)
 
-    def test_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
-        ids = self._plan.index.test["image_id"]
-        return self._views(self._test, np.arange(len(ids)), sample_keys(ids), views)
+    def test_views(self, span: Span, views: Sequence[int | None]) -> tf.data.Dataset:
+        ids = self._plan.index.test["image_id"].iloc[slice(*span)]
+        return self._views(self.open("test"), np.arange(*span), sample_keys(ids), views)
 
     def _views(
         self, store: PanelStore, rows: np.ndarray, keys: np.ndarray, views: Sequence[int | None]
@@ -101,7 +117,7 @@ class FoldData:
             rows,
             keys,
             layout=self._layout,
-            batch=self._batch * 2,  # no gradients to keep: the seed's factor
+            batch=self._prediction_batch,
             view_keys=[
                 None if view is None else stream_key(self._config.seed, "view", self._fold, view)
                 for view in views
@@ -111,8 +127,13 @@ class FoldData:
         )
 
 
+def fold_task(plan: Plan, job: AnyJob) -> Iterator[Event]:
+    """The task of this package's runs: `contract.Task`."""
+    yield from predict_span(plan, job) if isinstance(job, PredictJob) else fit_fold(plan, job)
+
+
 def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
-    """Train one fold and predict with it.
+    """Train one fold and predict the rows that it holds out.
 
     Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state` training goes on at the epoch
     after the last one that was finished, and ends with the bytes of a run that was never interrupted (same
@@ -129,13 +150,14 @@ def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
     device = devices.acquire(config.device, config.cpus_per_fold or 1)
     yield Started(job.fold, device.place)
 
-    global_batch = own.batch_size * device.n_replicas
-    with closing(FoldData(plan, job.fold, device.threads, global_batch)) as data:
+    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
         if data.n_steps == 0:
             raise ConfigError(
                 f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
-                f"{global_batch} ({own.batch_size} x {device.n_replicas} replicas). Lower --batch-size."
+                f"{own.batch_size * device.n_replicas} ({own.batch_size} x {device.n_replicas} replicas). "
+                "Lower --batch-size."
             )
+        data.open("train")
         clock.lap("open_s")
         trainer = trainer_for(plan, own, data.image_shape, device)
         clock.lap("build_s")
@@ -149,26 +171,48 @@ def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
 
         trainer.model.set_weights(state.best_weights)
         valid_plain = state.best_valid_pred
-        valid_pred = mean_over_views(trainer, data.valid_views, len(valid_plain), config.tta, valid_plain)
+        valid_pred = valid_plain
+        if config.tta:
+            n = len(valid_plain)
+            valid_pred = mean(trainer.predict(data.valid_views(range(config.tta)), n, config.tta))
         clock.lap("predict_valid_s")
-        test_plain = test_pred = np.empty(0, np.float32)
-        n_test = len(plan.index.test)
-        if plan.predict_test and n_test:
-            test_plain = trainer.predict(data.test_views([None]), n_test)
-            test_pred = mean_over_views(trainer, data.test_views, n_test, config.tta, test_plain)
-        clock.lap("predict_test_s")
         yield FoldResult(
             fold=job.fold,
             valid_pred=valid_pred,
             valid_pred_no_tta=valid_plain,
-            test_pred=test_pred,
-            test_pred_no_tta=test_plain,
             best_epoch=state.best_epoch,
             history=state.history,
             weights=trainer.weights_file(),
             timings=clock.laps,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+
+
+def predict_span(plan: Plan, job: PredictJob) -> Iterator[Event]:
+    """Predict a span of the test set with the weights of a trained fold.
+
+    Yields `Started` and one `Predicted`, whose bytes are those of the same rows predicted in one piece with all others
+    (same kind of device, same threads and replicas, spans cut at multiples of `Plan.prediction_batch`).
+
+    Raises:
+      ConfigError: the device does not fit.
+      DataError: a shard cannot be read.
+    """
+    config = plan.config
+    clock = _Clock()
+    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    yield Started(job.fold, device.place, job.span)
+
+    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
+        data.open("test")
+        clock.lap("open_s")
+        trainer = trainer_for(plan, config.for_fold(job.fold), data.image_shape, device)
+        trainer.load_weights_file(job.weights)
+        clock.lap("build_s")
+        n, views = job.span[1] - job.span[0], [None, *range(config.tta)]
+        pred = trainer.predict(data.test_views(job.span, views), n, len(views))
+        clock.lap("predict_s")
+        yield Predicted(job.fold, job.span, mean(pred[1:]) if config.tta else pred[0], pred[0], clock.laps)
 
 
 def _begin(trainer: Trainer, job: Job) -> FoldState:
@@ -189,7 +233,7 @@ def _train_epoch(
         data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
     )
     duration_s = time.perf_counter() - started
-    pred = trainer.predict(data.valid_views([None]), len(data.valid_rows))
+    (pred,) = trainer.predict(data.valid_views([None]), len(data.valid_rows))
     auc = _auc(data.valid_targets, pred)
     row = {
         "epoch": epoch,
@@ -211,12 +255,9 @@ def _train_epoch(
     return row
 
 
-def mean_over_views(trainer: Trainer, views, n: int, tta: int, plain: np.ndarray) -> np.ndarray:
-    """(n,) float32 mean over `tta` augmented views; with none, the plain prediction."""
-    if tta == 0:
-        return plain
-    pred = trainer.predict(views(range(tta)), tta * n).reshape(tta, n)
-    return pred.astype(np.float64).mean(axis=0).astype(np.float32)
+def mean(views: np.ndarray) -> np.ndarray:
+    """(n,) float32 mean of the predictions (n_views, n) of all views."""
+    return views.astype(np.float64).mean(axis=0).astype(np.float32)
 
 
 def _auc(targets: np.ndarray, pred: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import tensorflow as tf
-from keras.src.saving.legacy.hdf5_format import save_weights_to_hdf5_group
+from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group, save_weights_to_hdf5_group
 
 from setibl_ray.config import Config, FoldConfig
 from setibl_ray.contract import Plan
@@ -123,9 +123,9 @@ class Trainer:
         history = self.model.fit(dataset, epochs=1, verbose=0, shuffle=False).history
         return {name: float(values[-1]) for name, values in history.items()}
 
-    def predict(self, dataset: tf.data.Dataset, n: int) -> np.ndarray:
-        """(n,) float32 needle probabilities; the padding of the last batch is cut off."""
-        return self.model.predict(dataset, verbose=0)[:n, 0].astype(np.float32)
+    def predict(self, dataset: tf.data.Dataset, n: int, n_views: int = 1) -> np.ndarray:
+        """(n_views, n) float32 needle probabilities; the padding of each view's last batch is cut off."""
+        return self.model.predict(dataset, verbose=0).reshape(n_views, -1)[:, :n].astype(np.float32)
 
     def loss_of(self, targets: np.ndarray, pred: np.ndarray) -> float:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
@@ -136,6 +136,11 @@ class Trainer:
         with h5py.File(buffer, "w") as file:
             save_weights_to_hdf5_group(file, self.model)
         return buffer.getvalue()
+
+    def load_weights_file(self, content: bytes) -> None:
+        """Take over what `weights_file` gave."""
+        with h5py.File(io.BytesIO(content), "r") as file:
+            load_weights_from_hdf5_group(file, self.model)
 
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self._optimizer_variables()]

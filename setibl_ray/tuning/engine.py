@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from setibl_ray.cluster.runner import on_every_node
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import Task
 from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.driver import FIT_FOLD, Where
+from setibl_ray.driver import FOLD_TASK
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.manifest import describe
 from setibl_ray.memory import largest_fold_bytes
@@ -41,6 +40,7 @@ from setibl_ray.tuning.results import Results, confirm_root, confirm_seeds, writ
 from setibl_ray.tuning.search import Queue, Search, suggest
 from setibl_ray.tuning.space import Space, check_space, default_space, parse_space
 from setibl_ray.tuning.trial import CrossValidationTrial, Shared
+from setibl_ray.where import Where
 
 FORMAT = 1
 SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
@@ -98,7 +98,7 @@ def sweep(
     plan: Mapping[str, Any] | None = None,
     where: Where | None = None,
     resume: bool = False,
-    task: Task | str = FIT_FOLD,
+    task: Task | str = FOLD_TASK,
     console: Console | None = None,
 ) -> Results:
     """Search for a better config; every trial is a whole cross-validation.
@@ -161,7 +161,7 @@ def sweep(
                 root=ledger.root,
                 base=base,
                 index=index,
-                scratch=f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}",
+                scratch=driver.scratch_of(index),
                 request=request,
                 slots=slots,
                 task=task,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from setibl_ray import resume as taken_up
 from setibl_ray.cluster.placement import Request
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import Config
-from setibl_ray.contract import EpochEnd, Event, Failed, FoldResult, Job, Plan, Runner, Task
+from setibl_ray.contract import AnyJob, EpochEnd, Event, Failed, FoldResult, Plan, Predicted, Runner, Task
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.errors import SetiblError
 from setibl_ray.manifest import describe
 from setibl_ray.oof import CoverageError
 from setibl_ray.runfolder import RunFolder
+from setibl_ray.supervisor import Supervisor
 from setibl_ray.tuning.ladder import DIVERGED, Standing, ladder
 from setibl_ray.tuning.ledger import run_folder
 from setibl_ray.tuning.space import apply
@@ -117,23 +118,27 @@ class Work:
         """A report per step of the ladder, the first ones from what is known already; the last has `done`."""
         shared, plan, folder = self._shared, self._plan, self._folder
         self._manifest = driver.open_run(folder, plan, resume=folder.exists())
-        self._results = taken_up.finished_folds(folder, self._manifest, plan)
+        runner = RayRunner(shared.task, plan, shared.request, shared.slots, spread=False)
+        self._runner = _Recorded(runner, self._history)
+        self._supervisor = Supervisor(
+            self._runner,
+            folder,
+            self._manifest,
+            plan,
+            shared.max_retries,
+            keep_weights=shared.keep_weights,  # a sweep of large models would fill any disk
+        )
+        self._supervisor.take_up(*taken_up.take_up(folder, self._manifest, plan))
         for fold, epoch, auc in self._history.epochs:
             self._standing.saw_epoch(fold, epoch, auc)
-        for result in self._results.values():
-            self._saw_result(result)
+        for fold in self._supervisor.results:
+            self._saw_fold(fold)
         yield from self._new_steps()
-        todo = [fold for fold in range(plan.config.folds) if fold not in self._results]
-        runner = RayRunner(shared.task, plan, shared.request, shared.slots, spread=False)
-        self._runner = _Recorded(runner, self._history, shared.keep_weights)
-        for event, decision in driver.follow_folds(
-            self._runner, folder, self._manifest, plan, todo, shared.max_retries
-        ):
+        for event, decision in self._supervisor.follow():
             if isinstance(event, EpochEnd):
                 self._standing.saw_epoch(event.fold, event.epoch, _finite(event.row["val_auc"]))
-            elif isinstance(event, FoldResult):
-                self._results[event.fold] = event
-                self._saw_result(event)
+            elif isinstance(event, FoldResult | Predicted):
+                self._saw_fold(event.fold)
             elif isinstance(event, Failed) and decision is not None and decision.action == "give-up":
                 # Without this fold there is no out-of-fold AUC: the others would train for nothing.
                 yield {
@@ -155,10 +160,13 @@ class Work:
                 for fold in range(self._plan.config.folds):
                     self._folder.remove(self._folder.states(fold))
 
-    def _saw_result(self, result: FoldResult) -> None:
+    def _saw_fold(self, fold: int) -> None:
+        if not self._supervisor.is_done(fold):
+            return
+        result = self._supervisor.results[fold]
         for row in result.history:
-            self._standing.saw_epoch(result.fold, int(row["epoch"]), _finite(row["val_auc"]))
-        self._standing.saw_result(result.fold, result.valid_pred)
+            self._standing.saw_epoch(fold, int(row["epoch"]), _finite(row["val_auc"]))
+        self._standing.saw_result(fold, result.valid_pred)
 
     def _new_steps(self) -> Iterator[dict[str, Any]]:
         for step, auc in self._standing.reached():
@@ -166,12 +174,13 @@ class Work:
             if done:
                 # Predictions that are no numbers cannot be gathered: the trial is done, and worth DIVERGED.
                 with suppress(CoverageError):
-                    driver.gather_run(self._folder, self._manifest, self._plan, self._results)
+                    found = self._supervisor.results, self._supervisor.predicted
+                    driver.gather_run(self._folder, self._manifest, self._plan, *found)
             report = {
                 "step": step.number,
                 "fold_epochs": step.fold_epochs,
                 "spent": self._standing.spent,
-                "folds_done": len(self._results),
+                "folds_done": len(self._standing.results),
                 "auc": auc,
                 "wave_auc": self._standing.wave_auc(step),
             }
@@ -186,20 +195,21 @@ class _Recorded:
     bytes; the other way round its AUC would be missing for good.
     """
 
-    def __init__(self, runner: Runner, history: _History, keep_weights: bool) -> None:
+    def __init__(self, runner: Runner, history: _History) -> None:
         self._runner = runner
         self._history = history
-        self._keep_weights = keep_weights
 
-    def submit(self, job: Job) -> None:
+    @property
+    def slots(self) -> int:
+        return self._runner.slots
+
+    def submit(self, job: AnyJob) -> None:
         self._runner.submit(job)
 
     def events(self) -> Iterator[Event]:
         for event in self._runner.events():
             if isinstance(event, EpochEnd):
                 self._history.add_epoch(event.fold, event.epoch, _finite(event.row["val_auc"]))
-            elif isinstance(event, FoldResult) and not self._keep_weights:
-                event = replace(event, weights=b"")  # a sweep of large models would fill any disk
             yield event
 
     def cancel(self) -> None:

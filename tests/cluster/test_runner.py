@@ -11,7 +11,17 @@ import pytest
 
 from setibl_ray.cluster.placement import Request, cluster_nodes
 from setibl_ray.cluster.runner import RayRunner
-from setibl_ray.contract import EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
+from setibl_ray.contract import (
+    EpochEnd,
+    Failed,
+    FoldResult,
+    Job,
+    LocalRunner,
+    Place,
+    Predicted,
+    PredictJob,
+    Started,
+)
 from setibl_ray.errors import DataError
 
 PLAN = SimpleNamespace(n_epochs=3)
@@ -30,7 +40,7 @@ def fold_task():
         if job.fold == 3:
             raise DataError("shard train03-5.tfrec: record 2 is truncated")
         pred = np.full(4, job.fold, np.float32)
-        yield FoldResult(job.fold, pred, pred, pred, pred, 0, [], b"w", {}, 0)
+        yield FoldResult(job.fold, pred, pred, 0, [], b"w", {}, 0)
 
     return task
 
@@ -82,7 +92,7 @@ def test_at_most_max_parallel_run_at_once():
         started = time.time()
         yield Started(job.fold, Place.here("cpu", 1, 1))
         time.sleep(0.3)
-        yield FoldResult(job.fold, *[np.array([started, time.time()])] * 4, 0, [], b"", {}, 0)
+        yield FoldResult(job.fold, *[np.array([started, time.time()])] * 2, 0, [], b"", {}, 0)
 
     events = collect(
         RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)]
@@ -118,6 +128,58 @@ def test_cancel_leaves_no_task_running(tmp_path, polite):
     time.sleep(0.5)
     assert beats.stat().st_size == size
     assert "2" not in beats.read_text()
+
+
+def two_stage_task(seconds=0.0):
+    """A fold is trained, then it predicts whatever the length of its weights is."""
+
+    def task(plan, job):
+        yield Started(job.fold, Place.here("cpu", 1, 1), job.span)
+        time.sleep(seconds)
+        if isinstance(job, PredictJob):
+            pred = np.full(job.span[1] - job.span[0], len(job.weights), np.float32)
+            yield Predicted(job.fold, job.span, pred, pred, {})
+        else:
+            pred = np.zeros(1, np.float32)
+            yield FoldResult(job.fold, pred, pred, 0, [], b"w" * (job.fold + 1), {}, 0)
+
+    return task
+
+
+def train_and_predict(runner, folds, spans):
+    for fold in range(folds):
+        runner.submit(Job(fold))
+    for event in runner.events():
+        yield event
+        if isinstance(event, FoldResult):
+            for span in spans:
+                runner.submit(PredictJob(event.fold, span, event.weights))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_spans_start_in_slots_that_folds_leave_over_and_get_their_folds_weights():
+    runner = RayRunner(two_stage_task(0.3), PLAN, Request("cpu", 1))
+    assert runner.slots == 2
+    events = list(train_and_predict(runner, 3, [(0, 2), (2, 3)]))
+    starts = [(event.fold, event.span) for event in events if isinstance(event, Started)]
+    assert all(span is None for _, span in starts[:3]), starts
+    predicted = {(e.fold, e.span): e.pred.tolist() for e in events if isinstance(e, Predicted)}
+    assert predicted == {(f, s): [f + 1.0] * (s[1] - s[0]) for f in range(3) for s in ((0, 2), (2, 3))}
+    assert runner._weights == {}, "weights stay in the object store when nobody needs them"
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_process_that_had_an_accelerator_ends_with_its_job():
+    """It would keep the TPU or GPU from the next one, which has a process of its own."""
+    pids = []
+    for event in train_and_predict(RayRunner(two_stage_task(), PLAN, Request("tpu", 1)), 2, [(0, 1)]):
+        if isinstance(event, Started):
+            pids.append(event.place.pid)
+    assert len(set(pids)) == 4
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
 @pytest.mark.usefixtures("own_ray")

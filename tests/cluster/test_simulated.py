@@ -40,7 +40,7 @@ def places(values, **options):
     def task(plan, job):
         yield Started(job.fold, Place.here("any", 1, 1))
         time.sleep(1.0)  # long enough that folds which fit side by side are side by side
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 4, 0, [], b"", {}, 0)
+        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
 
     request = request_for(config, cluster_nodes(), **options)
     runner = RayRunner(task, SimpleNamespace(), request)

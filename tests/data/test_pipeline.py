@@ -137,7 +137,7 @@ def test_a_store_of_other_panels_is_refused(on3: PanelStore) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 11, 64])
-def test_views_come_one_after_another_and_the_last_batch_is_padded(on3: PanelStore, batch: int) -> None:
+def test_views_come_one_after_another_each_padded_to_whole_batches(on3: PanelStore, batch: int) -> None:
     dataset = prediction_views(
         on3,
         ROWS,
@@ -149,18 +149,37 @@ def test_views_come_one_after_another_and_the_last_batch_is_padded(on3: PanelSto
         threads=2,
     )
     assert dataset.element_spec.shape == (batch, 12, 10, 3)
-    images = np.concatenate([part.numpy() for part in dataset])
-    assert len(images) == -(-4 * N // batch) * batch
-    assert (images[4 * N :] == images[4 * N - 1]).all()
+    views = np.concatenate([part.numpy() for part in dataset]).reshape(4, -1, 12, 10, 3)
+    assert views.shape[1] == -(-N // batch) * batch
     stored = on3.take(ROWS)
     for view, key in enumerate((None, 5, None, 9)):
-        got = images[view * N : (view + 1) * N]
+        got = views[view, :N]
+        assert (views[view, N:] == got[-1]).all()
         if key is None:
             expected = plain(stored, np.arange(N), on3.scale)
         else:
             seeds = randomness.sample_seeds(key, KEYS[ROWS])
             expected = augment(stored, np.arange(N), seeds, Augment(), dropout=False, scale=on3.scale)
         assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("cut", [4, 8])
+def test_rows_cut_between_batches_give_the_batches_of_all_rows(on3: PanelStore, cut: int) -> None:
+    def views(rows: np.ndarray) -> np.ndarray:
+        dataset = prediction_views(
+            on3,
+            rows,
+            KEYS[rows],
+            layout=LAYOUTS["on3"],
+            batch=4,
+            view_keys=(None, 5),
+            settings=SETTINGS,
+            threads=2,
+        )
+        return np.stack([part.numpy() for part in dataset]).reshape(2, -1, 4, 12, 10, 3)
+
+    whole = views(ROWS)
+    assert np.concatenate([views(ROWS[:cut]), views(ROWS[cut:])], axis=1).tobytes() == whole.tobytes()
 
 
 def replicate(folder: Path) -> None:

@@ -24,7 +24,7 @@ def local_cv(monkeypatch, shards):
     """`cv --runner local` in this process with the stand-in; returns the exit code."""
 
     def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
-        monkeypatch.setattr(driver, "FIT_FOLD", task or standin())
+        monkeypatch.setattr(driver, "FOLD_TASK", task or standin())
         monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", no_plot)
         monkeypatch.setattr("setibl_ray.report.write_report", no_report)
         return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])

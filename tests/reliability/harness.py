@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -25,7 +26,8 @@ ARGUMENTS = (
     "--batch-size",
     "8",
 )
-RUN = (*ARGUMENTS, "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
+# Batches of two, so that a test set of fourteen can be cut into spans.
+RUN = (*ARGUMENTS[:-1], "2", "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 STANDIN = (str(Path(__file__).with_name("standin.py")),)
@@ -63,7 +65,11 @@ def wait_for(condition, deadline_s=DEADLINE_S):
 def leftovers(out):
     """Files of a run folder that no finished run has."""
     names = [path.relative_to(out) for path in out.rglob("*")]
-    return [str(n) for n in names if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-")]
+    return [
+        str(n)
+        for n in names
+        if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-") or n.suffix == ".npy"
+    ]
 
 
 def processes_with(variable):
@@ -78,18 +84,19 @@ def processes_with(variable):
     return found
 
 
+def attempts_of(out):
+    """Every attempt of a run, at folds and at spans of their test predictions."""
+    folds = manifest(out)["folds"].values()
+    return [attempt for entry in folds for attempt in [*entry["attempts"], *entry["predictions"]]]
+
+
 def workers_of(out):
     """Ids of Ray workers that took part in a run and still live."""
-    attempts = [attempt for entry in manifest(out)["folds"].values() for attempt in entry["attempts"]]
     found = []
-    for pid in {attempt["pid"] for attempt in attempts if "pid" in attempt}:
-        try:
-            if (
-                Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-            ):  # else the id is another's by now
+    for pid in {attempt["pid"] for attempt in attempts_of(out) if "pid" in attempt}:
+        with suppress(OSError):  # it has gone; and if its id is another's by now, that is hardly a Ray worker
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
                 found.append(pid)
-        except OSError:
-            continue
     return found
 
 

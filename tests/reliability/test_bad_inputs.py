@@ -17,6 +17,7 @@ from test_bad_input import copied, put, record
 from setibl_ray import cv, driver
 from setibl_ray.data.shards import read_index
 from setibl_ray.data.tfrecord import encode_example, frame
+from setibl_ray.runfolder import FORMAT
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 CASES = {}
@@ -220,7 +221,7 @@ def run_case(what, change=lambda out: None, *more):
     def _(data, folder):
         out = folder / "run"
         out.mkdir()
-        (out / "manifest.json").write_text('{"format": 1}')
+        (out / "manifest.json").write_text(json.dumps({"format": FORMAT}))
         change(out)
         return ["--data", data, *more]
 
@@ -270,7 +271,7 @@ def message_of(what, data, folder, capsys):
 
 def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(driver, "FIT_FOLD", standin())  # for the one that is not refused
+    monkeypatch.setattr(driver, "FOLD_TASK", standin())  # for the one that is not refused
     rows, groups = [], {}
     for number, (what, (group, _)) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"

@@ -62,7 +62,22 @@ def test_a_damaged_state_falls_back_to_the_one_before(killed, local_cv, undistur
     assert leftovers(killed) == []
 
 
-@pytest.mark.parametrize("file", ["weights.h5", "oof.csv", "test.csv"])
+def test_a_finished_fold_with_damaged_test_predictions_makes_them_again(
+    killed, local_cv, undisturbed, capsys
+):
+    path = killed / "fold-1" / "test.csv"
+    path.write_text(path.read_text().replace("0.", "0.1", 1))
+    assert local_cv(killed, "--resume") == 0
+    assert (
+        "fold-1/test.csv is missing or changed since: its test set is predicted again"
+        in capsys.readouterr().out
+    )
+    same_results(undisturbed, killed)
+    assert len(manifest(killed)["folds"]["1"]["attempts"]) == 1
+    assert len(manifest(killed)["folds"]["1"]["predictions"]) == 2
+
+
+@pytest.mark.parametrize("file", ["weights.h5", "oof.csv"])
 def test_a_finished_fold_with_a_damaged_file_is_trained_again(killed, local_cv, undisturbed, file, capsys):
     path = killed / "fold-1" / file
     if file == "weights.h5":
@@ -70,7 +85,7 @@ def test_a_finished_fold_with_a_damaged_file_is_trained_again(killed, local_cv, 
     else:
         path.write_text(path.read_text().replace("0.", "0.1", 1))
     assert local_cv(killed, "--resume") == 0
-    assert f"fold 1  was done, but fold-1/{file} missing or changed" in capsys.readouterr().out
+    assert f"fold 1  was trained, but fold-1/{file} missing or changed" in capsys.readouterr().out
     same_results(undisturbed, killed)
     assert [a["outcome"] for a in manifest(killed)["folds"]["1"]["attempts"]] == ["discarded", "done"]
 
@@ -123,7 +138,7 @@ def test_what_is_refused(killed, local_cv, shards, tmp_path, capsys):
 
     content = manifest(killed)
     (killed / "manifest.json").write_text(json.dumps({**content, "format": 99}))
-    assert "has run format 99, this version writes 1" in refused("--resume")
+    assert "has run format 99, this version writes 2" in refused("--resume")
     (killed / "manifest.json").write_text("{")
     assert "manifest.json is not JSON" in refused("--resume")
     (killed / "manifest.json").write_text(json.dumps(content))

@@ -36,21 +36,22 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from pathlib import Path
 from setibl_ray.config import parse
-from setibl_ray.contract import FoldResult, Job, Plan, Started
+from setibl_ray.contract import Job, Plan, PredictJob
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.shards import read_index
 from setibl_ray.data.synth import write_synthetic
-from setibl_ray.train.fold import fit_fold
+from setibl_ray.train.fold import fold_task
 if __name__ == "__main__":
     folder = tempfile.mkdtemp()
     recipe = Recipe(train=40, test=6, shards=2, test_shards=1, shape=(40, 36))
     index = read_index(str(write_synthetic(recipe, folder + "/data", n_processes=1)))
     config = parse(dict(folds=2, model="efficientnet-nano", weights="none", image_size="40x36", batch_size=4, epochs=1,
                         tta=2, device="cpu", cpus_per_fold=1, layout="all6"))
-    events = list(fit_fold(Plan(config, index, index.train["shard"].to_numpy(), folder + "/scratch"), Job(0)))
-    started, result = events[0], events[-1]
+    plan = Plan(config, index, index.train["shard"].to_numpy(), folder + "/scratch")
+    started, *_, result = fold_task(plan, Job(0))
+    _, predicted = fold_task(plan, PredictJob(0, (0, 6), result.weights))
     print(started.place.device, started.place.n_replicas)
-    print(result.valid_pred.shape, result.test_pred.shape, len(set(result.valid_pred.tolist())) > 10)
+    print(result.valid_pred.shape, predicted.pred.shape, len(set(result.valid_pred.tolist())) > 10)
     print(round(result.history[0]["lr"] / 1.25e-4, 6))
 """)
     assert out == ["cpu 2", "(20,) (6,) True", "8.0"]

@@ -130,7 +130,7 @@ def test_steps_compile_under_xla(trainer, batches):
     logs = [each.train_epoch(batches, learning_rate=1e-3, key=1) for each in (compiled, trainer)]
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=0.05)
     images = batches.map(lambda image, _: image)
-    assert compiled.predict(images, 30).shape == (30,)
+    assert compiled.predict(images, 15, 2).shape == (2, 15)
     assert np.isfinite(compiled.predict(images, 32)).all()
 
 

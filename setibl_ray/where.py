@@ -1,0 +1,42 @@
+"""Where and how often folds run: what a command's flags say about the cluster, and nothing about the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how folds run; nothing here changes a result.
+
+    Attributes:
+      runner: `ray`, or `local` for a plain loop in this process.
+      address: Ray cluster to join; None starts Ray on this machine, unless RAY_ADDRESS names a cluster.
+      workers: at most this many folds at once; None for as many as fit.
+      accelerator_type: Ray's name of a generation, such as TPU-V4 or A100.
+      labels: node labels that a fold's node must carry.
+      placement_timeout_s: how long to wait for a cluster to grow before an impossible request is refused.
+      max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
+      fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
+    """
+
+    runner: Literal["ray", "local"] = "ray"
+    address: str | None = None
+    workers: int | None = None
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    placement_timeout_s: float = 0.0
+    max_retries: int = 3
+    fold_timeout_s: float | None = None
+
+    def flags(self) -> list[str]:
+        """These as `cv` takes them, the defaults left out."""
+        flags = []
+        for name, value in vars(self).items():
+            if name == "labels":
+                flags += [part for key, label in value.items() for part in ("--label", f"{key}={label}")]
+            elif value != getattr(Where, name):
+                flags += [f"--{name.replace('_', '-')}", str(value)]
+        return flags
