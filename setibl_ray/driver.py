@@ -202,11 +202,7 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
         with connect.connected(where.address) as greeting:
             say(greeting)
             request = placement.wait_for_placement(
-                lambda: placement.request_for(
-                    plan.config, placement.cluster_nodes(), where.accelerator_type, where.labels
-                ),
-                where.placement_timeout_s,
-                say,
+                plan.config, where.accelerator_type, where.labels, where.placement_timeout_s, say
             )
             plan = _placed(plan, request.device, request.cpus)
             request = placement.with_memory(

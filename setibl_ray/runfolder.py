@@ -97,7 +97,7 @@ class RunFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            if self.exists(name):
+            with suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self._base}/{name}")
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
@@ -203,11 +203,11 @@ class RunFolder:
                     os.rmdir(self._base)
 
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
-        path = f"{self._base}/fold-{fold}"
-        if not self.fs.exists(path):
-            return []
         self.fs.invalidate_cache()  # object stores list from memory
-        names = [os.path.basename(name) for name in self.fs.ls(path, detail=False)]
+        try:
+            names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
+        except FileNotFoundError:
+            return []
         return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
 
     def save_fold(self, result: FoldResult, valid: pd.DataFrame, plot: bytes) -> dict[str, str]:

@@ -38,7 +38,7 @@ from setibl_ray.errors import RunStoppedError
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
 NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
-_LOOK_S = 2.0  # how often waiting attempts are held against the cluster
+_LOOK_S = 2.0  # how often attempts are held against the cluster
 
 
 def _run_job(task: Task | str, plan: Plan, job: AnyJob, weights: bytes | None) -> Iterator[str | Event]:
@@ -133,7 +133,10 @@ class RayRunner:
             for stream in ready:
                 yield from self._next_of(stream)
             yield from self._overdue()
-            yield from self._without_node()
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_S
+                yield from self._on_lost_nodes()
+                yield from self._without_node()
 
     def _start(self, job: AnyJob) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
@@ -178,13 +181,19 @@ class RayRunner:
             if now > attempt.ends_by:
                 yield self._end(stream, Failed.late(attempt.job, self._timeout_s))
 
+    def _on_lost_nodes(self) -> Iterator[Failed]:
+        """Attempts on nodes that Ray has given up: its connection to a host that fell silent takes minutes to fail."""
+        alive = {node.node_id for node in cluster_nodes()}
+        for stream, attempt in list(self._running.items()):
+            if attempt.node_id and attempt.node_id not in alive:
+                yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"))
+
     def _without_node(self) -> Iterator[Failed]:
         """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
         waiting = {stream: attempt for stream, attempt in self._running.items() if not attempt.node_id}
         now = time.monotonic()
-        if not waiting or now < self._look_at:
+        if not waiting:
             return
-        self._look_at = now + _LOOK_S
         if not self._fits_outside(()):
             self._no_node_since = self._no_node_since or now
             if now - self._no_node_since > self._no_node_s:

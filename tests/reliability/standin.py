@@ -1,8 +1,8 @@
 """A fold task without TensorFlow whose result depends on every epoch that led to it; run as a script, `cv` with it.
 
 A lost, repeated or mixed-up epoch changes every prediction, so equal bytes mean that nothing of the kind happened. It
-shares its node's decoded panels with other folds as the real one does, and its predictions depend on them.
-Folds say that they are slow, so the test set is cut into as many spans as there are slots.
+shares its node's decoded panels with other folds as the real one does, and its predictions depend on them. Folds say
+that they are slow, so the test set is cut into as many spans as there are slots.
 """
 
 import hashlib
@@ -27,17 +27,14 @@ def standin(epoch_s=0.0, broken=None):
         yield Started(job.fold, Place.here("cpu", 1, plan.config.cpus_per_fold or 1), job.span)
         with ExitStack() as held:
             if isinstance(job, PredictJob):
-                panels_of(plan, "test", held)
-                yield predicted(plan, job)
+                time.sleep(epoch_s)
+                images = panels_of(plan, "test", held).take(np.arange(*job.span))
+                digests = [hashlib.sha256(job.weights + image.tobytes()).digest() for image in images]
+                pred = np.array([[digest[0], digest[1]] for digest in digests], np.float32) / 255
+                yield Predicted(job.fold, job.span, pred[:, 0], pred[:, 1], {})
             else:
                 images = panels_of(plan, "train", held).take(plan.train_rows(job.fold))
                 yield from epochs(plan, job, hashlib.sha256(images).hexdigest())
-
-    def predicted(plan, job):
-        time.sleep(epoch_s)
-        rng = np.random.default_rng(int(job.weights[:16], 16))
-        pred, plain = (rng.random(len(plan.index.test), np.float32) for _ in range(2))
-        return Predicted(job.fold, job.span, pred[slice(*job.span)], plain[slice(*job.span)], {})
 
     def epochs(plan, job, digest):
         fold, n_epochs = job.fold, plan.config.for_fold(job.fold).epochs
@@ -89,7 +86,7 @@ def no_plot(history, title):
     return b"a plot takes a second, and nothing here is about it"
 
 
-def no_report(folder, data=None):
+def no_report(*arguments):
     return "none"
 
 
