@@ -52,9 +52,9 @@ def record_soak():
         before, rest = page.read_text().split(begin)
         _, after = rest.split(end)
         lines = [
-            f"{time.strftime('%Y-%m-%d')}, {what} folds: {len(hits)} kills in {duration_s / 60:.0f} minutes on",
-            f"{os.cpu_count()} cores. Every oof.csv and submission.csv byte-identical; no process, temporary file or",
-            "shared memory left.",
+            f"{time.strftime('%Y-%m-%d')}, {what} folds: {len(hits)} kills in {duration_s / 60:.0f} minutes "
+            f"on {os.cpu_count()} cores. Every oof.csv and submission.csv",
+            "byte-identical; no process, temporary file or shared memory left.",
             "",
             "| # | killed | attempts it ended |",
             "|---|---|---|",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -83,18 +84,19 @@ def processes_with(variable):
     return found
 
 
+def attempts_of(out):
+    """Every attempt of a run, at folds and at spans of their test predictions."""
+    folds = manifest(out)["folds"].values()
+    return [attempt for entry in folds for attempt in [*entry["attempts"], *entry["predictions"]]]
+
+
 def workers_of(out):
     """Ids of Ray workers that took part in a run and still live."""
-    attempts = [attempt for entry in manifest(out)["folds"].values() for attempt in entry["attempts"]]
     found = []
-    for pid in {attempt["pid"] for attempt in attempts if "pid" in attempt}:
-        try:
-            if (
-                Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-            ):  # else the id is another's by now
+    for pid in {attempt["pid"] for attempt in attempts_of(out) if "pid" in attempt}:
+        with suppress(OSError):  # it has gone; and if its id is another's by now, that is hardly a Ray worker
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
                 found.append(pid)
-        except OSError:
-            continue
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from harness import ARGUMENTS, RUN, manifest, nothing_left, same_results, start, wait_for
+from harness import ARGUMENTS, RUN, attempts_of, nothing_left, same_results, start, wait_for
 from ray.cluster_utils import Cluster
 
 DEADLINE_S = 500
@@ -69,8 +69,7 @@ def faults():
 def running_workers(out):
     if not (out / "manifest.json").exists():
         return []
-    attempts = [entry["attempts"][-1] for entry in manifest(out)["folds"].values() if entry["attempts"]]
-    return [attempt["pid"] for attempt in attempts if attempt["outcome"] == "running"]
+    return [attempt["pid"] for attempt in attempts_of(out) if attempt["outcome"] == "running"]
 
 
 def run_with_a_kill(faults, run, out, victim, rng, log, longest_s):
@@ -100,8 +99,7 @@ def run_with_a_kill(faults, run, out, victim, rng, log, longest_s):
 
 def disturbed(out):
     """Attempts that did not end as they should: the kill hit something."""
-    attempts = [a for entry in manifest(out)["folds"].values() for a in entry["attempts"]]
-    return [a.get("cause", a["outcome"]) for a in attempts if a["outcome"] != "done"]
+    return [a.get("cause", a["outcome"]) for a in attempts_of(out) if a["outcome"] != "done"]
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 from harness import (
     DEADLINE_S,
     RUN,
+    attempts_of,
     leftovers,
-    manifest,
     nothing_left,
     processes_with,
     same_results,
@@ -39,7 +39,7 @@ def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, num
     wait_for(lambda: not processes_with(f"MARK={mark}"))
     wait_for(lambda: not stores_of(out))
     assert all(name.split("/")[1].startswith("state-") for name in leftovers(out))
-    outcomes = [a["outcome"] for entry in manifest(out)["folds"].values() for a in entry["attempts"]]
+    outcomes = [attempt["outcome"] for attempt in attempts_of(out)]
     assert "interrupted" in outcomes
     assert "running" not in outcomes
 
