@@ -14,6 +14,7 @@ from setibl_ray import blending, calibration, cli, metrics, postprocess
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.runs import Run, load_run, same_rows
+from setibl_ray.storage import Location
 from setibl_ray.summary import finish_lines, gained
 
 
@@ -26,9 +27,9 @@ class Blend(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.blend")
 
-    runs: CliPositionalArg[list[str]]
+    runs: CliPositionalArg[list[Location]]
     """Run folders or URLs."""
-    out: str
+    out: Location
     """Folder or URL to write."""
     method: Literal["best", "weights", "rank-mean"] = "best"
     """weights that maximise AUC, the plain mean of ranks, or the better of the two by nested score."""

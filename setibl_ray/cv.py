@@ -14,6 +14,7 @@ from setibl_ray import cli
 from setibl_ray.config import Config, load_yaml, merge, parse
 from setibl_ray.errors import ConfigError, RunFolderError, RunStoppedError
 from setibl_ray.planning.assume import Assume
+from setibl_ray.storage import Location
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
@@ -34,9 +35,9 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cv")
 
-    data: str | None = None
+    data: Location | None = None
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
-    out: str | None = None
+    out: Location | None = None
     """Run folder or URL to write [runs/DATE-TIME]."""
     config: str | None = None
     """YAML file with any of these fields; flags come before it."""

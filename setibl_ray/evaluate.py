@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli, metrics
 from setibl_ray.runs import Run, load_run
+from setibl_ray.storage import Location
 from setibl_ray.summary import number, percent, spread, summary_lines
 
 
@@ -19,13 +20,13 @@ class Evaluate(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.evaluate")
 
-    run: CliPositionalArg[str]
+    run: CliPositionalArg[Location]
     """Run folder or URL."""
     baselines: bool = False
     """Score simple methods on the same folds, and look for leaks (reads the shards)."""
     rows: Annotated[int, Field(ge=100)] = 5000
     """Cadences of each split that --baselines reads at most, drawn at random."""
-    data: str | None = None
+    data: Location | None = None
     """Where the shards are now [where the run read them]."""
     bootstrap: Annotated[int, Field(ge=10)] = 500
     """Resamples behind each interval."""

@@ -12,6 +12,7 @@ from setibl_ray import cli
 from setibl_ray.errors import ConfigError, DataError
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.runs import load_run
+from setibl_ray.storage import Location
 
 if TYPE_CHECKING:
     from setibl_ray.data.shards import DataIndex
@@ -22,11 +23,11 @@ class Report(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.report")
 
-    runs: CliPositionalArg[list[str]]
+    runs: CliPositionalArg[list[Location]]
     """Run folders or URLs."""
     out: str | None = None
     """HTML file to write [RUN/report.html, or comparison.html here]."""
-    data: str | None = None
+    data: Location | None = None
     """Where the shards are now, for pictures [where the run read them]."""
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import fsspec
 import numpy as np
 import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
 
 from setibl_ray import locks
 from setibl_ray.contract import FoldResult, Predicted, Span
 from setibl_ray.errors import RunFolderError
+from setibl_ray.storage import filesystem
 
 FORMAT = 2
 STATES_KEPT = 2
@@ -49,8 +50,8 @@ class RunFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.fs, self._base = fsspec.core.url_to_fs(self.root)
-        self._local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        self.fs, self._base = filesystem(self.root)
+        self._local = isinstance(self.fs, LocalFileSystem)
 
     def __str__(self) -> str:
         return self.root

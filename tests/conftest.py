@@ -20,9 +20,9 @@ os.environ.pop("RAY_ADDRESS", None)
 _started = contextlib.ExitStack()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_ray():
-    """A Ray of this test process's own, two CPUs; the same one for all tests, unless one of them has shut it down."""
+    """A Ray of this test process's own, two CPUs; the same one for all modules, unless one has shut it down."""
     import ray
 
     from setibl_ray.cluster import connect

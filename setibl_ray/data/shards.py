@@ -30,6 +30,7 @@ from setibl_ray.cadence import N_PANELS, ON, Storage
 from setibl_ray.data.records import Labels, Record, decode_labels, decode_record
 from setibl_ray.data.tfrecord import BadRecord, frames, masked_crc
 from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.storage import filesystem
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -134,7 +135,7 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
       DataError: no such folder, no shards of the split that is needed, a misnamed shard, an index that is missing or
         taken twice.
     """
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     fs.invalidate_cache()  # a listing of earlier in this process may be out of date
     if not fs.isdir(folder):
         raise DataError(
@@ -295,7 +296,7 @@ def read_panels(
         wanted[column].to_numpy() for column in ("shard", "offset", "length", "crc", "record")
     )
     out = np.empty((len(rows), *index.panel_shape, len(channels)), np.uint8)
-    fs, _ = _filesystem(index.root)
+    fs, _ = filesystem(index.root)
     order = np.lexsort((offset, shard_of))
     for position in np.unique(shard_of):
         shard = shards[position]
@@ -353,7 +354,7 @@ def read_metadata(root: str) -> dict[str, Any]:
     Raises:
       DataError: not JSON, or of a later format than this version knows.
     """
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     path = f"{folder}/{DATASET_FILE}"
     if not fs.exists(path):
         return {}
@@ -459,7 +460,7 @@ def stored_tables(
     """The tables of `index.csv.gz`, or None if it is missing, damaged, or not of the shards there are."""
     listed = {shard.name: shard.size_bytes for shard in shards}
     described = {shard["name"]: shard["size_bytes"] for shard in metadata.get("shards", ())}
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     path = f"{folder}/{INDEX_FILE}"
     if listed != described or not fs.exists(path):
         return None
@@ -491,17 +492,6 @@ def _columns(split: Split) -> dict[str, Any]:
 
 def _where(shard: ShardInfo, record: int) -> str:
     return f"{shard.name} record {record}"
-
-
-def _filesystem(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        fs, folder = fsspec.core.url_to_fs(root)
-    except ImportError:
-        extra = {"gs": "gcs", "gcs": "gcs"}.get(root.split(":")[0], root.split(":")[0])
-        raise ConfigError(f"{root} needs another package: pip install 'setibl-ray[{extra}]'") from None
-    except ValueError as error:  # fsspec's word for an unknown protocol
-        raise ConfigError(f"{root}: {error}. Expected a local path, gs:// or s3://.") from None
-    return fs, folder.rstrip("/")
 
 
 class _ChecksumReader:

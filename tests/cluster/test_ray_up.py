@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ensurepip
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -120,9 +119,10 @@ def single_machine_run(data: Path, out: Path) -> Iterator[subprocess.Popen[bytes
 def prepare(host: hosts.Host) -> None:
     """What an administrator has done beforehand: keys, and (here) the locked environment with pip in it."""
     host.run(["bash", "-c", 'mkdir -m 700 ~/.ssh && install -m 600 "$0" ~/.ssh/setibl_ed25519', host.key])
-    if importlib.util.find_spec("pip") is None:  # uv makes environments without
+    packages = Path(sysconfig.get_path("purelib"))
+    if not (packages / "pip").exists():  # uv makes environments without
         (wheel,) = Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
-        host.run(["bash", "-c", 'echo "$0" > "$1"/pip.pth', str(wheel), sysconfig.get_path("purelib")])
+        host.run(["bash", "-c", 'echo "$0" > "$1"', str(wheel), str(packages / "pip.pth")])
     stamp = hashlib.sha256((PROJECT / "requirements.lock").read_bytes()).hexdigest() + "  - "
     host.run(["bash", "-c", f"echo '{stamp}' > {hosts.ENVIRONMENT}/.setibl-lock"])
 
