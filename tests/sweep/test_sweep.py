@@ -155,6 +155,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import toys
+from ray._private import ray_constants
+ray_constants.ENABLE_RAY_CLUSTER = not {joins}  # else one that listens on loopback is not found
 from setibl_ray import cli, sweep as command
 from setibl_ray.tuning.engine import sweep
 from setibl_ray.where import Where
@@ -174,7 +176,7 @@ def start(shards, tmp_path):
         here = Path(__file__).parent
         code = SCRIPT.format(
             paths=[str(here), str(here.parent)], journal=str(tmp_path / "journal"), out=str(tmp_path / "out"),
-            base=BASE, space=SPACE, data=shards, plan=WHOLE, epoch_s=epoch_s,
+            base=BASE, space=SPACE, data=shards, plan=WHOLE, epoch_s=epoch_s, joins="--address" in flags,
         )  # fmt: skip
         process = subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True)
         begun.append(process)
@@ -239,6 +241,8 @@ def test_killed_then_interrupted_and_resumed_it_ends_with_the_same_table(
         patched.setattr(desk.Desk, "_show", show)
         with pytest.raises(Interrupted, match="--resume"):
             run(resume=True, **WHOLE)
+    groups = ray.util.placement_group_table().values()
+    assert {group["state"] for group in groups} == {"REMOVED"}, "the next sweep would wait for their cores"
     assert pd.read_csv(tmp_path / "out" / "trials.csv")["state"].tolist() == ["done", "unfinished"]
     assert finished_folds(tmp_path).items() >= kept.items(), "a finished fold was trained again"
     kept = finished_folds(tmp_path)
