@@ -25,10 +25,11 @@ MIN_SHOWN = 30  # needles per bin below which a kind's curve is noise; a reader 
 
 
 class Figure(NamedTuple):
-    """A drawing and its name, by which its caption is found."""
+    """A drawing and its name, by which its caption is found where it brings none of its own."""
 
     name: str
     spec: Spec
+    caption: tuple[str, str] | None = None  # title, how to read it
 
 
 def _numbers(values: Any) -> list[float | None]:
