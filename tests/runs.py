@@ -166,10 +166,11 @@ def manifest(path: Path, folds: int, n_train: int, n_test: int, root: str) -> di
 
 def _predictions(fold: int, start: float) -> list[dict[str, Any]]:
     """The test set in two parts at once on two nodes; of fold 2, the second is lost and tried again."""
-    parts = [_attempt(0, fold + part, start, start + 4, "done") | {"part": part} for part in (0, 1)]
+    spans = [0, 60], [60, 120]
+    parts = [_attempt(0, fold + i, start, start + 4, "done") | {"rows": rows} for i, rows in enumerate(spans)]
     if fold == 2:
         parts[1] |= {"outcome": "failed", "cause": "node-died", "decision": "retry-elsewhere"}
-        parts.append(_attempt(1, fold, start + 5, start + 9, "done") | {"part": 1})
+        parts.append(_attempt(1, fold, start + 5, start + 9, "done") | {"rows": spans[1]})
     return parts
 
 

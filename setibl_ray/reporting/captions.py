@@ -55,8 +55,8 @@ CAPTIONS = {
     ),
     "timeline": (
         "Folds over time",
-        "A lane per fold. Hover for node and seconds; red is an attempt that failed and was tried again. Parts of the "
-        "test set that were predicted at the same time lie above each other.",
+        "A lane per fold. Hover for node and seconds; red is an attempt that failed and was tried again. Spans of "
+        "the test set that were predicted at the same time lie above each other.",
     ),
     "classes": (
         "Classes",

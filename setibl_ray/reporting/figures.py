@@ -477,16 +477,15 @@ PHASES = (
     ("build_s", "build model", "@c1"),
     ("train_s", "train", "@c0"),
     ("predict_valid_s", "predict held-out rows", "@c2"),
-    ("predict_test_s", "predict test rows", "@c6"),
 )
 START = ("start", "@muted/0.5")
-PREDICTION = ("predict test rows", "@c6")  # the same, as work of its own
+PREDICTION = ("predict test rows", "@c6")  # work of its own, in spans that any free slot takes
 FAILED, INTERRUPTED = ("failed attempt", "@bad"), ("interrupted or discarded", "@ink/0.6")
 LANE = 0.8  # of the room between two lanes
 
 
 def timeline(manifest: Mapping[str, Any]) -> Spec:
-    """A lane per fold: what failed, what its last attempt spent its time on, and then the parts of the test set."""
+    """A lane per fold: what failed, what its last attempt spent its time on, and then spans of the test set."""
     bars: dict[tuple[str, str], Spec] = {}
 
     def add(style: tuple[str, str], lane: str, start: float, length: float, text: str, track: Track) -> None:
@@ -519,7 +518,7 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
                 for style, seconds, what in _spent(attempt, timings):
                     add(style, lane, at, seconds, f"{lane}, {_place(attempt)}<br>{what}", track)
                     at += seconds
-    order = [START, *((name, colour) for _, name, colour in PHASES), FAILED, INTERRUPTED]
+    order = [START, *((name, colour) for _, name, colour in PHASES), PREDICTION, FAILED, INTERRUPTED]
     return {
         "data": [bars[style] for style in order if style in bars],
         "layout": _layout(
@@ -581,9 +580,13 @@ def _tracks(attempts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, An
 
 
 def _place(attempt: Mapping[str, Any]) -> str:
-    part = f"part {attempt['part']}, " if "part" in attempt else ""
+    rows = (
+        "test rows {:,}–{:,}, ".format(attempt["rows"][0], attempt["rows"][1] - 1)
+        if "rows" in attempt
+        else ""
+    )
     device = attempt.get("device", "")
-    return f"{attempt.get('node', 'no node')} {device} ({part}attempt {attempt.get('attempt', 0)})"
+    return f"{attempt.get('node', 'no node')} {device} ({rows}attempt {attempt.get('attempt', 0)})"
 
 
 def class_distribution(oof: pd.DataFrame) -> Spec:

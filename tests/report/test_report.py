@@ -218,7 +218,7 @@ def test_colours_can_be_told_apart_by_everybody():
         assert min(abs(lab(linear(named[f"c{i}"]))[0] - paper[0]) for i in range(8)) > 25
 
 
-def test_the_timeline_shows_attempts_phases_and_parts_of_the_test_set():
+def test_the_timeline_shows_attempts_phases_and_spans_of_the_test_set():
     folds = {str(fold): {"timings": {}, "attempts": []} for fold in range(2)}
     lost = {"outcome": "failed", "cause": "node-died", "decision": "retry-elsewhere"}
     folds["0"] |= {
@@ -228,9 +228,9 @@ def test_the_timeline_shows_attempts_phases_and_parts_of_the_test_set():
             {"started_s": 125, "ended_s": 155, "node": "b", "outcome": "done"},
         ],
         "predictions": [
-            {"part": 0, "started_s": 155, "ended_s": 160, "node": "a", "outcome": "done"},
-            {"part": 1, "started_s": 156, "ended_s": 158, "node": "b", **lost},
-            {"part": 1, "started_s": 158, "ended_s": 163, "node": "c", "outcome": "done"},
+            {"rows": [0, 600], "started_s": 155, "ended_s": 160, "node": "a", "outcome": "done"},
+            {"rows": [600, 1200], "started_s": 156, "ended_s": 158, "node": "b", **lost},
+            {"rows": [600, 1200], "started_s": 158, "ended_s": 163, "node": "c", "outcome": "done"},
         ],
     }
     folds["1"]["attempts"] = [
@@ -252,7 +252,7 @@ def test_the_timeline_shows_attempts_phases_and_parts_of_the_test_set():
     test = next(trace for trace in drawn if trace["name"] == "predict test rows")
     assert test["width"] == [0.4, 0.4]  # two at a time, so two strips of the lane
     assert test["offset"] == pytest.approx([-0.4, 0.0])
-    assert "part 1, attempt" in test["customdata"][1]
+    assert "test rows 600–1,199, attempt" in test["customdata"][1]
     assert (
         "node-died, then retry-elsewhere"
         in next(t for t in drawn if t["name"] == "failed attempt")["customdata"][1]
