@@ -133,6 +133,11 @@ class RunFolder:
         """Names of a fold's states, oldest first."""
         return sorted(self._matching(fold, _STATE), key=_epoch)
 
+    def next_epoch(self, fold: int) -> int:
+        """The epoch at which a fold would go on, if its newest state is whole."""
+        states = self.states(fold)
+        return _epoch(states[-1]) + 1 if states else 0
+
     def last_state(self, fold: int) -> LastState:
         """A fold's newest state that is whole; damaged ones after it are removed."""
         damaged: list[str] = []

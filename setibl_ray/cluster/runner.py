@@ -56,8 +56,8 @@ run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=
 
 
 @ray.remote(max_retries=0, num_cpus=0)
-def _call(function: str) -> None:
-    pkgutil.resolve_name(function)()
+def _call(function: str) -> Any:
+    return pkgutil.resolve_name(function)()
 
 
 @dataclass
@@ -248,8 +248,13 @@ class RayRunner:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
 
-def on_every_node(function: str, timeout_s: float = 10.0) -> None:
-    """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
+def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    """Call the function named `package.module:function` on each other node, and wait for it no longer than that.
+
+    Returns:
+      What it returned, by node id; nodes that failed or took longer are left out.
+    """
+    answers: dict[str, Any] = {}
     with suppress(exceptions.RayError):  # of a cluster that is gone there is nothing to call
         here = ray.get_runtime_context().get_node_id()
         others = [node.node_id for node in cluster_nodes() if node.node_id != here]
@@ -257,6 +262,10 @@ def on_every_node(function: str, timeout_s: float = 10.0) -> None:
         calls = [_call.options(scheduling_strategy=place).remote(function) for place in places]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        for node, call in zip(others, calls):
+            with suppress(exceptions.RayError):
+                answers[node] = ray.get(call, timeout=0)
+    return answers
 
 
 def _one_line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ def image_url(data: bytes, kind: str) -> str:
 
 
 def _card(figure: Figure) -> str:
-    title, how = CAPTIONS[figure.name]
+    title, how = figure.caption or CAPTIONS[figure.name]
     height = figure.spec["layout"].get("height", HEIGHT)
     return (
         f'<figure class="card"><h3>{escape(title)}</h3>'

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit  # quantile of Student's t; of the normal for infinite freedom
 
 from setibl_ray import metrics
 
@@ -37,11 +38,22 @@ class Comparison:
     def beyond_noise(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    @property
+    def interval(self) -> str:
+        return f"[{self.low:+.4f} – {self.high:+.4f}]"
+
+    @property
+    def corrected(self) -> str:
+        return f"corrected for {self.n_tried} trials" if self.n_tried > 1 else ""
+
+    @property
+    def figures(self) -> str:
+        over = f"over {self.n_seeds} other seeds" if self.n_seeds > 1 else ""
+        return ", ".join(filter(None, (f"{self.gain:+.4f} AUC {self.interval}", self.corrected, over)))
+
     def __str__(self) -> str:
-        tried = f", corrected for {self.n_tried} trials" if self.n_tried > 1 else ""
-        over = f" over {self.n_seeds} other seeds" if self.n_seeds > 1 else ""
         verdict = "beyond noise" if self.beyond_noise else "within noise: these rows cannot tell them apart"
-        return f"{self.gain:+.4f} AUC [{self.low:+.4f} – {self.high:+.4f}]{tried}{over}: {verdict}"
+        return f"{self.figures}: {verdict}"
 
 
 def against_base(best: pd.DataFrame, base: pd.DataFrame, group: pd.Series, n_tried: int) -> Comparison:
@@ -77,7 +89,10 @@ def confirmed(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], groups: Sequen
     # All seeds predict the same rows: their sampling noise does not average out. What training adds does.
     rows = float(np.mean([_spread(one) for one in found]))
     seeds = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return _comparison(float(gains.mean()), math.hypot(rows, seeds), 1, len(gains))
+    spread = math.hypot(rows, seeds)
+    # Welch and Satterthwaite: a spread over few seeds is itself uncertain, and counts as it weighs beside the rows'.
+    freedom = (len(gains) - 1) * (spread / seeds) ** 4 if seeds else math.inf
+    return _comparison(float(gains.mean()), spread, 1, len(gains), freedom)
 
 
 def _spread(found: dict[str, Any]) -> float:
@@ -86,6 +101,8 @@ def _spread(found: dict[str, Any]) -> float:
     return (high - low) / (2 * NormalDist().inv_cdf(0.5 + LEVEL / 2))
 
 
-def _comparison(gain: float, spread: float, n_tried: int, n_seeds: int) -> Comparison:
-    reach = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / n_tried) * spread
+def _comparison(
+    gain: float, spread: float, n_tried: int, n_seeds: int, freedom: float = math.inf
+) -> Comparison:
+    reach = float(stdtrit(freedom, 1 - (1 - LEVEL) / 2 / n_tried)) * spread
     return Comparison(gain, gain - reach, gain + reach, n_tried, n_seeds)

@@ -6,8 +6,10 @@ the ledger, so that a sweep which was killed goes on with the same trials, and e
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +35,7 @@ from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, Placeme
 from setibl_ray.manifest import describe
 from setibl_ray.memory import largest_fold_bytes
 from setibl_ray.tuning.desk import Desk
-from setibl_ray.tuning.ladder import ladder, slots_for
+from setibl_ray.tuning.ladder import Step, ladder, slots_for
 from setibl_ray.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
 from setibl_ray.tuning.pruning import Pruning
 from setibl_ray.tuning.results import Results, confirm_root, confirm_seeds, write_results
@@ -170,12 +172,13 @@ def sweep(
                 f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
                 f"{slots} folds at once in each; results in {ledger.root}"
             )
+            steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
+            scheduler = _scheduler(ledger, steps, settings)
             desk = Desk(ledger, space.names, settings.trials, base.folds, place.check, console)
             try:
                 with desk:
                     left = _to_do(ledger, space, base, settings)
-                    rungs = _rungs(ledger, base, settings, slots)
-                    _run(desk, shared, left, rungs, at_once, settings, callbacks, place)
+                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
                     if settings.confirm_seeds and desk.ends_because is None:
                         _confirm(desk, shared, at_once, settings, callbacks, place)
             except KeyboardInterrupt:
@@ -185,7 +188,8 @@ def sweep(
             for trial in kept.trials.values():
                 if trial.state == "running":
                     kept.end(trial, "unfinished")
-        results = write_results(ledger, space, base, index)
+        rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
+        results = write_results(ledger, space, base, index, rungs)
         for line in results.lines():
             say(line)
         return _end(desk, ledger, results)
@@ -327,19 +331,19 @@ def _open(
     ledger.folder.write_json("sweep.json", now)
 
 
-def _rungs(ledger: Ledger, base: Config, plan: Plan, slots: int) -> TrialScheduler:
+def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialScheduler:
     if plan.stopping == "none":
         return FIFOScheduler()
-    steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
-    grace = plan.grace_epochs or -(-max(base.for_fold(fold).epochs for fold in steps[0].folds) // 5)
+    n_epochs = sum(step.folds == steps[0].folds for step in steps)
+    grace = plan.grace_epochs or -(-n_epochs // 5)
     before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
-    rungs = Pruning(
+    pruning = Pruning(
         ledger, grace=before.fold_epochs, total=steps[-1].fold_epochs, reduction_factor=plan.reduction_factor
     )
     for trial in ledger.trials.values():
         if trial.state in ENDED:
-            rungs.replay(trial.number, ledger.reports(trial))
-    return rungs
+            pruning.replay(trial.number, ledger.reports(trial))
+    return pruning
 
 
 def _to_do(ledger: Ledger, space: Space, base: Config, plan: Plan) -> Iterator[Trial]:
@@ -362,7 +366,7 @@ def _run(
     desk: Desk,
     shared: Shared,
     trials: Iterator[Trial],
-    rungs: TrialScheduler,
+    scheduler: TrialScheduler,
     at_once: int,
     plan: Plan,
     callbacks: list[tune.Callback],
@@ -374,24 +378,31 @@ def _run(
         logging.CRITICAL
     )  # a failed trial is a line on the desk, not a traceback
     # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
-    tune.run(
-        tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
-        num_samples=plan.trials,
-        search_alg=Queue(trials),
-        scheduler=rungs,
-        max_concurrent_trials=at_once,
-        reuse_actors=True,
-        stop=_Ends(desk),
-        time_budget_s=plan.time_budget_s,
-        max_failures=WORKER_DEATHS,
-        storage_path=shared.root,
-        name="tune",
-        trial_name_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
-        trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
-        callbacks=[desk, *callbacks],
-        raise_on_failed_trial=False,
-        verbose=0,
-    )
+    try:
+        tune.run(
+            tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
+            num_samples=plan.trials,
+            search_alg=Queue(trials),
+            scheduler=scheduler,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            stop=_Ends(desk),
+            time_budget_s=plan.time_budget_s,
+            max_failures=WORKER_DEATHS,
+            storage_path=shared.root,
+            name="tune",
+            trial_name_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+            callbacks=[desk, *callbacks],
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    except BaseException as error:
+        # Tune frees its placement groups after an Exception only; after a Ctrl-C they last as long as its controller,
+        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
 
 
 class _Ends(tune.Stopper):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,9 @@ class Pruning(ASHAScheduler):
       grace: fold-epochs before the first rung.
       total: fold-epochs of a whole trial.
       reduction_factor: more stops more.
+
+    Attributes:
+      rungs: fold-epochs at which trials are stopped.
     """
 
     def __init__(self, ledger: Ledger, *, grace: int, total: int, reduction_factor: float) -> None:
@@ -36,6 +41,8 @@ class Pruning(ASHAScheduler):
             stop_last_trials=False,
         )
         self._ledger = ledger
+        rungs = (math.ceil(grace * reduction_factor**k) for k in itertools.count())
+        self.rungs = list(itertools.takewhile(lambda rung: rung < total, rungs))
 
     def replay(self, number: int, reports: pd.DataFrame) -> None:
         """Put what a trial of an earlier session reported back into the rungs."""

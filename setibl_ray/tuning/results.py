@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import yaml
 
 from setibl_ray.config import Config
 from setibl_ray.data.shards import DataIndex
@@ -28,6 +31,8 @@ class Results:
       table: trials.csv.
       best: the best finished trial; None before one is finished.
       config: its config.
+      names: the searched fields.
+      full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
     """
@@ -36,54 +41,52 @@ class Results:
     table: pd.DataFrame
     best: Trial | None
     config: Config | None
+    names: list[str]
+    full: int
     against_base: Comparison | None
     confirmed: Comparison | None
+
+    def verdict(self) -> str:
+        """Whether the best trial differs from the base config, in a sentence."""
+        if self.best is None:
+            return "No trial is finished."
+        if self.best.number == DEFAULT:
+            return f"No finished trial is better than the base config: out-of-fold AUC {self.best.auc:.4f}."
+        trial = f"Trial {self.best.number}"
+        if self.against_base is None:
+            return f"{trial} is the best; the base config is not finished to compare with."
+        found = self.against_base
+        if found.beyond_noise:
+            return f"{trial} beats the base config beyond noise: {found.figures}."
+        return f"{trial} ranks first, but these rows cannot tell it from the base config: {found.figures}."
 
     def lines(self) -> list[str]:
         """At most 20 lines."""
         if self.best is None:
             return [f"no trial is finished; {self.root}/trials.csv says how far each came"]
-        lines = ["trial  state     OOF AUC  " + "  ".join(self._names)]
+        lines = ["trial  state     OOF AUC  " + "  ".join(self.names)]
         done = self.table[self.table["state"] == "done"].sort_values("auc", ascending=False, kind="stable")
         for row in done.head(SHOWN).to_dict("records"):
-            values = [_shown(row[name]).rjust(len(name)) for name in self._names]
+            values = [_shown(row[name]).rjust(len(name)) for name in self.names]
             if row["trial"] == DEFAULT:
                 values = ["(the base config)"]
             lines.append(f"{row['trial']:5d}  {row['state']:8}  {row['auc']:.4f}   " + "  ".join(values))
         counts = self.table["state"].value_counts()
+        spent = int(self.table["fold_epochs"].sum())
         lines.append(
             ", ".join(f"{count} {state}" for state, count in counts.items())
-            + f"; {int(self.table['fold_epochs'].sum())} fold-epochs trained"
+            + f"; {spent} of {self.full} fold-epochs trained"
         )
-        lines.append(self._verdict())
+        lines.append(self.verdict())
         if self.confirmed is not None:
             lines.append(f"With other seeds: {self.confirmed}.")
-        lines.append(f"best config: {self.root}/best.yaml   page: {self.root}/sweep.html")
+        elif self.against_base is not None:
+            lines.append(
+                f"Other seeds may say otherwise: python -m setibl_ray.sweep --out {self.root} --resume --confirm"
+            )
+        lines.append(f"train it: python -m setibl_ray.cv --config {self.root}/best.yaml")
+        lines.append(f"page: {self.root}/sweep.html")
         return lines
-
-    @property
-    def _names(self) -> list[str]:
-        fixed = (
-            "trial",
-            "state",
-            "auc",
-            "auc_low",
-            "auc_high",
-            "folds_done",
-            "fold_epochs",
-            "started_s",
-            "ended_s",
-            "message",
-        )
-        return [name for name in self.table if name not in fixed]
-
-    def _verdict(self) -> str:
-        if self.best is not None and self.best.number == DEFAULT:
-            return "No finished trial is better than the base config."
-        number = self.best.number if self.best else None
-        if self.against_base is None:
-            return f"Trial {number} is the best; the base config is not finished to compare with."
-        return f"Best trial {number} against the base config: {self.against_base}."
 
 
 def confirm_root(root: str, best: Trial) -> str:
@@ -96,10 +99,15 @@ def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
     return [stream_key(base.seed, "confirm", i) % 2**32 for i in range(n_seeds)]
 
 
-def write_results(ledger: Ledger, space: Space, base: Config, index: DataIndex) -> Results:
-    """Compare what is finished and write the sweep's tables and page."""
-    from setibl_ray.reporting import sweep_page
+def write_results(
+    ledger: Ledger, space: Space, base: Config, index: DataIndex, rungs: Sequence[int]
+) -> Results:
+    """Compare what is finished and write the sweep's tables and page.
 
+    Args:
+      ledger, space, base, index: of the sweep.
+      rungs: fold-epochs at which trials are stopped.
+    """
     table = ledger.table(space.names)
     ledger.folder.write_csv("trials.csv", table)
     best, config, against, again = ledger.best, None, None, None
@@ -112,18 +120,42 @@ def write_results(ledger: Ledger, space: Space, base: Config, index: DataIndex) 
             n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
             against = against_base(_oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)
-    results = Results(ledger.root, table, best, config, against, again)
-    content = sweep_page.Sweep(
-        table=table,
-        fields=[sweep_page.Searched(field.name, field.is_log, field.options) for field in space],
-        base=space.default(base) or {},
-        reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
-        importance=_importance(ledger, space, base),
-        best=None if best is None else best.number,
-        lines=results.lines(),
-    )
-    ledger.folder.write("sweep.html", sweep_page.draw(content))
+    full = sum(_fold_epochs(apply(base, trial.values)) for trial in ledger.trials.values())
+    results = Results(ledger.root, table, best, config, space.names, full, against, again)
+    ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
     return results
+
+
+def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
+    from setibl_ray.reporting import sweep_page
+
+    against, again = results.against_base, results.confirmed
+    gain = None
+    if against is not None:
+        detail = ", ".join(filter(None, (against.interval, against.corrected)))
+        gain = (f"{against.gain:+.4f}", "best against base config", detail)
+    texts = {"Base config": base.to_yaml(), "Search space": yaml.safe_dump(space.plain(), sort_keys=False)}
+    if results.config is not None:
+        texts["Best config: best.yaml"] = results.config.to_yaml()
+    return sweep_page.draw(
+        sweep_page.Sweep(
+            name=os.path.basename(ledger.root),
+            table=results.table,
+            fields=[sweep_page.Searched(field.name, field.is_log, field.options) for field in space],
+            base=space.default(base) or {},
+            reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
+            importance=_importance(ledger, space, base),
+            best=None if results.best is None else results.best.number,
+            default=DEFAULT,
+            rungs=rungs,
+            full=results.full,
+            verdict=results.verdict(),
+            gain=gain,
+            confirmed="" if again is None else f"Repeated with other seeds: {again}.",
+            seeds=None if again is None else ledger.folder.read_csv("confirm.csv"),
+            texts=texts,
+        )
+    )
 
 
 def _confirmed(ledger: Ledger, best: Trial, group: pd.Series) -> Comparison | None:
@@ -143,6 +175,10 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series) -> Comparison | No
     table = pd.DataFrame(rows).assign(difference=lambda t: t["auc_best"] - t["auc_base"])
     ledger.folder.write_csv("confirm.csv", table)
     return confirmed(pairs, [group] * len(pairs))
+
+
+def _fold_epochs(config: Config) -> int:
+    return sum(config.for_fold(fold).epochs for fold in range(config.folds))
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:

@@ -49,12 +49,23 @@ def quality_of(config) -> float:
     return quality({**found, "augment.strength": config.augment.strength})
 
 
+def trial_beside_me() -> int:
+    """Process of the one trial that runs on this Ray."""
+    import psutil
+
+    processes = psutil.Process(os.getppid()).children()
+    (trial,) = [process for process in processes if "CrossValidationTrial" in "".join(process.cmdline())]
+    return trial.pid
+
+
 def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
     """A fold task that writes a line `strength fold epoch|done` to `journal` for whatever it does.
 
-    `trouble`: "code" fails where strength is above 1, "all" always, "data" always with a DataError, "nan"
-    predicts no numbers where strength is above 1, "kill" kills each fold's first attempt after an epoch.
+    `trouble`: "mixed" fails where strength is above 1.4, and predicts no numbers between 1.05 and that; "all" fails
+    always, "data" always with a DataError; "fold" kills each fold's first attempt after an epoch, "trial" once the
+    process of the trial that it belongs to.
     """
+    once = journal.with_name("once")
 
     def note(text: str) -> None:
         with open(journal, "a") as stream:
@@ -72,7 +83,7 @@ def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
             return
         if trouble == "data":
             raise DataError("shard train03-5.tfrec: record 2 is truncated")
-        if trouble == "all" or (trouble == "code" and config.augment.strength > 1):
+        if trouble == "all" or (trouble == "mixed" and config.augment.strength > 1.4):
             raise ValueError("this model cannot be built")
         n_epochs = config.for_fold(job.fold).epochs
         goal = 0.5 + 0.45 * quality_of(config)
@@ -85,13 +96,16 @@ def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
             time.sleep(epoch_s)
             note(f"{name} {job.fold} {epoch}")
             yield EpochEnd(job.fold, epoch, n_epochs, rows[epoch], str(epoch + 1).encode())
-            if trouble == "kill" and job.attempt == 0 and epoch == 0:
+            if trouble == "fold" and job.attempt == 0 and epoch == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if trouble == "trial" and job.fold == 1 and not once.exists():
+                once.touch()
+                os.kill(trial_beside_me(), signal.SIGKILL)
         rows_out = plan.valid_rows(job.fold)
         target = plan.index.train["target"].to_numpy()[rows_out]
         noise = generator(config.seed, "toy", job.fold).normal(size=len(rows_out))
         pred = 1 / (1 + np.exp(-(2 * quality_of(config) * (target - 0.5) + noise)))
-        if trouble == "nan" and config.augment.strength > 1:
+        if trouble == "mixed" and config.augment.strength > 1.05:
             pred = np.full(len(rows_out), np.nan)
         pred = pred.astype(np.float32)
         note(f"{name} {job.fold} done")
