@@ -147,7 +147,12 @@ def test_resume_adds_trials_and_trains_no_fold_twice(run, whole, tmp_path):
     before, table = (pd.read_csv(folder / "out" / "trials.csv") for folder in (whole[0], tmp_path))
     pd.testing.assert_frame_equal(table[:5], before)
     assert table["state"][5] in ("done", "stopped")
-    assert set(journal(tmp_path).values()) == {1}
+    earlier, work = (
+        journal(whole[0]),
+        journal(tmp_path),
+    )  # that of the base and the best has their other seeds, too
+    assert {line: work[line] for line in earlier} == earlier, "a finished epoch was trained again"
+    assert set((work - earlier).values()) == {1}
 
 
 SCRIPT = """
@@ -328,7 +333,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
             {"cpus_per_fold": 8},
             {},
             PlacementError,
-            "a fold asks for 8 CPU on one node, but no node has that much",
+            "a fold asks for 8 CPU on one node, but no node has that.",
         ),
         (
             {},
