@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 AUC_COLOURS = {"auc": "#eb8a2f", "val_auc": "#2a6fbb"}
-LOSS_COLOURS = {"loss": "#53a567", "val_loss": "#c9434a"}
+LOSS_COLOURS = {"loss": "#33ad96", "val_loss": "#7a45e0"}
 LABELS = {"auc": "train AUC", "val_auc": "valid AUC", "loss": "train loss", "val_loss": "valid loss"}
 
 
@@ -35,19 +36,16 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
         value = history["val_auc"].iloc[best]
         left.axvline(epoch[best], color=AUC_COLOURS["val_auc"], lw=8, alpha=0.12)
         left.plot(epoch[best], value, "o", ms=12, color=AUC_COLOURS["val_auc"])
-        left.annotate(
-            f"chosen: {value:.3f}", (epoch[best], value), (0, -22), textcoords="offset points", ha="center"
-        )
+        _name(left, f"chosen: {value:.3f}", epoch, best, value, 10)
     if np.isfinite(history["val_loss"]).any():
         lowest = int(np.nanargmin(history["val_loss"]))
         value = history["val_loss"].iloc[lowest]
         right.plot(epoch[lowest], value, "o", ms=12, color=LOSS_COLOURS["val_loss"])
-        right.annotate(
-            "lowest loss", (epoch[lowest], value), (0, 14), textcoords="offset points", ha="center"
-        )
+        _name(right, "lowest loss", epoch, lowest, value, -18)
     left.set(xlabel="epoch", ylabel="AUC", title=title)
     right.set(ylabel="loss")
-    left.margins(y=0.15)
+    left.margins(y=0.15)  # room for the two names
+    right.margins(y=0.15)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.grid(alpha=0.25)
     left.spines["top"].set_visible(False)
@@ -57,3 +55,9 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
     # No creation date or software in the file: the same history gives the same bytes.
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _name(axes: Any, text: str, epoch: np.ndarray, at: int, value: float, above: int) -> None:
+    """Write beside a marked epoch, on the side where the picture goes on; beyond a best value there is no curve."""
+    side, shift = ("right", -10) if at >= len(epoch) / 2 else ("left", 10)
+    axes.annotate(text, (epoch[at], value), (shift, above), textcoords="offset points", ha=side)
