@@ -47,7 +47,7 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
     plan: bool = False
     """Print the schedule, its makespan, memory and idle time, and run nothing."""
-    rates: str | None = None
+    rates: Location | None = None
     """Run folder whose measured rates --plan takes [those of --out, if a run is there]."""
     assume: Assume = Assume()
 

@@ -38,7 +38,7 @@ class Device(NamedTuple):
 DEVICES = {
     "TPU-V4": Device(275, 0.05, 180, 60, 100, 3.25, 1.25),
     "L4": Device(30, 0.06, 60, 16, 64, 1.15, 0.50),
-    "CPU": Device(0.1, 0.15, 10, 1, 4),
+    "CPU": Device(0.1, 0.18, 10, 1, 4),
 }
 
 
@@ -61,7 +61,7 @@ class Assume(Section):
     peak_tflops: Positive | None = None
     """Peak of one chip, GPU or core, TFLOP/s [TPU-V4 275, L4 30, CPU 0.1]."""
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Part of the peak that a backbone reaches [TPU-V4 0.05, L4 0.06, CPU 0.15]."""
+    """Part of the peak that a backbone reaches [TPU-V4 0.05, L4 0.06, CPU 0.18]."""
     start_s: NonNegative = 20.0
     """From a task's submission to its device: process, imports, TPU system."""
     build_s: NonNegative | None = None
