@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,7 +67,8 @@ class Plan:
       search: how points are chosen.
       stopping: `asha`, or `none` to run every trial to its end.
       reduction_factor: ASHA lets one in so many past a rung.
-      grace_epochs: epochs of its first folds that every trial gets; None for a fifth of them.
+      grace_epochs: epochs of its first folds that every trial gets; None for one in `reduction_factor` of them, so that
+        the next rung lies at the end of those folds.
       folds_at_once: slots of a trial; None for as many as fit and divide the folds.
       trials_at_once: None for as many as fit.
       time_budget_s: begin and train nothing after this; None for no end.
@@ -339,7 +340,7 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialSchedu
     if plan.stopping == "none":
         return FIFOScheduler()
     n_epochs = sum(step.folds == steps[0].folds for step in steps)
-    grace = plan.grace_epochs or -(-n_epochs // 5)
+    grace = plan.grace_epochs or math.ceil(n_epochs / plan.reduction_factor)
     before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
     pruning = Pruning(
         ledger, grace=before.fold_epochs, total=steps[-1].fold_epochs, reduction_factor=plan.reduction_factor
@@ -382,6 +383,7 @@ def _run(
         logging.CRITICAL
     )  # a failed trial is a line on the desk, not a traceback
     # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
+    interrupt: BaseException | None = None
     try:
         tune.run(
             tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
@@ -401,12 +403,15 @@ def _run(
             raise_on_failed_trial=False,
             verbose=0,
         )
-    except BaseException as error:
-        # Tune frees its placement groups after an Exception only; after a Ctrl-C they last as long as its controller,
-        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
+    except Exception:
         raise
+    except BaseException as error:
+        interrupt = error.with_traceback(None)
+    if interrupt is not None:
+        # Tune frees its placement groups after an Exception only. After a Ctrl-C they last as long as its controller,
+        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
+        gc.collect()
+        raise interrupt
 
 
 class _Ends(tune.Stopper):
