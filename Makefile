@@ -35,14 +35,16 @@ sweep-demo: $(INSTALLED)
 	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --epochs 6 --tta 2 --out sweeps/demo/sweep
 	$(PYTHON) -m setibl_ray.cv --config sweeps/demo/sweep/best.yaml --out sweeps/demo/best
 
+# Two at a time, as most tests wait for processes; each file in one of them, as fixtures are a file's. In the order of
+# their names: reordered, the longest single tests would come last and alone.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -m 'not cluster and not soak'
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not soak'
 
 soak: $(INSTALLED)
 	$(PYTHON) -m pytest -m soak
 
 test-cluster: $(INSTALLED)
-	$(PYTHON) -m pytest -m cluster
+	$(PYTHON) -m pytest -m cluster tests/cluster
 
 bench: $(INSTALLED)
 	$(PYTHON) benchmarks/run.py

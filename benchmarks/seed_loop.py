@@ -152,7 +152,8 @@ def run(data: Path, out: Path, size: tuple[int, int], epochs: int, batch: int, t
 
         def views(files: list[str], model: tf.keras.Model = model) -> np.ndarray:
             n = count(files)
-            images = dataset(files, size, 2 * batch, augment=True, repeat=True).map(lambda image, _: image)
+            pairs = dataset(files, size, 2 * batch, augment=True, repeat=True, second="image_id")
+            images = pairs.map(lambda image, _: image)
             steps = int(np.ceil(tta * n / (2 * batch)))
             pred = model.predict(images, steps=steps, verbose=0)[: tta * n]
             return pred.reshape((n, tta), order="F").mean(axis=1)

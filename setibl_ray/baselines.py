@@ -170,7 +170,7 @@ def out_of_fold(features: np.ndarray, target: np.ndarray, fold: np.ndarray, seed
 def score(
     name: str, target: np.ndarray, pred: np.ndarray, fold: np.ndarray, group: Any, seed: int
 ) -> dict[str, Any]:
-    """A baseline's row of metrics.json: AUC with interval, average precision, AUC per fold."""
+    """A baseline's row of metrics.json: AUC with interval, average precision, recall at each FPR, AUC per fold."""
     counts = metrics.Ranking(target, pred).counts()
     units, _ = metrics.resampling_units(group)
     return {
@@ -179,5 +179,6 @@ def score(
         "auc": counts.auc(),
         "interval": metrics.bootstrap_auc(target, pred, units, seed=seed),
         "ap": counts.average_precision(),
+        "recall_at_fpr": [{"fpr": fpr, "recall": counts.recall_at(fpr)} for fpr in metrics.FPR_LEVELS],
         "fold_auc": [metrics.auc(target[fold == k], pred[fold == k]) for k in np.unique(fold)],
     }

@@ -14,6 +14,8 @@ from setibl_ray import blending, calibration, cli, metrics, postprocess
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.runs import Run, load_run, same_rows
+from setibl_ray.storage import Location
+from setibl_ray.summary import finish_lines, gained
 
 
 class Blend(cli.Command):
@@ -25,17 +27,18 @@ class Blend(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.blend")
 
-    runs: CliPositionalArg[list[str]]
+    runs: CliPositionalArg[list[Location]]
     """Run folders or URLs."""
-    out: str
+    out: Location
     """Folder or URL to write."""
     method: Literal["best", "weights", "rank-mean"] = "best"
     """weights that maximise AUC, the plain mean of ranks, or the better of the two by nested score."""
-    postprocess: str | None = None
-    """group-mean, group-max, group-best, or module:function; applied to out-of-fold and test alike."""
+    postprocess: str = "none"
+    """none, group-mean, group-max, group-best or module:function; applied to out-of-fold and test alike."""
     groups: str | None = None
-    """CSV with image_id,group of the test set, for --postprocess [the shards' own]."""
-    calibrate: calibration.Method | None = None
+    """CSV with image_id,group for --postprocess, of the test set and of training rows to be grouped otherwise [the
+    shards' own]."""
+    calibrate: calibration.Asked = "none"
     """Turn scores into probabilities: isotonic or platt, fitted on out-of-fold predictions only."""
 
 
@@ -48,13 +51,15 @@ def main(options: Blend) -> int:
     if folder.exists("manifest.json"):
         raise RunFolderError(f"{folder} holds a run. Choose another --out.")
     table, test, report = blend_runs(runs, options.method)
-    if options.postprocess:
-        report["postprocess"] = _postprocess(options, runs[0], table, test)
-    if options.calibrate:
-        report["calibration"] = _calibrate(options.calibrate, table, test)
+    if options.postprocess != "none":
+        postprocess.find(options.postprocess)  # before shards are read for it
+        table, test = with_groups(table, test, runs[0], options.groups)
+    done = postprocess.finish(table, test, postprocess=options.postprocess, calibrate=options.calibrate)
+    table, test, report = table.assign(pred=done.oof), test.assign(pred=done.test), report | done.report
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
     if len(test):
-        folder.write_csv("submission.csv", test.rename(columns={"image_id": "id", "pred": "target"}))
+        submission = test.rename(columns={"image_id": "id", "pred": "target"})
+        folder.write_csv("submission.csv", submission[["id", "target"]])
     folder.write_json("blend.json", metrics.plain(report))
     print("\n".join(_lines(report, folder)))
     return 0
@@ -67,8 +72,8 @@ def blend_runs(
 
     Returns:
       Out-of-fold table (image_id, target, pred, fold, group) with honest predictions, test table (image_id,
-      pred), and what blend.json says: weights, each run's AUC, the nested AUC of both methods and the method
-      taken.
+      pred, and a group that is ""), and what blend.json says: weights, each run's AUC, the nested AUC of both
+      methods and the method taken.
 
     Raises:
       RunFolderError: a fold other than the training rows leaves only one class, so no weights can be chosen.
@@ -117,88 +122,70 @@ def blend_runs(
     best = max(range(len(runs)), key=lambda i: report["runs"][i]["auc"])
     report["gain_over_best_run"] = metrics.difference(target, preds[:, best], pred, oof["group"])
     table = oof[["image_id", "target", "fold", "group"]].assign(pred=pred)
-    return table, runs[0].submission[["image_id"]].assign(pred=test_pred), report
+    return table, runs[0].submission[["image_id"]].assign(pred=test_pred, group=""), report
 
 
-def _postprocess(options: Blend, run: Run, table: pd.DataFrame, test: pd.DataFrame) -> dict[str, Any]:
-    """Apply the hook in place; returns its effect."""
-    assert options.postprocess is not None
-    target, before = table["target"].to_numpy(), table["pred"].to_numpy()
-    after = postprocess.apply(options.postprocess, table["image_id"], before, table["group"])
-    if len(test):
-        group = test_groups(run, options.groups).reindex(test["image_id"]).fillna("").reset_index(drop=True)
-        test["pred"] = postprocess.apply(
-            options.postprocess, test["image_id"], test["pred"].to_numpy(), group
-        )
-    effect = metrics.difference(target, before, after, table["group"])
-    table["pred"] = after
-    return {"hook": options.postprocess, "auc_before": metrics.auc(target, before),
-            "auc_after": metrics.auc(target, after), "effect": effect}  # fmt: skip
+def with_groups(
+    table: pd.DataFrame, test: pd.DataFrame, run: Run, path: str | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables with a column `group`: of a CSV where it names a row, else of the shards.
 
-
-def test_groups(run: Run, path: str | None) -> pd.Series:
-    """Group by image id of the test set, from a CSV or from the shards.
+    Args:
+      table: out-of-fold rows; image_id and the shards' group.
+      test: test rows; image_id.
+      run: whose shards are asked for the test set's groups if there is no CSV.
+      path: of the CSV, image_id and group.
 
     Raises:
-      ConfigError: the CSV is missing or lacks a column.
+      ConfigError: the CSV is missing, lacks a column, or names a row twice.
       DataError: no CSV was given and the shards are not there.
     """
     if path is None:
         from setibl_ray.pixels import open_pixels
 
-        return open_pixels(run).groups("test")
+        named = open_pixels(run).groups("test") if len(test) else pd.Series(dtype=object)
+    else:
+        named = _read_groups(path)
+    own = named.reindex(table["image_id"]).reset_index(drop=True)
+    return (
+        table.assign(group=own.where(own.notna(), table["group"])),
+        test.assign(group=named.reindex(test["image_id"]).fillna("").to_numpy()),
+    )
+
+
+def _read_groups(path: str) -> pd.Series:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return table.set_index("image_id")["group"]
     except OSError as error:
         raise ConfigError(f"--groups {path}: {error.strerror or error}") from None
-    except KeyError as error:
+    except ValueError as error:  # empty, no text, ragged
+        raise ConfigError(f"--groups {path}: not a CSV: {error}") from None
+    missing = [name for name in ("image_id", "group") if name not in table]
+    if missing:
         raise ConfigError(
-            f"--groups {path}: expected columns image_id and group, no column {error}"
-        ) from None
-
-
-def _calibrate(method: calibration.Method, table: pd.DataFrame, test: pd.DataFrame) -> dict[str, Any]:
-    """Calibrate in place, each out-of-fold row without its own fold; returns scores before and after."""
-    target, fold = table["target"].to_numpy(), table["fold"].to_numpy()
-    before = table["pred"].to_numpy()
-    after = calibration.cross_calibrate(method, target, before, fold)
-    test["pred"] = (
-        calibration.fit(method, target, before)(test["pred"].to_numpy()) if len(test) else test["pred"]
-    )
-    table["pred"] = after
-    return {
-        "method": method,
-        **{
-            f"{name}_{when}": score(target, pred)
-            for name, score in (("brier", calibration.brier), ("ece", calibration.expected_calibration_error),
-                                ("auc", metrics.auc))
-            for when, pred in (("before", before), ("after", after))
-        },
-    }  # fmt: skip
+            f"--groups {path}: expected columns image_id and group, no column {missing[0]!r} among "
+            f"{', '.join(table.columns)}"
+        )
+    twice = table["image_id"].duplicated()
+    if twice.any():
+        raise ConfigError(f"--groups {path}: image_id {table.loc[twice, 'image_id'].iloc[0]} appears twice")
+    return table.set_index("image_id")["group"]
 
 
 def _lines(report: dict[str, Any], folder: RunFolder) -> list[str]:
     lines = [f"{'run':40}{'AUC':>8}{'weight':>9}"]
     lines += [f"{run['run'][-39:]:40}{run['auc']:8.4f}{run['weight']:9.3f}" for run in report["runs"]]
-    gain = report["gain_over_best_run"]
-    low, high = gain["interval"]
     nested = report["nested_mean_fold_auc"]
     lines += [
         f"nested score (mean AUC within folds): weights {nested['weights']:.4f}, "
         f"rank mean {nested['rank-mean']:.4f}",
         f"blend by {report['method']}: out-of-fold AUC {report['oof_auc']:.4f}, "
-        f"{gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over the best run",
+        f"{gained(report['gain_over_best_run'])} over the best run",
+        *finish_lines(report),
     ]
-    if "postprocess" in report:
-        own = report["postprocess"]
-        lines.append(f"{own['hook']}: AUC {own['auc_before']:.4f} to {own['auc_after']:.4f}")
-    if "calibration" in report:
-        own = report["calibration"]
-        lines.append(
-            f"{own['method']}: calibration error {own['ece_before']:.4f} to {own['ece_after']:.4f}, "
-            f"Brier {own['brier_before']:.4f} to {own['brier_after']:.4f}"
-        )
+    bounds = report["gain_over_best_run"]["interval"]
+    if len(report["runs"]) > 1 and not (bounds and bounds[0] > 0):
+        lines.append("not shown to be better than the best run alone")
     return [*lines, f"written to {folder}"]
 
 

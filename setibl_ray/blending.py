@@ -7,6 +7,7 @@ rows look better than they are; `nested` chooses them on all folds but one and s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,13 +72,19 @@ def _without(weights: np.ndarray, run: int) -> np.ndarray:
 def _cost_of_dropping(target: np.ndarray, preds: np.ndarray, weights: np.ndarray, run: int) -> float:
     """How much AUC falls without a run, in standard errors of that difference."""
     difference, error = auc_difference(target, preds @ weights, preds @ _without(weights, run))
-    return difference / error if error > 0 else 0.0
+    if error > 0:
+        return difference / error
+    return math.inf if difference > 0 else 0.0
 
 
 def auc_difference(target: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """AUC of `first` minus AUC of `second` on the same rows, and its standard error (DeLong et al. 1988)."""
+    """AUC of `first` minus AUC of `second` on the same rows, and its standard error (DeLong et al. 1988).
+
+    Of a class with a single row no spread is known: the error is that of the other class alone, 0 if that is one too.
+    """
     gap = [a - b for a, b in zip(_placements(target, first), _placements(target, second))]
-    return float(gap[0].mean()), float(np.sqrt(sum(values.var(ddof=1) / len(values) for values in gap)))
+    variance = sum(values.var(ddof=1) / len(values) for values in gap if len(values) > 1)
+    return float(gap[0].mean()), float(np.sqrt(variance))
 
 
 def _placements(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

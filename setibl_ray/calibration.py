@@ -15,6 +15,7 @@ import numpy as np
 from setibl_ray.errors import DataError
 
 Method = Literal["isotonic", "platt"]
+Asked = Literal["none", "isotonic", "platt"]
 Calibrator = Callable[[np.ndarray], np.ndarray]
 
 N_BINS = 15

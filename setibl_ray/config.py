@@ -162,6 +162,11 @@ class Config(Section):
     """Views averaged at test time; 0 predicts the image as it is."""
     fold_weights: str = "equal"
     """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
+    postprocess: str = "none"
+    """none, group-mean, group-max, group-best or module:function: what a group's rows tell about each other; for
+    out-of-fold and test scores alike."""
+    calibrate: Literal["none", "isotonic", "platt"] = "none"
+    """Turn scores into probabilities, by a curve fitted on out-of-fold scores only."""
     standardize: bool = True
     """Bring each panel to mean 0 and standard deviation 1 before anything else."""
     loss: Literal["bce", "focal"] = "bce"
@@ -253,6 +258,8 @@ def explain(error: pydantic.ValidationError) -> str:
     field = field.replace("_", "-")
     if first["type"] == "extra_forbidden":
         return f"unknown field {field!r}: check its spelling (--help lists every field)"
+    if first["type"] == "missing":
+        return f"{field}: expected, but not given (see --help)"
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] == "value_error" else f"; got {first['input']!r}"
     return f"{field + ': ' if field else ''}{message}{received}"

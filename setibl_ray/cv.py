@@ -13,6 +13,8 @@ from pydantic_settings import SettingsConfigDict
 from setibl_ray import cli
 from setibl_ray.config import Config, load_yaml, merge, parse
 from setibl_ray.errors import ConfigError, RunFolderError, RunStoppedError
+from setibl_ray.planning.assume import Assume
+from setibl_ray.storage import Location
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
@@ -33,9 +35,9 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cv")
 
-    data: str | None = None
+    data: Location | None = None
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
-    out: str | None = None
+    out: Location | None = None
     """Run folder or URL to write [runs/DATE-TIME]."""
     config: str | None = None
     """YAML file with any of these fields; flags come before it."""
@@ -43,6 +45,11 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
     """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
+    plan: bool = False
+    """Print the schedule, its makespan, memory and idle time, and run nothing."""
+    rates: str | None = None
+    """Run folder whose measured rates --plan takes [those of --out, if a run is there]."""
+    assume: Assume = Assume()
 
 
 RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
@@ -50,7 +57,8 @@ RUN_FIELDS = frozenset(Cv.model_fields) - frozenset(Config.model_fields)
 
 def resolve(options: Cv) -> Config:
     """What the flags say of the config; a resumed run has its own below them, not the demo's."""
-    return parse(layered(options, RUN_FIELDS, {} if options.data or options.resume else DEMO))
+    demo = not (options.data or options.resume or options.assume.rows)
+    return parse(layered(options, RUN_FIELDS, DEMO if demo else {}))
 
 
 def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +83,8 @@ def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) ->
 
 def main(options: Cv) -> int:
     config = resolve(options)
+    if not options.plan and (options.rates or options.assume.model_fields_set):
+        raise ConfigError("--rates and --assume.… belong to --plan: add it, or leave them out")
 
     from rich.console import Console
 
@@ -87,11 +97,26 @@ def main(options: Cv) -> int:
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
-    out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
     data = options.data
-    if data is None and not options.resume:
+    if data is None and not options.resume and options.assume.rows is None:
         say("no --data: running on the embedded demo set of simulated cadences")
         data = str(demo_dataset())
+    if options.plan:
+        from setibl_ray.planning.command import plan_run
+
+        plan_run(
+            config,
+            data=data,
+            out=options.out,
+            rates=options.rates,
+            assume=options.assume,
+            where=options.where(),
+            resume=options.resume,
+            on_bad_record=options.on_bad_record,
+            console=console,
+        )
+        return 0
+    out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
     say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}")
     done = cross_validate(
         config,
@@ -106,7 +131,7 @@ def main(options: Cv) -> int:
         say(line)
     again = f"python -m setibl_ray.report {done.folder}"
     try:
-        say(f"report: {write_report(done.folder, data)}")
+        say(f"report: {write_report(done.folder, data, done.index)}")
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure

@@ -13,16 +13,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from setibl_ray import folds, metrics, oof
+from setibl_ray import folds, metrics, oof, postprocess
 from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
@@ -36,15 +36,19 @@ from setibl_ray.runfolder import RunFolder
 from setibl_ray.supervisor import Supervisor
 from setibl_ray.where import Where
 
+if TYPE_CHECKING:
+    from setibl_ray.cluster.placement import Request
+
 FOLD_TASK = "setibl_ray.train.fold:fold_task"  # named, not imported: it brings TensorFlow with it
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """A finished run: its folder and its metrics (the content of metrics.json)."""
+    """A finished run: its folder, its metrics (the content of metrics.json), and the index of its data."""
 
     folder: str
     metrics: dict[str, Any]
+    index: DataIndex = field(repr=False)
 
 
 def cross_validate(
@@ -95,17 +99,7 @@ def cross_validate(
             raise ConfigError(
                 "data: expected a folder or URL of shards; only a run that is resumed knows its own"
             )
-        index = read_index(data, on_bad_record=on_bad_record or "fail")
-        if index.bad_records:
-            first = f"first {index.bad_records[0]}"
-            _say(
-                console,
-                f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",
-            )
-        config = check(config, index)
-        fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
-        check_batches(config, fold_of_row)
-        plan = Plan(config, index, fold_of_row, scratch_of(index), build_model=build_model)
+        plan = plan_for(config, data, on_bad_record or "fail", console, build_model)
         with runner_for(plan, where, console) as (runner, plan):
             manifest = open_run(folder, plan, resume, on_bad_record or "fail")
             with (
@@ -119,6 +113,31 @@ def cross_validate(
                     progress.update(event, decision)
                 all_done(manifest)
                 return gather_run(folder, manifest, plan, supervisor.results, supervisor.predicted)
+
+
+def plan_for(
+    config: Config,
+    data: str,
+    on_bad_record: Literal["fail", "skip"],
+    console: Console,
+    build_model: Callable[..., Any] | None = None,
+) -> Plan:
+    """Everything that can be found wrong with config and data before a node is asked for.
+
+    Raises:
+      ConfigError, DataError: something is.
+    """
+    index = read_index(data, on_bad_record=on_bad_record)
+    if index.bad_records:
+        first = f"first {index.bad_records[0]}"
+        _say(
+            console,
+            f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",
+        )
+    config = check(config, index)
+    fold_of_row = folds.assign(config, index.train, describe(index)["n_train_shards"], data)
+    check_batches(config, fold_of_row)
+    return Plan(config, index, fold_of_row, scratch_of(index), build_model=build_model)
 
 
 def scratch_of(index: DataIndex) -> str:
@@ -156,7 +175,8 @@ def check(config: Config, index: DataIndex) -> Config:
     """Settle what depends on the data, and refuse what cannot work with it.
 
     Raises:
-      ConfigError: the layout needs panels that the shards do not hold, or the weights are not there.
+      ConfigError: the layout needs panels that the shards do not hold, the weights are not there, or post-processing
+        cannot be done.
     """
     layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[index.storage]]
     if index.storage == "seed" and len(layout.panels) == N_PANELS:
@@ -172,6 +192,7 @@ def check(config: Config, index: DataIndex) -> Config:
         raise ConfigError(
             f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file"
         )
+    postprocess.check(config.postprocess, {"training": index.train["group"], "test": index.test["group"]})
     return config.model_copy(update={"layout": layout.name})
 
 
@@ -188,38 +209,45 @@ def check_batches(config: Config, fold_of_row: np.ndarray) -> None:
 @contextmanager
 def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Runner, Plan]]:
     """A runner, and the plan with the device and cores that a fold gets there."""
-    say = partial(_say, console)
     with caches_removed():
         if where.runner == "local":
-            cores = len(os.sched_getaffinity(0))
-            share = plan.config.cpus_per_fold or max(1, cores // plan.config.folds)
-            plan = _placed(plan, plan.config.device, share)
+            plan = _placed(plan, plan.config.device, cores_here(plan.config))
             yield LocalRunner(FOLD_TASK, plan, where.fold_timeout_s), plan
             return
-        from setibl_ray.cluster import connect, placement
         from setibl_ray.cluster.runner import RayRunner, on_every_node
 
-        with connect.connected(where.address) as greeting:
-            say(greeting)
-            request = placement.wait_for_placement(
-                lambda: placement.request_for(
-                    plan.config, placement.cluster_nodes(), where.accelerator_type, where.labels
-                ),
-                where.placement_timeout_s,
-                say,
-            )
+        with cluster_for(plan.config, where, console) as request:
             plan = _placed(plan, request.device, request.cpus)
-            request = placement.with_memory(
-                request,
-                largest_fold_bytes(plan.config, request.device, request.cpus),
-                placement.cluster_nodes(),
-            )
             runner = RayRunner(FOLD_TASK, plan, request, where.workers, timeout_s=where.fold_timeout_s)
             try:
                 yield runner, plan
             finally:
                 runner.cancel()
                 on_every_node("setibl_ray.data.panels:remove_all_unused")
+
+
+def cores_here(config: Config) -> int:
+    """Cores of a fold in a plain loop on this machine."""
+    return config.cpus_per_fold or max(1, len(os.sched_getaffinity(0)) // config.folds)
+
+
+@contextmanager
+def cluster_for(config: Config, where: Where, console: Console) -> Iterator[Request]:
+    """The connected cluster, and what each fold asks of a node of it.
+
+    Raises:
+      PlacementError: no node can ever hold a fold.
+    """
+    from setibl_ray.cluster import connect, placement
+
+    say = partial(_say, console)
+    with connect.connected(where.address) as greeting:
+        say(greeting)
+        request = placement.wait_for_placement(
+            config, where.accelerator_type, where.labels, where.placement_timeout_s, say
+        )
+        wanted = largest_fold_bytes(config, request.device, request.cpus)
+        yield placement.with_memory(request, wanted, placement.cluster_nodes())
 
 
 def _say(console: Console, text: str) -> None:
@@ -278,30 +306,52 @@ def gather_run(
     predicted: Mapping[int, Predicted],
 ) -> CrossValidation:
     """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
+    config = plan.config
     pred = oof.gather(plan.fold_of_row, {fold: r.valid_pred for fold, r in results.items()})
     plain = oof.gather(plan.fold_of_row, {fold: r.valid_pred_no_tta for fold, r in results.items()})
     table = oof.oof_table(plan.index.train, plan.fold_of_row, pred, plain)
-    summary = metrics.summarise(table, seed=plan.config.seed)
+    weights = fold_weights(config, table)
+    test = averaged(plan, predicted, weights)
+    done = postprocess.finish(
+        table, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
+    )
+    table = table.assign(pred=done.oof.astype(np.float32), pred_model=pred)
+    summary = metrics.summarise(table, seed=config.seed) | done.report
     for entry in summary["folds"]:
-        entry["best_epoch"] = results[entry["fold"]].best_epoch
+        own = results[entry["fold"]]
+        entry |= {
+            "best_epoch": own.best_epoch,
+            "val_auc": metrics.plain([row["val_auc"] for row in own.history]),
+        }
     folder.write_csv("oof.csv", table[["image_id", "target", "pred", "fold"]])
-    if plan.n_test:
-        weights = oof.fold_weights(plan.config, [entry["auc"] for entry in summary["folds"]])
-        write_submission(folder, plan, predicted, weights)
+    if len(test):
+        write_submission(folder, test.assign(pred=done.test))
         summary["fold_weights"] = weights.tolist()
     folder.write_json("metrics.json", summary)
     manifest.content["ended_s"] = time.time()
     manifest.save()
-    return CrossValidation(str(folder), summary)
+    return CrossValidation(str(folder), summary, plan.index)
 
 
-def write_submission(
-    folder: RunFolder, plan: Plan, predicted: Mapping[int, Predicted], weights: np.ndarray
-) -> None:
-    """Write submission.csv: the folds' test predictions averaged with `weights` (folds,), sorted by id."""
-    pred = oof.average([predicted[fold].pred for fold in range(plan.config.folds)], weights)
-    test = pd.DataFrame({"id": plan.index.test["image_id"].to_numpy(), "target": pred})
-    folder.write_csv("submission.csv", test.sort_values("id", kind="stable"))
+def fold_weights(config: Config, table: pd.DataFrame) -> np.ndarray:
+    """(folds,) weights of the folds in the test prediction, from their models' scores: target, pred and fold."""
+    folds = table.groupby("fold")
+    aucs = [metrics.auc(part["target"].to_numpy(), part["pred"].to_numpy()) for _, part in folds]
+    return oof.fold_weights(config, aucs)
+
+
+def averaged(plan: Plan, predicted: Mapping[int, Predicted], weights: np.ndarray) -> pd.DataFrame:
+    """The test set's image_id, group and pred, the folds' predictions averaged with `weights` (folds,)."""
+    test = plan.index.test[["image_id", "group"]]
+    if not plan.n_test:
+        return test.iloc[:0].assign(pred=np.empty(0, np.float32))
+    return test.assign(pred=oof.average([predicted[fold].pred for fold in range(len(weights))], weights))
+
+
+def write_submission(folder: RunFolder, test: pd.DataFrame) -> None:
+    """Write submission.csv from image_id and pred of the test set: id, target, sorted by id."""
+    table = pd.DataFrame({"id": test["image_id"], "target": test["pred"].astype(np.float32)})
+    folder.write_csv("submission.csv", table.sort_values("id", kind="stable"))
 
 
 def _resuming(folder: RunFolder, plan: Plan, where: Where) -> str:

@@ -11,7 +11,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli, metrics
 from setibl_ray.runs import Run, load_run
-from setibl_ray.summary import number, spread, summary_lines
+from setibl_ray.storage import Location
+from setibl_ray.summary import number, percent, spread, summary_lines
 
 
 class Evaluate(cli.Command):
@@ -19,32 +20,37 @@ class Evaluate(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.evaluate")
 
-    run: CliPositionalArg[str]
+    run: CliPositionalArg[Location]
     """Run folder or URL."""
     baselines: bool = False
     """Score simple methods on the same folds, and look for leaks (reads the shards)."""
     rows: Annotated[int, Field(ge=100)] = 5000
     """Cadences of each split that --baselines reads at most, drawn at random."""
-    data: str | None = None
+    data: Location | None = None
     """Where the shards are now [where the run read them]."""
     bootstrap: Annotated[int, Field(ge=10)] = 500
     """Resamples behind each interval."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the resamples and of the rows drawn."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the resamples and of the rows drawn [the run's own, which gives the intervals that it wrote itself]."""
 
 
 def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, Any]:
     """What metrics.json says of a run; keeps what only `cv` and `--baselines` know."""
     fresh = metrics.summarise(run.oof, n_bootstrap=n_bootstrap, seed=seed)
     for fold in fresh["folds"]:
-        fold["best_epoch"] = run.best_epochs.get(fold["fold"])
+        past = run.histories[fold["fold"]]
+        fold |= {
+            "best_epoch": run.best_epochs[fold["fold"]],
+            "val_auc": metrics.plain(past["val_auc"].to_numpy()),
+        }
     return {**(run.metrics or {}), **fresh}
 
 
 def trust_lines(summary: dict[str, Any]) -> list[str]:
     """Baselines and checks as text."""
     lines = [
-        f"{row['name']:34}AUC {number(row['auc'])} {spread(row['interval'])}"
+        f"{row['name']:34}AUC {number(row['auc'])} {spread(row['interval'])}, "
+        f"recall {percent(row['recall_at_fpr'][0]['recall'])} at 1 % FPR"
         for row in summary.get("baselines", [])
     ]
     marks = {"ok": "✓", "look": "?", "problem": "✗"}
@@ -56,14 +62,13 @@ def trust_lines(summary: dict[str, Any]) -> list[str]:
 
 def main(options: Evaluate) -> int:
     run = load_run(options.run)
-    summary = evaluate(run, n_bootstrap=options.bootstrap, seed=options.seed)
+    seed = run.config.seed if options.seed is None else options.seed
+    summary = evaluate(run, n_bootstrap=options.bootstrap, seed=seed)
     if options.baselines:
         from setibl_ray import probes
         from setibl_ray.pixels import open_pixels
 
-        summary |= probes.examine(
-            run, open_pixels(run, options.data), max_rows=options.rows, seed=options.seed
-        )
+        summary |= probes.examine(run, open_pixels(run, options.data), max_rows=options.rows, seed=seed)
     run.folder.write_json("metrics.json", summary)
     print("\n".join([*summary_lines(summary), *trust_lines(summary)]))
     return 0

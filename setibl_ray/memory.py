@@ -17,6 +17,7 @@ what is free there is enough. docs/reliability.md holds estimates against measur
 
 from __future__ import annotations
 
+from setibl_ray.backbones import BACKBONES
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config
 
@@ -24,34 +25,16 @@ PROCESS = 1500 << 20
 BUILDING = 200 << 20
 COPIES = 16
 
-# Parameters in millions; values kept for the backward pass for each pixel of the input, which are the published
-# activation counts of a forward pass (per pixel of their image) times 3 for normalised and activated copies.
-_SIZES: dict[str, tuple[float, float]] = {
-    "efficientnet-nano": (0.3, 60),
-    "efficientnet-b0": (4.1, 400),
-    "efficientnet-b1": (6.6, 570),
-    "efficientnet-b2": (7.8, 610),
-    "efficientnet-b3": (10.8, 800),
-    "efficientnet-b4": (17.7, 1040),
-    "efficientnet-b5": (28.5, 1430),
-    "efficientnet-b6": (41.0, 1800),
-    "efficientnet-b7": (64.1, 2420),
-    "resnet50": (23.6, 660),
-    "inception-v3": (21.8, 400),
-    "xception": (20.9, 1000),
-    "vit-tiny": (5.6, 360),
-}
-
 
 def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
     """The estimate for one fold, by the formula above."""
     own = config.for_fold(fold)
-    parameters, kept = _SIZES[own.model]
+    backbone = BACKBONES[own.model]
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
-    activations = pixels * kept * 4 if device in ("cpu", "auto") else 0
+    activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
     pipeline = (cpus + 2) * 2 * pixels * channels * 4
-    return int(PROCESS + BUILDING + COPIES * 4e6 * parameters + activations + pipeline)
+    return int(PROCESS + BUILDING + COPIES * 4e6 * backbone.parameters + activations + pipeline)
 
 
 def largest_fold_bytes(config: Config, device: str, cpus: int) -> int:

@@ -8,7 +8,7 @@ where scikit-learn sorts anew for each draw and takes 46 s. The tests hold it ag
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,17 +115,23 @@ def interval(draws: np.ndarray, level: float = LEVEL) -> list[float] | None:
     return [float(bound) for bound in np.percentile(kept, [tail, 100 - tail])]
 
 
-def _draw_weights(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    n_units = units.max() + 1
-    return np.bincount(rng.integers(0, n_units, n_units), minlength=n_units)[units].astype(np.float64)
+def _resamples(n_units: int, n_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """(n_units,) how often each unit is in one draw of as many with replacement; for every draw.
+
+    None at all for a single unit: drawn again it is itself, which would pass for certainty.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(n_bootstrap if n_units > 1 else 0):
+        yield np.bincount(rng.integers(0, n_units, n_units), minlength=n_units).astype(np.float64)
 
 
 def bootstrap_auc(
     target: np.ndarray, pred: np.ndarray, units: np.ndarray, *, n_bootstrap: int = 500, seed: int = 0
 ) -> list[float] | None:
     """Interval of the AUC of (n,) scores, resampling units (n,)."""
-    ranking, rng = Ranking(target, pred), np.random.default_rng(seed)
-    return interval(np.array([ranking.counts(_draw_weights(units, rng)).auc() for _ in range(n_bootstrap)]))
+    ranking = Ranking(target, pred)
+    draws = _resamples(int(units.max()) + 1, n_bootstrap, seed)
+    return interval(np.array([ranking.counts(drawn[units]).auc() for drawn in draws]))
 
 
 def difference(
@@ -144,14 +150,28 @@ def difference(
       apart.
     """
     units, resampled = resampling_units(group)
-    rankings = Ranking(target, first), Ranking(target, second)
-    rng = np.random.default_rng(seed)
-    draws = np.empty(n_bootstrap)
-    for i in range(n_bootstrap):
-        weights = _draw_weights(units, rng)
-        draws[i] = rankings[1].counts(weights).auc() - rankings[0].counts(weights).auc()
-    gain = rankings[1].counts().auc() - rankings[0].counts().auc()
-    return plain({"difference": gain, "interval": interval(draws), "resampled": resampled})
+    before, after = Ranking(target, first), Ranking(target, second)
+    draws = [
+        after.counts(drawn[units]).auc() - before.counts(drawn[units]).auc()
+        for drawn in _resamples(int(units.max()) + 1, n_bootstrap, seed)
+    ]
+    gain = after.counts().auc() - before.counts().auc()
+    return plain({"difference": gain, "interval": interval(np.array(draws)), "resampled": resampled})
+
+
+def mean_difference(
+    first: np.ndarray, second: np.ndarray, group: pd.Series, *, n_bootstrap: int = 500, seed: int = 0
+) -> dict[str, Any]:
+    """Mean of `second` minus mean of `first`, (n,) numbers of the same rows, with a paired bootstrap interval.
+
+    Returns:
+      As `difference` does.
+    """
+    units, resampled = resampling_units(group)
+    gap, size = np.bincount(units, second - first), np.bincount(units).astype(np.float64)
+    draws = [drawn @ gap / (drawn @ size) for drawn in _resamples(len(size), n_bootstrap, seed)]
+    mean = gap.sum() / size.sum()
+    return plain({"difference": mean, "interval": interval(np.array(draws)), "resampled": resampled})
 
 
 def summarise(
@@ -163,8 +183,9 @@ def summarise(
     """Everything that metrics.json says about a run's out-of-fold predictions.
 
     Args:
-      oof: one row per training cadence: image_id, target (0/1), pred (mean over views), pred_no_tta, fold,
-        and where known group, snr (per panel), kind (of needle for target 1, of interference for target 0).
+      oof: one row per training cadence: image_id, target (0/1), pred (as written to oof.csv), pred_no_tta, fold;
+        where known group, snr (per panel), kind (of needle for target 1, of interference for target 0); and
+        pred_model, the mean over views before post-processing and calibration, where it differs from pred.
       n_bootstrap: draws behind each interval.
       seed: of the draws.
 
@@ -182,6 +203,9 @@ def summarise(
     group = oof.get("group", pd.Series([""] * len(oof), oof.index))
 
     ranking, raw_ranking = Ranking(target, pred), Ranking(target, raw)
+    # What averaging views brings is asked of the model's own scores, whatever was done to them later.
+    model = oof.get("pred_model", oof["pred"]).to_numpy(np.float64)
+    model_ranking = ranking if np.array_equal(model, pred) else Ranking(target, model)
     counts, raw_counts = ranking.counts(), raw_ranking.counts()
     folds = [_fold_summary(k, target[fold == k], pred[fold == k], raw[fold == k]) for k in np.unique(fold)]
     operating = [_operating_point(ranking, counts, fpr) for fpr in FPR_LEVELS]
@@ -194,13 +218,16 @@ def summarise(
             "oof_auc_no_tta": raw_counts.auc(),
             "oof_ap": counts.average_precision(),
             "oof_ap_no_tta": raw_counts.average_precision(),
+            "tta_gain": model_ranking.counts().auc() - raw_counts.auc(),
             "recall_at_fpr": operating,
             "brier": calibration.brier(target, pred),
             "brier_no_tta": calibration.brier(target, raw),
             "ece": calibration.expected_calibration_error(target, pred),
             "ece_no_tta": calibration.expected_calibration_error(target, raw),
             "folds": folds,
-            "intervals": _intervals(ranking, raw_ranking, target, pred, fold, group, n_bootstrap, seed),
+            "intervals": _intervals(
+                ranking, model_ranking, raw_ranking, target, pred, fold, group, n_bootstrap, seed
+            ),
             "needles": _needles(oof, target, pred, threshold),
             "recall_by_snr": _recall_by_snr(oof, target, pred, threshold),
             "interference": _interference(oof, target, pred, threshold),
@@ -254,6 +281,7 @@ def _operating_point(ranking: Ranking, counts: Counts, fpr: float) -> dict[str, 
 
 def _intervals(
     ranking: Ranking,
+    model_ranking: Ranking,
     raw_ranking: Ranking,
     target: np.ndarray,
     pred: np.ndarray,
@@ -264,27 +292,30 @@ def _intervals(
 ) -> dict[str, Any]:
     units, resampled = resampling_units(group)
     folds = {int(k): (fold == k, Ranking(target[fold == k], pred[fold == k])) for k in np.unique(fold)}
-    rng = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {}
-    for _ in range(n_bootstrap):
-        weights = _draw_weights(units, rng)
+    n_units = int(units.max()) + 1
+
+    def measured(weights: np.ndarray) -> dict[str, float]:
         counts, raw_counts = ranking.counts(weights), raw_ranking.counts(weights)
-        drawn = {
+        model_counts = counts if model_ranking is ranking else model_ranking.counts(weights)
+        return {
             "oof_auc": counts.auc(),
             "oof_auc_no_tta": raw_counts.auc(),
             "oof_ap": counts.average_precision(),
             "oof_ap_no_tta": raw_counts.average_precision(),
             **{f"recall_at_{fpr:g}": counts.recall_at(fpr) for fpr in FPR_LEVELS},
-            "tta_gain": counts.auc() - raw_counts.auc(),
+            "tta_gain": model_counts.auc() - raw_counts.auc(),
             **{f"fold_{k}_auc": own.counts(weights[rows]).auc() for k, (rows, own) in folds.items()},
         }
-        for name, value in drawn.items():
-            draws.setdefault(name, []).append(value)
+
+    draws: dict[str, list[float]] = {name: [] for name in measured(np.ones(len(target)))}
+    for drawn in _resamples(n_units, n_bootstrap, seed):
+        for name, value in measured(drawn[units]).items():
+            draws[name].append(value)
     return {
         "level": LEVEL,
         "n_bootstrap": n_bootstrap,
         "resampled": resampled,
-        "n_units": int(units.max()) + 1,
+        "n_units": n_units,
         **{name: interval(np.array(values)) for name, values in draws.items()},
     }
 

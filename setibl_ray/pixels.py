@@ -7,13 +7,16 @@ they are the ones the run was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from setibl_ray.errors import DataError
 from setibl_ray.runs import Run
+
+if TYPE_CHECKING:
+    from setibl_ray.data.shards import DataIndex
 
 Split = Literal["train", "test"]
 
@@ -43,7 +46,7 @@ class Pixels(Protocol):
 class ShardPixels:
     """Panels read from shards."""
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: DataIndex) -> None:
         from setibl_ray.cadence import N_PANELS, ON
 
         self._index = index
@@ -69,12 +72,13 @@ class ShardPixels:
         return read_panels(self._index, split, rows, self._panels)
 
 
-def open_pixels(run: Run, data: str | None = None) -> ShardPixels:
+def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = None) -> ShardPixels:
     """The panels of the shards that a run was trained on.
 
     Args:
       run: whose rows are wanted.
       data: where the shards are now; by default where they were.
+      index: of those shards, if it has been read already.
 
     Raises:
       DataError: they are not there, or are others.
@@ -83,7 +87,8 @@ def open_pixels(run: Run, data: str | None = None) -> ShardPixels:
 
     root = data or run.manifest["data"]["root"]
     try:
-        index = read_index(root, on_bad_record=run.manifest["data"].get("on_bad_record", "fail"))
+        if index is None:
+            index = read_index(root, on_bad_record=run.manifest["data"].get("on_bad_record", "fail"))
     except OSError as error:  # a bucket without credentials, a host that is gone
         raise DataError(f"shards in {root} cannot be read: {error}") from error
     if index.fingerprint != run.manifest["data"]["fingerprint"]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.storage import Location
 
 
 class Predict(cli.ClusterFlags, cli.Command):
@@ -18,11 +19,11 @@ class Predict(cli.ClusterFlags, cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.predict")
 
-    run: CliPositionalArg[str]
+    run: CliPositionalArg[Location]
     """Folder or URL of a finished run."""
-    data: str
+    data: Location
     """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are left alone."""
-    out: str | None = None
+    out: Location | None = None
     """Folder or URL to write [predictions/DATE-TIME]."""
     tta: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Views averaged; 0 predicts the image as it is [the run's]."""

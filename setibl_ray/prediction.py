@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from setibl_ray import driver, oof
+from setibl_ray import driver, postprocess
 from setibl_ray import resume as taken_up
 from setibl_ray.contract import FoldResult, Plan
 from setibl_ray.data.shards import read_index
@@ -81,9 +81,14 @@ def predict(
                 for event, decision in supervisor.follow():
                     progress.update(event, decision)
                 driver.all_done(manifest)
-                aucs = [entry["auc"] for entry in source.metrics["folds"]] if source.metrics else []
-                weights = oof.fold_weights(config, aucs or [1.0] * config.folds)
-                driver.write_submission(folder, plan, supervisor.predicted, weights)
+                oof = source.oof.assign(pred=source.oof["pred_model"])
+                weights = driver.fold_weights(config, oof)
+                test = driver.averaged(plan, supervisor.predicted, weights)
+                # As in the run: what it learned from its out-of-fold scores is applied here too.
+                done = postprocess.finish(
+                    oof, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
+                )
+                driver.write_submission(folder, test.assign(pred=done.test))
     return folder.path("submission.csv")
 
 

@@ -16,6 +16,7 @@ from setibl_ray import baselines, metrics
 from setibl_ray.baselines import Measured
 from setibl_ray.pixels import Pixels
 from setibl_ray.runs import Run
+from setibl_ray.summary import gained
 
 SAME_BACKGROUND = 0.9  # cosine; the highest of the demo set's half million pairs is 0.66, a copy has 0.99
 GIVES_AWAY = (
@@ -84,12 +85,6 @@ def _measure(run: Run, pixels: Pixels, max_rows: int, seed: int) -> Subject:
     return Subject(rows, measured, on_test, n_panels)
 
 
-def _signed(gain: dict[str, Any]) -> str:
-    """A paired difference with its interval."""
-    bounds = gain["interval"]
-    return f"{gain['difference']:+.3f}" + (f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else "")
-
-
 def beats_baselines(rows: pd.DataFrame, simple: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     """Is the run better than the best simple method, on the same rows?"""
     target = rows["target"].to_numpy()
@@ -98,7 +93,7 @@ def beats_baselines(rows: pd.DataFrame, simple: dict[str, np.ndarray], seed: int
     better = gain["interval"] is not None and gain["interval"][0] > 0
     state = "ok" if better else "look"
     verb = "beats" if better else "is not shown to beat"
-    says = f"The run {verb} the best simple method, {name}: AUC {_signed(gain)}."
+    says = f"The run {verb} the best simple method, {name}: AUC {gained(gain, 3)}."
     return {"name": "Better than simple methods", "state": state, "says": says, **gain}
 
 
@@ -200,7 +195,7 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
     state = "problem" if leaks and share > 0 else "ok"
     says = (
         f"{100 * share:.0f} % of the cadences have relatives (the same group) in another fold. Guessing "
-        f"from the most alike backgrounds gains AUC {_signed(gap)} with random folds over grouped ones."
+        f"from the most alike backgrounds gains AUC {gained(gap, 3)} with random folds over grouped ones."
     )
     if state == "problem":
         says += " The folds leak: use --split group."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
@@ -11,6 +12,10 @@ from setibl_ray import cli
 from setibl_ray.errors import ConfigError, DataError
 from setibl_ray.runfolder import RunFolder
 from setibl_ray.runs import load_run
+from setibl_ray.storage import Location
+
+if TYPE_CHECKING:
+    from setibl_ray.data.shards import DataIndex
 
 
 class Report(cli.Command):
@@ -18,37 +23,39 @@ class Report(cli.Command):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.report")
 
-    runs: CliPositionalArg[list[str]]
+    runs: CliPositionalArg[list[Location]]
     """Run folders or URLs."""
     out: str | None = None
     """HTML file to write [RUN/report.html, or comparison.html here]."""
-    data: str | None = None
+    data: Location | None = None
     """Where the shards are now, for pictures [where the run read them]."""
 
 
-def write_report(folder: str, data: str | None = None) -> str:
+def write_report(folder: str, data: str | None = None, index: DataIndex | None = None) -> str:
     """Write a finished run's report.html into its folder.
 
     Args:
       folder: run folder or URL.
       data: where its shards are; by default where they were. Without them, the report has no waterfalls and
         says so.
+      index: of those shards, where the caller has read it already: shards without a stored index are scanned from
+        end to end for it.
 
     Returns:
       Where the report is.
     """
     run_folder = RunFolder(folder)
-    run_folder.write("report.html", _page(folder, data))
+    run_folder.write("report.html", _page(folder, data, index))
     return run_folder.path("report.html")
 
 
-def _page(folder: str, data: str | None) -> str:
+def _page(folder: str, data: str | None, index: DataIndex | None = None) -> str:
     from setibl_ray.pixels import open_pixels
     from setibl_ray.reporting import build
 
     run = load_run(folder)
     try:
-        pixels, reason = open_pixels(run, data), ""
+        pixels, reason = open_pixels(run, data, index), ""
     except DataError as error:
         if data is not None:  # asked for by name: then its absence is an error
             raise

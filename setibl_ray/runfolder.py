@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import fsspec
 import numpy as np
 import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
 
 from setibl_ray import locks
 from setibl_ray.contract import FoldResult, Predicted, Span
 from setibl_ray.errors import RunFolderError
+from setibl_ray.storage import filesystem
 
 FORMAT = 2
 STATES_KEPT = 2
@@ -49,8 +50,8 @@ class RunFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.fs, self._base = fsspec.core.url_to_fs(self.root)
-        self._local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        self.fs, self._base = filesystem(self.root)
+        self._local = isinstance(self.fs, LocalFileSystem)
 
     def __str__(self) -> str:
         return self.root
@@ -97,7 +98,7 @@ class RunFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            if self.exists(name):
+            with suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self._base}/{name}")
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
@@ -131,6 +132,11 @@ class RunFolder:
     def states(self, fold: int) -> list[str]:
         """Names of a fold's states, oldest first."""
         return sorted(self._matching(fold, _STATE), key=_epoch)
+
+    def next_epoch(self, fold: int) -> int:
+        """The epoch at which a fold would go on, if its newest state is whole."""
+        states = self.states(fold)
+        return _epoch(states[-1]) + 1 if states else 0
 
     def last_state(self, fold: int) -> LastState:
         """A fold's newest state that is whole; damaged ones after it are removed."""
@@ -203,11 +209,11 @@ class RunFolder:
                     os.rmdir(self._base)
 
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
-        path = f"{self._base}/fold-{fold}"
-        if not self.fs.exists(path):
-            return []
         self.fs.invalidate_cache()  # object stores list from memory
-        names = [os.path.basename(name) for name in self.fs.ls(path, detail=False)]
+        try:
+            names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
+        except FileNotFoundError:
+            return []
         return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
 
     def save_fold(self, result: FoldResult, valid: pd.DataFrame, plot: bytes) -> dict[str, str]:

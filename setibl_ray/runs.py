@@ -30,8 +30,9 @@ class Run:
       config: the resolved config.
       manifest: content of manifest.json.
       metrics: content of metrics.json; None where it is missing.
-      oof: one row per training cadence, in table order: image_id, target, pred, pred_no_tta, fold, group (""
-        if none), snr (nan if unknown), kind ("" if none).
+      oof: one row per training cadence, in table order: image_id, target, pred, fold, as in oof.csv; pred_model and
+        pred_no_tta, what the fold's model gave as mean over views and of the plain image, before any post-processing
+        or calibration; group ("" if none), snr (nan if unknown), kind ("" if none).
       submission: image_id, pred of the test set, sorted by id; no rows where there was no test set.
       histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, images_per_s, duration_s.
     """
@@ -128,21 +129,22 @@ def _oof(folder: RunFolder) -> pd.DataFrame:
     records = _read_table(folder, "records.csv", ["image_id", "target", "group", "snr", "kind", "fold"])
     if predicted["image_id"].tolist() != records["image_id"].tolist():
         raise RunFolderError(f"{folder.path('oof.csv')}: its image_id column is not that of records.csv")
-    plain = pd.concat(
-        _read_table(folder, f"fold-{fold}/oof.csv", ["image_id", "pred_no_tta"])
+    of_folds = pd.concat(
+        _read_table(folder, f"fold-{fold}/oof.csv", ["image_id", "pred", "pred_no_tta"])
         for fold in sorted(predicted["fold"].unique())
     )
-    if plain["image_id"].duplicated().any() or set(plain["image_id"]) != set(predicted["image_id"]):
+    if of_folds["image_id"].duplicated().any() or set(of_folds["image_id"]) != set(predicted["image_id"]):
         raise RunFolderError(
             f"{folder.path('fold-*/oof.csv')}: together they do not hold each row of oof.csv once"
         )
-    predicted["pred_no_tta"] = (
-        plain.set_index("image_id")["pred_no_tta"].loc[predicted["image_id"]].to_numpy()
-    )
-    _check_predictions(folder, "oof.csv", predicted, ("pred", "pred_no_tta"))
+    in_order = of_folds.set_index("image_id").loc[predicted["image_id"]]
+    predicted["pred_model"] = in_order["pred"].to_numpy()
+    predicted["pred_no_tta"] = in_order["pred_no_tta"].to_numpy()
+    _check_predictions(folder, "oof.csv", predicted, ("pred",))
+    _check_predictions(folder, "fold-*/oof.csv", predicted, ("pred_model", "pred_no_tta"))
     if not predicted["target"].isin((0, 1)).all():
         raise RunFolderError(f"{folder.path('oof.csv')}: expected targets 0 and 1")
-    return predicted[["image_id", "target", "pred", "pred_no_tta", "fold"]].assign(
+    return predicted[["image_id", "target", "pred", "pred_model", "pred_no_tta", "fold"]].assign(
         group=records["group"].fillna("").to_numpy(),
         snr=records["snr"].astype(np.float64).to_numpy(),
         kind=records["kind"].fillna("").to_numpy(),

@@ -36,9 +36,19 @@ def spread(bounds: Sequence[float] | None, digits: int = 3) -> str:
     return "" if bounds is None else f"[{bounds[0]:.{digits}f},\u00a0{bounds[1]:.{digits}f}]"
 
 
-def bar(value: float | None) -> str:
-    """A 0-to-1 value as a bar of fixed width."""
-    return "" if value is None else ("█" * round(value * _WIDTH)).ljust(_WIDTH, "·")
+def gained(effect: Mapping[str, Any], digits: int = 4) -> str:
+    """A paired difference with its interval."""
+    gain, bounds = effect["difference"], effect["interval"]
+    if gain is None:
+        return "–"
+    shown = f" [{bounds[0]:+.{digits}f},\u00a0{bounds[1]:+.{digits}f}]" if bounds else ""
+    return f"{gain:+.{digits}f}{shown}"
+
+
+def curve(values: Sequence[float | None]) -> str:
+    """Held-out AUC over the epochs from chance to 1, in at most 24 characters; the last epoch always shows."""
+    step = -(-len(values) // _WIDTH) or 1
+    return sparkline(values[::-1][::step][::-1], 0.5, 1.0).ljust(_WIDTH)
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -64,12 +74,13 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
       At most 25 lines; many folds or kinds share a line as a sparkline.
     """
     intervals = metrics["intervals"]
+    finished = finish_lines(metrics)
     lines = [
         verdict(metrics),
         f"{metrics['n_rows']:,} cadences, {metrics['n_needles']:,} needles; "
         f"95 % intervals by resampling {intervals['n_units']:,} {intervals['resampled']}",
         "",
-        f"{'':24}{'with TTA':>10}  {'':18}{'without':>8}",
+        f"{'':24}{'final' if finished else 'with TTA':>10}  {'':15}{'without TTA':>11}",
     ]
     for label, name in (("ROC AUC", "oof_auc"), ("average precision", "oof_ap")):
         lines.append(
@@ -82,7 +93,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"{label:24}{number(point['recall']):>10}  {spread(bounds)}")
     for label, name in (("Brier score", "brier"), ("calibration error", "ece")):
         lines.append(f"{label:24}{number(metrics[name]):>10}  {'':18}{number(metrics[f'{name}_no_tta']):>8}")
-    lines += ["", *_fold_lines(metrics["folds"])]
+    lines += [*finished, "", *_fold_lines(metrics["folds"])]
     snr = [row for row in metrics["recall_by_snr"] if row["kind"] == "all"]
     if snr:
         values = [row["share"] for row in snr]
@@ -103,6 +114,23 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines[:MAX_LINES]
 
 
+def finish_lines(report: Mapping[str, Any]) -> list[str]:
+    """What was done to scores after the folds, and what it did: a line each for post-processing and calibration."""
+    lines = []
+    if own := report.get("postprocess"):
+        lines.append(
+            f"{own['hook']:24}AUC {number(own['auc_before'], 4)} to {number(own['auc_after'], 4)}, "
+            f"{gained(own['effect'])}"
+        )
+    if own := report.get("calibration"):
+        lines.append(
+            f"{own['method'] + ' calibration':24}Brier {number(own['brier_before'], 4)} to "
+            f"{number(own['brier_after'], 4)}, {gained(own['brier_effect'])}; "
+            f"calibration error {number(own['ece_before'], 4)} to {number(own['ece_after'], 4)}"
+        )
+    return lines
+
+
 def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line per fold while they fit, one sparkline for all of them otherwise."""
     if len(folds) > 8:
@@ -113,9 +141,10 @@ def _fold_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"AUC of {len(folds)} folds, {ends}", sparkline(shown)]
     lines = []
     for fold in folds:
-        best = f"  best epoch {fold['best_epoch'] + 1}" if fold.get("best_epoch") is not None else ""
+        past = fold.get("val_auc", [])
+        best = f"best epoch {fold['best_epoch'] + 1} of {len(past)}" if past else ""
+        name = f"fold {fold['fold']}"
         lines.append(
-            f"{'fold ' + str(fold['fold']):24}{number(fold['auc']):>10}  {bar(fold['auc'])}  "
-            f"{fold['n_valid']:,} rows{best}"
+            f"{name:24}{number(fold['auc']):>10}  {curve(past)}  {fold['n_valid']:,} rows  {best}".rstrip()
         )
     return lines

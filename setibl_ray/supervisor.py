@@ -36,6 +36,18 @@ from setibl_ray.runfolder import RunFolder
 SPAN_S = 60.0  # a process on an accelerator takes some 20 s to start and compile: shorter spans would mostly do that
 PREDICT_SPEEDUP = 3.0  # images per second, over those of training: a forward pass without the backward one
 
+
+def span_rows(n_test: int, seconds: float, slots: int, batch: int) -> int:
+    """Rows of a span: as many spans as take about `SPAN_S` each, at most one for each slot, cut between batches.
+
+    Args:
+      seconds: of the whole test set, all views, on one slot.
+      batch: images per prediction step.
+    """
+    n_spans = int(np.clip(round(seconds / SPAN_S), 1, slots))
+    return -(-n_test // (n_spans * batch)) * batch
+
+
 Work = tuple[int, Span | None]  # a fold and what of it: its training, or a span of the test set
 
 
@@ -159,13 +171,11 @@ class Supervisor:
         self._runner.submit(PredictJob(fold, span, weights, attempt, avoid))
 
     def _span_rows(self, result: FoldResult) -> int:
-        """Rows of a span: as many spans as take about `SPAN_S` each, at most one for each slot, cut between batches."""
         fold, n_test = result.fold, self._plan.n_test
         images_per_s = PREDICT_SPEEDUP * result.history[-1]["images_per_s"]
         seconds = (1 + self._plan.config.tta) * n_test / images_per_s
-        n_spans = int(np.clip(round(seconds / SPAN_S), 1, self._runner.slots))
         batch = self._plan.prediction_batch(fold, self._manifest.n_replicas(fold))
-        return -(-n_test // (n_spans * batch)) * batch
+        return span_rows(n_test, seconds, self._runner.slots, batch)
 
     def _span_done(self, predicted: Predicted) -> None:
         self._spans[predicted.fold][predicted.span] = predicted

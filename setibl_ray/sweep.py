@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from setibl_ray import cli, cv
 from setibl_ray.config import Config, load_yaml, parse
 from setibl_ray.errors import ConfigError
+from setibl_ray.storage import Location
 
 
 def _names(value: Any) -> Any:
@@ -30,9 +31,9 @@ class Sweep(Config, cli.Command):
 
     trials: Annotated[int, Field(ge=1)] = 20
     """How many trials, the base config among them."""
-    data: str | None = None
+    data: Location | None = None
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
-    out: str | None = None
+    out: Location | None = None
     """Folder to write [sweeps/DATE-TIME]."""
     config: str | None = None
     """YAML file with config fields; flags come before it."""

@@ -1,7 +1,8 @@
-"""Every test has its own HOME and never meets a Ray that runs already."""
+"""Every test process has its own HOME and Ray, and never meets a Ray that runs already."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -19,9 +20,9 @@ os.environ.pop("RAY_ADDRESS", None)
 _started = contextlib.ExitStack()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_ray():
-    """A Ray of this test process's own, two CPUs; the same one for all tests, unless one of them has shut it down."""
+    """A Ray of this test process's own, two CPUs; the same one for all modules, unless one has shut it down."""
     import ray
 
     from setibl_ray.cluster import connect
@@ -30,5 +31,17 @@ def own_ray():
         _started.enter_context(connect.connected(None, n_cpus=2))
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """One headless browser for all pages; without one, the tests that want it are skipped and say what is missing."""
+    import browser
+
+    if why := browser.missing():
+        pytest.skip(why)
+    with browser.browser() as own:
+        yield own
+
+
 def pytest_sessionfinish():
     _started.close()
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)

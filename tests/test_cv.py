@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
 from setibl_ray.data.shards import read_index
+from setibl_ray.reporting.figures import PHASES
 
 TINY = ["--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8"]
 QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1", "--device", "cpu"]
@@ -90,6 +91,16 @@ def test_the_run_folder_is_whole(shards, plain_run):
         )
 
 
+def test_the_report_of_a_real_run_is_drawn_by_a_real_browser(chromium, plain_run):
+    for width in (1400, 390):
+        assert len(chromium.check(plain_run / "report.html", width=width)) >= 14
+
+
+def test_every_phase_of_a_fold_is_on_the_timeline(plain_run):
+    manifest = json.loads((plain_run / "manifest.json").read_text())
+    assert manifest["folds"]["0"]["timings"].keys() <= {key for key, *_ in PHASES}
+
+
 @pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_gives_the_bytes_of_the_plain_loop(shards, plain_run, tmp_path, workers):
@@ -131,10 +142,8 @@ def test_seed_shards(tmp_path, height, width):
     cadences = cadence_shards(tmp_path / "cadences", recipe)
     data = seed_shards(tmp_path / "seed", cadences)
     arguments = [*TINY, "--folds", "2", "--epochs", "1", "--tta", "1", "--image-size", f"{height}x{width}"]
-    assert (
-        cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run"), "--cpus-per-fold", "1"])
-        == 0
-    )
+    arguments += ["--cpus-per-fold", "1", "--workers", "1"]  # one process compiles one model
+    assert cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
     oof = pd.read_csv(tmp_path / "run" / "oof.csv", dtype={"image_id": str})
     truth = read_index(str(cadences)).train.set_index("image_id")["target"]
     assert sorted(oof["image_id"]) == sorted(truth.index)

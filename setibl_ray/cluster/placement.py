@@ -7,15 +7,21 @@ the cluster has, and the nearest request that fits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import ray
 
+from setibl_ray.cluster.rules import tpu
 from setibl_ray.config import Config
 from setibl_ray.errors import PlacementError
 
 NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
+POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
+_TYPE_PREFIX = "accelerator_type:"  # to Ray, a generation is a resource that its nodes have one of
 TPU_CHIP_COUNTS = (1, 2, 4, 8)  # what Ray can mask on one host; anything else it refuses
 
 
@@ -31,6 +37,22 @@ class Node:
     def total(self, resource: str) -> float:
         return self.resources.get(resource, 0.0)
 
+    def devices(self, kind: str) -> int:
+        """How many devices of a kind (`gpu`, `tpu`) one fold could have here."""
+        return 0 if kind == "tpu" and self.is_slice_part else int(self.total(kind.upper()))
+
+    @property
+    def accelerator_types(self) -> list[str]:
+        return [name.removeprefix(_TYPE_PREFIX) for name in self.resources if name.startswith(_TYPE_PREFIX)]
+
+    @property
+    def is_slice_part(self) -> bool:
+        """Whether this is one of several hosts of a TPU slice: TensorFlow would wait on it for the others, for ever."""
+        try:
+            return tpu.from_type(self.labels.get(POD_TYPE_LABEL, "")).hosts > 1
+        except ValueError:
+            return False
+
 
 @dataclass(frozen=True)
 class Request:
@@ -42,9 +64,9 @@ class Request:
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    memory_bytes: int = (
-        0  # of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait
-    )
+    # Of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait.
+    memory_bytes: int = 0
+    slices: tuple[str, ...] = ()  # types of TPU slices whose hosts it must not run on
 
     @property
     def resources(self) -> dict[str, float]:
@@ -57,7 +79,7 @@ class Request:
         if self.memory_bytes:
             wanted["memory"] = self.memory_bytes
         if self.accelerator_type:
-            wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
+            wanted[_TYPE_PREFIX + self.accelerator_type] = 0.001
         return wanted
 
     def options(self, spread: bool = True, avoid: Sequence[str] = ()) -> dict:
@@ -77,17 +99,23 @@ class Request:
             options["num_gpus"] = self.gpus
         if self.memory_bytes:
             options["memory"] = self.memory_bytes
-        selector = dict(self.labels)
-        if avoid:
-            # No space after the commas: Ray 2.60 would take it for a part of the next id, and let that node in.
-            selector[NODE_ID_LABEL] = f"!in({','.join(avoid)})"
+        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
+        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
+        selector = dict(self.labels) | {
+            key: f"!in({','.join(values)})" for key, values in never.items() if values
+        }
         if selector:
             options["label_selector"] = selector
         return options
 
+    def matches(self, node: Node) -> bool:
+        """Whether `node` is of the kind that is asked for, however much it has."""
+        typed = not self.accelerator_type or self.accelerator_type in node.accelerator_types
+        return typed and all(node.labels.get(key) == value for key, value in self.labels.items())
+
     def slots(self, node: Node) -> int:
         """How many such folds `node` can hold at once."""
-        if any(node.labels.get(key) != value for key, value in self.labels.items()):
+        if not self.matches(node) or (self.tpu_chips and not node.devices("tpu")):
             return 0
         return int(min(node.total(name) / amount + 1e-9 for name, amount in self.resources.items()))
 
@@ -97,6 +125,14 @@ class Request:
         parts += [f"accelerator type {self.accelerator_type}"] if self.accelerator_type else []
         parts += [f"label {key}={value}" for key, value in self.labels.items()]
         return ", ".join(part for part in parts if part) + " on one node"
+
+
+class _Ask(NamedTuple):
+    """What a user asks for; a request is made from it and the nodes that there are."""
+
+    config: Config
+    accelerator_type: str | None
+    labels: Mapping[str, str]
 
 
 def cluster_nodes() -> list[Node]:
@@ -123,27 +159,10 @@ def request_for(
     Raises:
       PlacementError: no node can ever hold it.
     """
-    labels = labels or {}
-    matching = [node for node in nodes if all(node.labels.get(key) == value for key, value in labels.items())]
-    device = config.device
-    if device == "auto":
-        device = next(
-            (kind for kind in ("tpu", "gpu") if any(n.total(kind.upper()) for n in matching)), "cpu"
-        )
-    gpus = chips = 0
-    if device == "gpu":
-        gpus = config.devices_per_fold or 1
-    elif device == "tpu":
-        chips = config.devices_per_fold or _common_chip_count(matching)
-        if chips not in TPU_CHIP_COUNTS:
-            raise PlacementError(
-                f"devices-per-fold: a fold takes {', '.join(map(str, TPU_CHIP_COUNTS[:-1]))} or "
-                f"{TPU_CHIP_COUNTS[-1]} TPU chips of one host; got {chips}"
-            )
-    bare = Request(device, 1, gpus, chips, accelerator_type, labels)
-    request = Request(device, config.cpus_per_fold or _cpu_share(config, bare, nodes), *_rest(bare))
+    ask = _Ask(config, accelerator_type, labels or {})
+    request = _wanted(ask, nodes)
     if not any(request.slots(node) for node in nodes):
-        raise PlacementError(_explain(request, nodes))
+        raise PlacementError(_explain(request, nodes, _nearest(ask, nodes)))
     return request
 
 
@@ -151,87 +170,174 @@ def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> R
     """The request with an amount of memory, at most what the largest node that can hold it has.
 
     The amount is an estimate: where it is more than any node has, a fold runs alone on its node instead of not at all.
+    Where each node has memory for as many folds as it can hold anyway, none is asked for: an autoscaler starts no node
+    for what the node's entry in the cluster file does not name, and few entries name memory.
     """
-    most = max((node.total("memory") for node in nodes if request.slots(node)), default=0)
-    return replace(request, memory_bytes=min(wanted_bytes, int(most)))
-
-
-def _rest(request: Request) -> tuple:
-    return request.gpus, request.tpu_chips, request.accelerator_type, request.labels
-
-
-def _common_chip_count(nodes: Sequence[Node]) -> int:
-    """Chips per host that most folds can use at once; 4 where there is no TPU, for the refusal to name."""
-    counts = [int(node.total("TPU")) for node in nodes if node.total("TPU")]
-    return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
-
-
-def _cpu_share(config: Config, bare: Request, nodes: Sequence[Node]) -> int:
-    """Cores of a fold: those of the cluster divided by the folds that can run at once, at most a node's own share."""
-    able = [node for node in nodes if bare.slots(node)]
-    if not able:
-        return 1
-    if bare.device == "cpu":
-        total = int(sum(node.total("CPU") for node in able))
-        largest = int(max(node.total("CPU") for node in able))
-        return max(1, min(total // config.folds, largest))
-    return max(1, int(min(node.total("CPU") / bare.slots(node) for node in able)))
-
-
-def _explain(request: Request, nodes: Sequence[Node]) -> str:
-    kinds: dict[str, int] = {}
-    for node in nodes:
-        shown = {name: node.total(name) for name in ("CPU", "GPU", "TPU") if node.total(name)}
-        accelerators = [
-            name.partition(":")[2] for name in node.resources if name.startswith("accelerator_type:")
-        ]
-        text = " + ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"
-        text += f" ({', '.join(accelerators)})" if accelerators else ""
-        kinds[text] = kinds.get(text, 0) + 1
-    has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items()))
-    return (
-        f"a fold asks for {request}, but no node has that much. The cluster has: {has or 'no nodes'}. "
-        f"{_nearest(request, nodes)}"
-    )
-
-
-def _nearest(request: Request, nodes: Sequence[Node]) -> str:
-    """The closest request that some node can hold, as flags."""
-    typed = request.accelerator_type and f"accelerator_type:{request.accelerator_type}"
-    if typed and not any(node.total(typed) for node in nodes):
-        return "Nearest that fits: drop --accelerator-type, or name one of those."
-    if not any(all(node.labels.get(k) == v for k, v in request.labels.items()) for node in nodes):
-        return "Nearest that fits: drop --label, no node carries it."
-    kind = request.device.upper()
-    most = int(max((node.total(kind) for node in nodes), default=0))
-    if request.device != "cpu" and most == 0:
-        other = next((k for k in ("tpu", "gpu") if any(n.total(k.upper()) for n in nodes)), "cpu")
-        return f"Nearest that fits: --device {other}."
-    wanted = request.gpus or request.tpu_chips
-    if wanted > most and request.device != "cpu":
-        return f"Nearest that fits: --devices-per-fold {most}."
-    cpus = int(max((n.total("CPU") for n in nodes if n.total(kind) >= wanted or kind == "CPU"), default=0))
-    return f"Nearest that fits: --cpus-per-fold {max(cpus, 1)}."
+    able = [node for node in nodes if request.slots(node)]
+    most = max((node.total("memory") for node in able), default=0)
+    asking = replace(request, memory_bytes=min(wanted_bytes, int(most)))
+    return asking if any(asking.slots(node) < request.slots(node) for node in able) else request
 
 
 def wait_for_placement(
-    ask: Callable[[], Request], timeout_s: float, say: Callable[[str], None], poll_s: float = 2.0
+    config: Config,
+    accelerator_type: str | None,
+    labels: Mapping[str, str],
+    timeout_s: float,
+    say: Callable[[str], None],
+    *,
+    look: Callable[[], Sequence[Node]] = cluster_nodes,
+    poll_s: float = 2.0,
 ) -> Request:
-    """Ask again until the cluster has grown enough: for clusters with an autoscaler.
+    """The request of every fold, once the cluster can hold one.
+
+    Args:
+      config, accelerator_type, labels: what is asked for, as `request_for` takes it.
+      timeout_s: how long the cluster has to grow. Meanwhile a task that asks for the least of it waits in Ray's
+        queue, which is what makes an autoscaler start a node.
+      say: hears that there is something to wait for.
+      look: the nodes of the cluster.
+      poll_s: how often it looks.
 
     Raises:
       PlacementError: still impossible after `timeout_s`.
     """
+    nodes = look()
+    try:
+        return request_for(config, nodes, accelerator_type, labels)
+    except PlacementError as error:
+        if not timeout_s:
+            raise
+        say(f"waiting up to {timeout_s:g} s for the cluster to grow: {error}")
     deadline = time.monotonic() + timeout_s
-    said = False
-    while True:
-        try:
-            return ask()
-        except PlacementError as error:
-            if time.monotonic() >= deadline:
-                waited = f" (waited {timeout_s:g} s for the cluster to grow)" if timeout_s else ""
-                raise PlacementError(f"{error}{waited}") from None
-            if not said:
-                say(f"waiting up to {timeout_s:g} s for the cluster to grow: {error}")
-                said = True
+    with _demand(_least(_Ask(config, accelerator_type, labels), nodes)):
+        while True:
             time.sleep(poll_s)
+            try:
+                return request_for(config, look(), accelerator_type, labels)
+            except PlacementError as error:
+                if time.monotonic() >= deadline:
+                    raise PlacementError(
+                        f"{error} (waited {timeout_s:g} s for the cluster to grow)"
+                    ) from None
+
+
+@ray.remote(max_retries=0)
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _demand(request: Request) -> Iterator[None]:
+    task = _nothing.options(**request.options(), name="waiting for a node").remote()
+    try:
+        yield
+    finally:
+        with suppress(ray.exceptions.RayError):
+            ray.cancel(task)
+
+
+def _wanted(ask: _Ask, nodes: Sequence[Node]) -> Request:
+    """The request, whether or not a node can hold it."""
+    config, bare = ask.config, _least(ask, nodes)
+    if bare.device == "tpu":
+        chips = config.devices_per_fold or _common_chip_count(bare, nodes)
+        if chips not in TPU_CHIP_COUNTS:
+            raise PlacementError(
+                f"devices-per-fold: a fold takes {', '.join(map(str, TPU_CHIP_COUNTS[:-1]))} or "
+                f"{TPU_CHIP_COUNTS[-1]} TPU chips of one host; got {chips}"
+            )
+        slices = {node.labels[POD_TYPE_LABEL] for node in nodes if node.is_slice_part}
+        bare = replace(bare, tpu_chips=chips, slices=tuple(sorted(slices)))
+    return replace(bare, cpus=config.cpus_per_fold or _cpu_share(bare, nodes, config.folds))
+
+
+def _least(ask: _Ask, nodes: Sequence[Node]) -> Request:
+    """The least that a fold can do with: one of whatever the config does not count."""
+    config, accelerator_type, labels = ask
+    wanted = Request("cpu", config.cpus_per_fold or 1, accelerator_type=accelerator_type, labels=labels)
+    device: str = config.device
+    if device == "auto":
+        device = _best_device([node for node in nodes if wanted.matches(node)])
+    count = config.devices_per_fold or 1
+    return replace(wanted, device=device, gpus=count * (device == "gpu"), tpu_chips=count * (device == "tpu"))
+
+
+def _best_device(nodes: Sequence[Node]) -> str:
+    return next((kind for kind in ("tpu", "gpu") if any(node.devices(kind) for node in nodes)), "cpu")
+
+
+def _common_chip_count(request: Request, nodes: Sequence[Node]) -> int:
+    """Chips per host that most folds can use at once; 4 where there is no TPU, for the refusal to name."""
+    counts = [node.devices("tpu") for node in nodes if node.devices("tpu") and request.matches(node)]
+    return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
+
+
+def _cpu_share(bare: Request, nodes: Sequence[Node], folds: int) -> int:
+    """Cores of a fold: on CPUs as many as still let all folds run at once, else its device's share of the node's."""
+    able = [(node.total("CPU"), bare.slots(node)) for node in nodes if bare.slots(node)]
+    if bare.device != "cpu":
+        return max(1, int(min((cpus / slots for cpus, slots in able), default=1)))
+    shares = range(int(max(able, default=(1, 0))[0]), 1, -1)
+    return next((share for share in shares if sum(cpus // share for cpus, _ in able) >= folds), 1)
+
+
+def _explain(request: Request, nodes: Sequence[Node], nearest: list[str]) -> str:
+    kinds = Counter(_description(node, request.labels) for node in nodes)
+    has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items())) or "no nodes"
+    fits = f" Nearest that fits: {', '.join(nearest)}." if nearest else ""
+    return f"a fold asks for {request}, but no node has that. The cluster has: {has}.{fits}"
+
+
+def _description(node: Node, label_keys: Iterable[str]) -> str:
+    shown = {name: node.total(name) for name in ("CPU", "GPU", "TPU") if node.total(name)}
+    text = " + ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"
+    remarks = [
+        *node.accelerator_types,
+        *(f"{key}={node.labels[key]}" for key in label_keys if key in node.labels),
+        *([f"one host of a {node.labels[POD_TYPE_LABEL]} slice"] if node.is_slice_part else []),
+    ]
+    return text + (f" ({', '.join(remarks)})" if remarks else "")
+
+
+def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
+    """The fewest changes that make the request fit, as flags: another device only if nothing else helps."""
+    kinds = {
+        _description(node, ask.labels): node for node in nodes if node.total("CPU")
+    }  # none: kept free of folds
+    ways = [
+        (rank, len(flags), flags, changed)
+        for node in kinds.values()
+        for rank, device in enumerate((ask.config.device, "tpu", "gpu", "cpu"))
+        for flags, changed in [_changes(ask, node, device)]
+    ]
+    for _, _, flags, changed in sorted(ways, key=lambda way: way[:2]):
+        request = _wanted(changed, nodes)
+        if any(request.slots(node) for node in nodes):
+            return flags
+    return []
+
+
+def _changes(ask: _Ask, node: Node, device: str) -> tuple[list[str], _Ask]:
+    """What would have to be asked for instead, to run on a `device` of `node`, and the same as flags."""
+    config, accelerator_type, labels = ask
+    flags = [f"no --label {key}" for key in labels if key not in node.labels]
+    fitting = {key: node.labels[key] for key in labels if key in node.labels}
+    flags += [f"--label {key}={value}" for key, value in fitting.items() if value != labels[key]]
+    if accelerator_type and accelerator_type not in node.accelerator_types:
+        accelerator_type = next(iter(node.accelerator_types), None)
+        flags.append(
+            f"--accelerator-type {accelerator_type}" if accelerator_type else "no --accelerator-type"
+        )
+    values: dict[str, Any] = {} if device == config.device else {"device": device}
+    device = _best_device([node]) if device == "auto" else device
+    if config.devices_per_fold and device != "cpu":
+        most = min(config.devices_per_fold, node.devices(device))
+        if device == "tpu":
+            most = max((count for count in TPU_CHIP_COUNTS if count <= most), default=0)
+        if 0 < most < config.devices_per_fold:
+            values["devices_per_fold"] = most
+    if (config.cpus_per_fold or 1) > node.total("CPU"):
+        values["cpus_per_fold"] = int(node.total("CPU"))
+    flags += [f"--{name.replace('_', '-')} {value}" for name, value in values.items()]
+    return flags, _Ask(config.model_copy(update=values), accelerator_type, fitting)

@@ -38,7 +38,7 @@ from setibl_ray.errors import RunStoppedError
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
 NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
-_LOOK_S = 2.0  # how often waiting attempts are held against the cluster
+_LOOK_S = 2.0  # how often attempts are held against the cluster
 
 
 def _run_job(task: Task | str, plan: Plan, job: AnyJob, weights: bytes | None) -> Iterator[str | Event]:
@@ -56,8 +56,8 @@ run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=
 
 
 @ray.remote(max_retries=0, num_cpus=0)
-def _call(function: str) -> None:
-    pkgutil.resolve_name(function)()
+def _call(function: str) -> Any:
+    return pkgutil.resolve_name(function)()
 
 
 @dataclass
@@ -133,7 +133,10 @@ class RayRunner:
             for stream in ready:
                 yield from self._next_of(stream)
             yield from self._overdue()
-            yield from self._without_node()
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_S
+                yield from self._on_lost_nodes()
+                yield from self._without_node()
 
     def _start(self, job: AnyJob) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
@@ -178,13 +181,19 @@ class RayRunner:
             if now > attempt.ends_by:
                 yield self._end(stream, Failed.late(attempt.job, self._timeout_s))
 
+    def _on_lost_nodes(self) -> Iterator[Failed]:
+        """Attempts on nodes that Ray has given up: its connection to a host that fell silent takes minutes to fail."""
+        alive = {node.node_id for node in cluster_nodes()}
+        for stream, attempt in list(self._running.items()):
+            if attempt.node_id and attempt.node_id not in alive:
+                yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"))
+
     def _without_node(self) -> Iterator[Failed]:
         """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
         waiting = {stream: attempt for stream, attempt in self._running.items() if not attempt.node_id}
         now = time.monotonic()
-        if not waiting or now < self._look_at:
+        if not waiting:
             return
-        self._look_at = now + _LOOK_S
         if not self._fits_outside(()):
             self._no_node_since = self._no_node_since or now
             if now - self._no_node_since > self._no_node_s:
@@ -239,8 +248,13 @@ class RayRunner:
             ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
 
-def on_every_node(function: str, timeout_s: float = 10.0) -> None:
-    """Call the function named `package.module:function` on each other node, and wait for it no longer than that."""
+def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    """Call the function named `package.module:function` on each other node, and wait for it no longer than that.
+
+    Returns:
+      What it returned, by node id; nodes that failed or took longer are left out.
+    """
+    answers: dict[str, Any] = {}
     with suppress(exceptions.RayError):  # of a cluster that is gone there is nothing to call
         here = ray.get_runtime_context().get_node_id()
         others = [node.node_id for node in cluster_nodes() if node.node_id != here]
@@ -248,6 +262,10 @@ def on_every_node(function: str, timeout_s: float = 10.0) -> None:
         calls = [_call.options(scheduling_strategy=place).remote(function) for place in places]
         if calls:
             ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        for node, call in zip(others, calls):
+            with suppress(exceptions.RayError):
+                answers[node] = ray.get(call, timeout=0)
+    return answers
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -202,10 +202,9 @@ def open_store(
         raise DataError(f"the {split} split has no rows: nothing to open")
     name = _file_name(store)
     for home in _homes(policy, folder):
-        home.mkdir(parents=True, exist_ok=True)
         path = home / name
-        with filelock.FileLock(f"{path}.lock"):
-            if _is_whole(path) or _build(store, path, threads, cautious=policy == "auto"):
+        with _locked(path):
+            if _is_whole(path) or _build(store, path, threads, policy):
                 return _open(store, path)
         if policy != "auto":
             raise ConfigError(
@@ -215,6 +214,20 @@ def open_store(
                 "or lower image_size."
             )
     return store
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a store's lock, making its folder; a run that ends at this moment may remove that while we wait."""
+    lock = filelock.FileLock(f"{path}.lock")
+    while not lock.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_unused(folder: Path) -> None:
@@ -232,7 +245,8 @@ def remove_unused(folder: Path) -> None:
             path.unlink()
             _sum_file(path).unlink(missing_ok=True)
     for orphan in folder.glob(f"t*-{'[0-9a-f]' * 24}.crc32c"):
-        if not orphan.with_suffix(".npy").exists() and not orphan.with_suffix(".part").exists():
+        # In this order: a build that is finished in between has renamed the one to the other.
+        if not orphan.with_suffix(".part").exists() and not orphan.with_suffix(".npy").exists():
             orphan.unlink(missing_ok=True)
     # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
@@ -300,16 +314,27 @@ def _available(home: Path) -> int:
     return max(free, 0)
 
 
-def _build(store: PanelStore, path: Path, threads: int, *, cautious: bool) -> bool:
+def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
+    """What must be free where a store of `n_bytes` is to go: "auto" leaves half of a node's memory to others."""
+    return 2 * n_bytes if policy == "auto" and in_memory else n_bytes
+
+
+def free_bytes() -> dict[str, int]:
+    """What stores may take on this node: in "memory", none without /dev/shm, and on "disk"."""
+    memory = _available(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else 0
+    return {"memory": memory, "disk": _available(Path(tempfile.gettempdir()))}
+
+
+def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
     """Write the store in chunks under another name, then give it its own; False when there is no room.
 
-    The caller holds the path's lock. `cautious` leaves half of what is available in memory to others. Stores
-    that nobody has open make room when there is none; until then they serve the next run.
+    The caller holds the path's lock. Stores that nobody has open make room when there is none; until then they
+    serve the next run.
     """
-    share = 2 if cautious and _in_memory(path.parent) else 1
-    if _bytes(store) * share > _available(path.parent):
+    needed = room_needed(_bytes(store), policy, in_memory=_in_memory(path.parent))
+    if needed > _available(path.parent):
         remove_unused(path.parent)
-    if _bytes(store) * share > _available(path.parent):
+    if needed > _available(path.parent):
         return False
     height, width = store.index.panel_shape
     chunk = max(1, _CHUNK_BYTES // (threads * height * width * len(store.panels)))

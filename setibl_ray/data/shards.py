@@ -30,6 +30,7 @@ from setibl_ray.cadence import N_PANELS, ON, Storage
 from setibl_ray.data.records import Labels, Record, decode_labels, decode_record
 from setibl_ray.data.tfrecord import BadRecord, frames, masked_crc
 from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.storage import filesystem
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -37,6 +38,9 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 DATASET_FILE = "dataset.json"
 INDEX_FILE = "index.csv.gz"
 FORMAT_VERSION = 1
+
+_GAP_BYTES = 1 << 20  # read along rather than left out with a request of its own
+_BLOCK_BYTES = 32 << 20  # of one read
 
 _NAME = re.compile(r"(train|test)(\d{2,})-(\d+)\.tfrec")
 _COLUMNS = {
@@ -131,7 +135,7 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
       DataError: no such folder, no shards of the split that is needed, a misnamed shard, an index that is missing or
         taken twice.
     """
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     fs.invalidate_cache()  # a listing of earlier in this process may be out of date
     if not fs.isdir(folder):
         raise DataError(
@@ -277,7 +281,7 @@ def read_panels(
 
     Returns:
       uint8 (rows, height, width, panels), in the order of `rows`. Each shard is opened once and read
-      forwards.
+      forwards, neighbours with one read.
 
     Raises:
       ConfigError: positions that the shards do not hold.
@@ -292,22 +296,38 @@ def read_panels(
         wanted[column].to_numpy() for column in ("shard", "offset", "length", "crc", "record")
     )
     out = np.empty((len(rows), *index.panel_shape, len(channels)), np.uint8)
-    fs, _ = _filesystem(index.root)
+    fs, _ = filesystem(index.root)
     order = np.lexsort((offset, shard_of))
     for position in np.unique(shard_of):
         shard = shards[position]
         with fs.open(shard.path, "rb", cache_type="none") as stream:
-            for i in order[shard_of[order] == position]:
-                where = _where(shard, record[i])
-                stream.seek(int(offset[i]))
-                payload = stream.read(int(length[i]))
-                if len(payload) != length[i] or masked_crc(payload) != crc[i]:
-                    raise DataError(
-                        f"{where} has changed since it was indexed. Run `python -m setibl_ray.data verify`."
-                    )
-                pixels = decode_record(payload, where).panels
-                out[i] = pixels[channels].transpose(1, 2, 0)
+            for together in _neighbours(order[shard_of[order] == position], offset, length):
+                start = int(offset[together[0]])
+                stream.seek(start)
+                block = stream.read(int((offset + length)[together].max()) - start)
+                for i in together:
+                    where = _where(shard, record[i])
+                    payload = block[offset[i] - start : offset[i] - start + length[i]]
+                    if len(payload) != length[i] or masked_crc(payload) != crc[i]:
+                        raise DataError(
+                            f"{where} has changed since it was indexed. Run `python -m setibl_ray.data verify`."
+                        )
+                    pixels = decode_record(payload, where).panels
+                    out[i] = pixels[channels].transpose(1, 2, 0)
     return out
+
+
+def _neighbours(rows: np.ndarray, offset: np.ndarray, length: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut rows, in the order of their offsets, into those that one read brings: a request to an object store takes as
+    long as some megabytes."""
+    begun = 0
+    for k in range(1, len(rows)):
+        before, after = rows[k - 1], rows[k]
+        is_far = offset[after] - offset[before] - length[before] > _GAP_BYTES
+        if is_far or offset[after] + length[after] - offset[rows[begun]] > _BLOCK_BYTES:
+            yield rows[begun:k]
+            begun = k
+    yield rows[begun:]
 
 
 def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
@@ -334,7 +354,7 @@ def read_metadata(root: str) -> dict[str, Any]:
     Raises:
       DataError: not JSON, or of a later format than this version knows.
     """
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     path = f"{folder}/{DATASET_FILE}"
     if not fs.exists(path):
         return {}
@@ -440,7 +460,7 @@ def stored_tables(
     """The tables of `index.csv.gz`, or None if it is missing, damaged, or not of the shards there are."""
     listed = {shard.name: shard.size_bytes for shard in shards}
     described = {shard["name"]: shard["size_bytes"] for shard in metadata.get("shards", ())}
-    fs, folder = _filesystem(root)
+    fs, folder = filesystem(root)
     path = f"{folder}/{INDEX_FILE}"
     if listed != described or not fs.exists(path):
         return None
@@ -472,17 +492,6 @@ def _columns(split: Split) -> dict[str, Any]:
 
 def _where(shard: ShardInfo, record: int) -> str:
     return f"{shard.name} record {record}"
-
-
-def _filesystem(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        fs, folder = fsspec.core.url_to_fs(root)
-    except ImportError:
-        extra = {"gs": "gcs", "gcs": "gcs"}.get(root.split(":")[0], root.split(":")[0])
-        raise ConfigError(f"{root} needs another package: pip install 'setibl-ray[{extra}]'") from None
-    except ValueError as error:  # fsspec's word for an unknown protocol
-        raise ConfigError(f"{root}: {error}. Expected a local path, gs:// or s3://.") from None
-    return fs, folder.rstrip("/")
 
 
 class _ChecksumReader:

@@ -18,7 +18,7 @@ from setibl_ray.reporting import figures, gallery, page
 from setibl_ray.reporting.figures import Figure
 from setibl_ray.reporting.page import Section
 from setibl_ray.runs import Run, same_rows
-from setibl_ray.summary import number, percent, spread, verdict
+from setibl_ray.summary import gained, number, percent, spread, verdict
 
 N_CARDS = 6
 N_AUGMENTED = 6
@@ -54,7 +54,7 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
 
 
 def _metrics(run: Run) -> Mapping[str, Any]:
-    return run.metrics if run.metrics is not None else scoring.summarise(run.oof)
+    return run.metrics if run.metrics is not None else scoring.summarise(run.oof, seed=run.config.seed)
 
 
 def _warning(metrics: Mapping[str, Any]) -> str:
@@ -105,11 +105,11 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
     ]
     header = ("fold", "AUC", "without TTA", "avg. precision", "Brier", "best epoch", "rows", "needles")
     intervals = metrics["intervals"]
-    gain = spread(intervals.get("tta_gain"), 4)
+    gain = {"difference": metrics.get("tta_gain"), "interval": intervals.get("tta_gain")}
     lead = (
         "Every score is of a cadence that its model never saw. Intervals are 95 %, from "
         f"{intervals['n_bootstrap']} resamples of {intervals['n_units']:,} {intervals['resampled']}. "
-        f"Averaging views changes AUC by {gain or '–'}; an interval that holds 0 means no shown effect."
+        f"Averaging views changes AUC by {gained(gain)}; an interval that holds 0 means no shown effect."
     )
     return Section(
         "result",
@@ -121,8 +121,29 @@ def _result(run: Run, metrics: Mapping[str, Any]) -> Section:
             Figure("folds", figures.fold_scores(metrics)),
             '<h3 style="margin-top:1rem">Folds in numbers</h3>',
             page.table(header, rows),
+            *_finish(metrics),
         ],
     )
+
+
+def _finish(metrics: Mapping[str, Any]) -> list[str]:
+    """What was done to scores after the folds; nothing where nothing was."""
+    rows = []
+    for key, title, effect, of in (
+        ("postprocess", "hook", "effect", "AUC"),
+        ("calibration", "method", "brier_effect", "Brier"),
+    ):
+        if own := metrics.get(key):
+            scores = [
+                f"{number(own[f'{name}_before'], 4)} → {number(own[f'{name}_after'], 4)}"
+                for name in ("auc", "brier", "ece")
+            ]
+            what = {"postprocess": "post-processing", "calibration": "calibration"}[key]
+            rows.append((f"{what}: {own[title]}", *scores, f"{of} {gained(own[effect])}"))
+    if not rows:
+        return []
+    header = ("after the folds", "AUC", "Brier", "calibration error", "effect, 95 % interval")
+    return ['<h3 style="margin-top:1rem">After the folds</h3>', page.table(header, rows)]
 
 
 def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
@@ -152,13 +173,21 @@ def _trust(run: Run, metrics: Mapping[str, Any]) -> Section:
             number(metrics["oof_auc"]),
             spread(metrics["intervals"].get("oof_auc")),
             number(metrics["oof_ap"]),
+            *(percent(point["recall"]) for point in metrics["recall_at_fpr"]),
         )
     ]
     rows += [
-        (row["name"], number(row["auc"]), spread(row["interval"]), number(row["ap"]))
+        (
+            row["name"],
+            number(row["auc"]),
+            spread(row["interval"]),
+            number(row["ap"]),
+            *(percent(point["recall"]) for point in row["recall_at_fpr"]),
+        )
         for row in metrics["baselines"]
     ]
-    header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision")
+    at = (f"recall at {100 * point['fpr']:g} % FPR" for point in metrics["recall_at_fpr"])
+    header = ("same rows, same folds", "AUC", "95 % interval", "avg. precision", *at)
     return Section(
         "trust",
         "Can you trust this number?",
@@ -176,10 +205,12 @@ def _found(metrics: Mapping[str, Any]) -> Section:
     if metrics["recall_by_snr"]:
         blocks.append(Figure("snr", figures.recall_by_snr(metrics["recall_by_snr"])))
     if metrics["needles"]:
-        blocks.append(Figure("needles", figures.shares_by_kind(metrics["needles"], "found", "@needle")))
+        blocks.append(Figure("needles", figures.shares_by_kind(metrics["needles"], "share found", "@needle")))
     if metrics["interference"]:
         blocks.append(
-            Figure("interference", figures.shares_by_kind(metrics["interference"], "flagged", "@haystack"))
+            Figure(
+                "interference", figures.shares_by_kind(metrics["interference"], "share flagged", "@haystack")
+            )
         )
     lead = "What is behind the score: which needles are found, and which interference passes for one."
     return Section("found", "What it finds", lead, blocks)
@@ -195,9 +226,9 @@ def _caption(row: Any) -> str:
     if getattr(row, "kind", ""):
         parts.append(escape(str(row.kind)))
     if np.isfinite(getattr(row, "snr", np.nan)):
-        parts.append(f"S/N {row.snr:.0f}")
+        parts.append(f"S/N\u00a0{row.snr:.0f}")
     if hasattr(row, "fold"):
-        parts.append(f"fold {row.fold}")
+        parts.append(f"fold\u00a0{row.fold}")
     return " · ".join(parts)
 
 
@@ -267,11 +298,12 @@ def _training(run: Run) -> Section:
 
 
 def _time(run: Run) -> Section:
-    attempts = [len(entry["attempts"]) for entry in run.manifest["folds"].values()]
-    nodes = {attempt.get("node") for entry in run.manifest["folds"].values() for attempt in entry["attempts"]}
-    retries = sum(attempts) - len(attempts)
-    lead = f"{len(attempts)} folds on {len(nodes - {None})} node{'s' if len(nodes - {None}) != 1 else ''}, "
-    lead += f"{retries} retr{'y' if retries == 1 else 'ies'}."
+    folds = run.manifest["folds"].values()
+    attempts = [attempt for entry in folds for attempt in [*entry["attempts"], *entry.get("predictions", [])]]
+    nodes = {attempt["node"] for attempt in attempts if attempt.get("node")}
+    again = sum(attempt.get("outcome") != "done" for attempt in attempts)
+    lead = f"{len(folds)} folds on {len(nodes)} node{'s' if len(nodes) != 1 else ''}; "
+    lead += f"{again or 'no'} attempt{'s' if again != 1 else ''} had to be made again."
     figure = Figure("timeline", figures.timeline(run.manifest))
     speed = {fold: past["images_per_s"].median() for fold, past in run.histories.items()}
     memory = {int(fold): entry.get("peak_memory_bytes") for fold, entry in run.manifest["folds"].items()}
@@ -318,16 +350,17 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
     ]
     if pixels is None:
         return Section("data", "Data", lead, [*blocks, page.note(no_pixels)])
-    chosen = pd.concat([run.oof[run.oof["target"] == label].head(N_AUGMENTED // 2) for label in (1, 0)])
+    chosen = pd.concat([_unlike(run.oof[run.oof["target"] == label]) for label in (1, 0)])
     before, after = augmented(
         run, pixels.read("train", chosen["image_id"].tolist()), chosen["image_id"].tolist()
     )
     cards = []
     for row, own, changed in zip(chosen.itertuples(), before, after):
         label = f"{escape(str(row.image_id))} · {CLASS_NAMES[row.target]}"
-        cards.append(gallery.card(own, f"{label}<br>as the network's input", {}))
+        cards.append(gallery.card(own, f"{label}<br>the network's input", pixels.axes))
+        # Shifted and zoomed: its pixels have no hertz and seconds any more.
         cards.append(gallery.card(changed, f"{label}<br>augmented", {}))
-    how = "Pairs: a panel as it enters the network, and one random augmentation of it as training sees it."
+    how = "Pairs: a cadence as it enters the network, and one random augmentation of it as training sees it."
     return Section(
         "data",
         "Data",
@@ -338,6 +371,11 @@ def _data(run: Run, pixels: Pixels | None, no_pixels: str) -> Section:
             gallery.sheet("Before and after augmentation", how, cards),
         ],
     )
+
+
+def _unlike(rows: pd.DataFrame) -> pd.DataFrame:
+    """A few rows, of different kinds as far as there are any."""
+    return pd.concat([rows.drop_duplicates("kind"), rows]).drop_duplicates("image_id").head(N_AUGMENTED // 2)
 
 
 def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -387,7 +425,7 @@ def comparison(runs: Sequence[Run]) -> str:
     metrics = [_metrics(run) for run in runs]
     rows, first, apart = [], runs[0].oof, False
     for name, run, own in zip(names, runs, metrics):
-        gain: dict[str, Any] = {"difference": 0.0, "interval": None}
+        gain: dict[str, Any] = {"difference": None, "interval": None}
         if run is not runs[0]:
             gain = scoring.difference(
                 first["target"].to_numpy(),
@@ -401,8 +439,7 @@ def comparison(runs: Sequence[Run]) -> str:
             (
                 name,
                 number(own["oof_auc"]),
-                f"{gain['difference']:+.4f}",
-                spread(gain["interval"], 4),
+                gained(gain),
                 number(own["oof_ap"]),
                 percent(at[0]["recall"]),
                 percent(at[1]["recall"]),
@@ -414,15 +451,17 @@ def comparison(runs: Sequence[Run]) -> str:
     header = (
         "run",
         "AUC",
-        f"against {names[0]}",
-        "95 % interval",
+        f"AUC against {names[0]}, 95 % interval",
         "avg. precision",
         "recall at 1 %",
         "at 0.1 %",
         "ECE",
     )
     differing = _differing([run.config.model_dump(mode="json") for run in runs])
-    config_rows = [(name.replace("_", "-"), *map(str, values)) for name, values in differing.items()]
+    config_rows = [
+        (name.replace("_", "-"), *(_shown(value) for value in values)) for name, values in differing.items()
+    ]
+    snr = figures.compared_snr(dict(zip(names, (own["recall_by_snr"] for own in metrics))))
     sections = [
         Section(
             "result",
@@ -436,6 +475,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 Figure(
                     "compared-roc", figures.compared_roc({name: run.oof for name, run in zip(names, runs)})
                 ),
+                *([Figure("compared-snr", snr)] if snr["data"] else []),
             ],
         ),
         Section(
@@ -464,6 +504,11 @@ def comparison(runs: Sequence[Run]) -> str:
 
 def _unique(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+
+
+def _shown(value: Any) -> str:
+    """A config's value; one that all folds share stands without brackets."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, list[Any]]:

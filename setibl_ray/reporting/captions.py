@@ -3,8 +3,8 @@
 CAPTIONS = {
     "roc": (
         "ROC",
-        "Left is strict, right is lax. A survey works at the dashed lines: 1 % and 0.1 % false positives."
-        " Switch to linear for the usual picture.",
+        "Left is strict, right is lax. A survey works at the dashed lines: 1 % false positives and, where there are "
+        "haystacks enough to tell, 0.1 %. Switch to linear for the usual picture.",
     ),
     "precision-recall": (
         "Precision against recall",
@@ -55,7 +55,8 @@ CAPTIONS = {
     ),
     "timeline": (
         "Folds over time",
-        "A lane per fold. Hover for node and seconds; red is an attempt that failed and was tried again.",
+        "A lane per fold. Hover for node and seconds; red is an attempt that failed and was tried again. Parts of the "
+        "test set that were predicted at the same time lie above each other.",
     ),
     "classes": (
         "Classes",
@@ -69,6 +70,10 @@ CAPTIONS = {
     "compared-auc": (
         "Pooled AUC",
         "With the 95 % interval of each run alone; the table's paired intervals are narrower.",
+    ),
+    "compared-snr": (
+        "Recall against S/N",
+        "Share of needles flagged at each run's own 1 % false positives, by S/N in one panel.",
     ),
     "compared-roc": (
         "ROC, all folds",

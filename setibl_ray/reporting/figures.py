@@ -121,7 +121,7 @@ def roc(oof: pd.DataFrame) -> Spec:
             "line": {"color": "@needle", "width": 1, "dash": "dash"},
         }
         for at in (0.01, 0.001)
-        if at > floor
+        if at >= floor
     ]
     buttons = [
         {
@@ -256,12 +256,27 @@ def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
 
 
 def reliability(oof: pd.DataFrame) -> Spec:
-    """Share of needles against mean score, with the number of cadences below."""
-    bins = calibration.reliability(oof["target"].to_numpy(np.float64), oof["pred"].to_numpy(np.float64))
+    """Share of needles against mean score, with the number of cadences below; and what it was before calibration."""
+    target = oof["target"].to_numpy(np.float64)
+    bins = calibration.reliability(target, oof["pred"].to_numpy(np.float64))
+    before = []
+    if not np.array_equal(oof["pred"], oof["pred_model"]):
+        model = calibration.reliability(target, oof["pred_model"].to_numpy(np.float64))
+        before = [
+            _line(
+                model.predicted,
+                model.observed,
+                "as the models gave it",
+                "@c1",
+                width=1.5,
+                line={"dash": "dash"},
+            )
+        ]
     size = 7 + 9 * np.sqrt(bins.n_rows / bins.n_rows.max())
     return {
         "data": [
             _line([0, 1], [0, 1], "perfect", "@muted", width=1, line={"dash": "dot"}, hoverinfo="skip"),
+            *before,
             _line(
                 bins.predicted,
                 bins.observed,
@@ -327,18 +342,30 @@ def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
                 hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>" + kind + "</extra>",
             )
         )
-    return {
-        "data": traces,
-        "layout": _layout(
-            "S/N of the needle in one panel",
-            "recall at 1 % false positives",
-            xaxis={
-                "type": "log",
-                "tickvals": [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000],
-            },
-            yaxis={"range": [0, 1.03], "tickformat": ".0%"},
-        ),
-    }
+    return {"data": traces, "layout": _snr_layout()}
+
+
+def _snr_layout() -> Spec:
+    return _layout(
+        "S/N of the needle in one panel",
+        "recall at 1 % false positives",
+        xaxis={
+            "type": "log",
+            "tickvals": [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000],
+        },
+        yaxis={"range": [0, 1.03], "tickformat": ".0%"},
+    )
+
+
+def compared_snr(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
+    """Recall against S/N over all kinds of needle, one line per run; no lines where the shards carry no S/N."""
+    traces = []
+    for i, (name, rows) in enumerate(named.items()):
+        own = [row for row in rows if row["kind"] == "all" and row["n"]]
+        if own:
+            x, y = [row["snr_median"] for row in own], [row["share"] for row in own]
+            traces.append(_line(x, y, name, f"@c{i % N_COLOURS}", mode="lines+markers"))
+    return {"data": traces, "layout": _snr_layout()}
 
 
 def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Spec:
@@ -444,70 +471,63 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
     }
 
 
+# A fold's timings in manifest.json, in the order in which a fold spends them.
 PHASES = (
-    ("open_s", "open data", "@c4"),
+    ("open_s", "open data", "@c3"),
     ("build_s", "build model", "@c1"),
     ("train_s", "train", "@c0"),
-    ("predict_s", "predict", "@c2"),
+    ("predict_valid_s", "predict held-out rows", "@c2"),
+    ("predict_test_s", "predict test rows", "@c6"),
 )
+START = ("start", "@muted/0.5")
+PREDICTION = ("predict test rows", "@c6")  # the same, as work of its own
+FAILED, INTERRUPTED = ("failed attempt", "@bad"), ("interrupted or discarded", "@ink/0.6")
+LANE = 0.8  # of the room between two lanes
 
 
 def timeline(manifest: Mapping[str, Any]) -> Spec:
-    """A lane per fold: what its last attempt spent its time on, and in red what failed before it."""
-    bars: dict[str, Spec] = {}
+    """A lane per fold: what failed, what its last attempt spent its time on, and then the parts of the test set."""
+    bars: dict[tuple[str, str], Spec] = {}
 
-    def add(name: str, colour: str, lane: str, start: float, length: float, text: str) -> None:
+    def add(style: tuple[str, str], lane: str, start: float, length: float, text: str, track: Track) -> None:
         bar = bars.setdefault(
-            name,
+            style,
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": name,
-                "x": [],
-                "y": [],
-                "base": [],
-                "customdata": [],
-                "marker": {"color": colour},
+                "name": style[0],
+                **{key: [] for key in ("x", "y", "base", "customdata", "width", "offset")},
+                "marker": {"color": style[1], "line": {"color": "@card", "width": 0.5}},
                 "hovertemplate": "%{customdata}<extra></extra>",
             },
         )
-        for key, value in (
-            ("x", round(length, 2)),
-            ("y", lane),
-            ("base", round(start, 2)),
-            ("customdata", text),
-        ):
+        width = LANE / track.of
+        values = (round(length, 2), lane, round(start, 2), text, width, track.number * width - LANE / 2)
+        for key, value in zip(("x", "y", "base", "customdata", "width", "offset"), values):
             bar[key].append(value)
 
-    origin = manifest["started_s"]
     lanes = []
     for fold, entry in sorted(manifest["folds"].items(), key=lambda item: int(item[0])):
         lane = f"fold {fold}"
         lanes.append(lane)
-        for attempt in entry["attempts"]:
-            end = attempt.get("ended_s")
-            if end is None:
-                continue
-            at, where = attempt["started_s"] - origin, _place(attempt)
-            if attempt.get("outcome") != "done":
-                cause, decision = attempt.get("cause", "failed"), attempt.get("decision", "stopped")
-                text = f"{lane}, {where}<br>{cause}, then {decision}"
-                add("failed attempt", "@bad", lane, at, end - attempt["started_s"], text)
-                continue
-            spent = [(name, colour, entry["timings"].get(key, 0.0)) for key, name, colour in PHASES]
-            rest = end - attempt["started_s"] - sum(seconds for *_, seconds in spent)
-            # What no phase accounts for comes first: the process starts before it can take any time.
-            spent.insert(0, ("start", "@muted/0.5", max(0.0, rest)))
-            for name, colour, seconds in spent:
-                if seconds > 0:
-                    add(name, colour, lane, at, seconds, f"{lane}, {where}<br>{name}: {seconds:.1f} s")
+        for attempts, timings in (
+            (entry["attempts"], entry.get("timings")),
+            (entry.get("predictions", []), None),
+        ):
+            for attempt, track in _tracks(attempts):
+                at = attempt["started_s"] - manifest["started_s"]
+                for style, seconds, what in _spent(attempt, timings):
+                    add(style, lane, at, seconds, f"{lane}, {_place(attempt)}<br>{what}", track)
                     at += seconds
+    order = [START, *((name, colour) for _, name, colour in PHASES), FAILED, INTERRUPTED]
     return {
-        "data": list(bars.values()),
+        "data": [bars[style] for style in order if style in bars],
         "layout": _layout(
             "seconds since the run began",
             "",
             barmode="overlay",
+            legend={"y": 1.02, "yanchor": "bottom"},  # below, it runs into the axis where there are few lanes
+            xaxis={"rangemode": "tozero"},
             yaxis={
                 "categoryorder": "array",
                 "categoryarray": lanes[::-1],
@@ -519,9 +539,51 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
     }
 
 
+class Track(NamedTuple):
+    """Which of how many strips of a lane: what runs at the same time must not hide each other."""
+
+    number: int
+    of: int
+
+
+def _spent(
+    attempt: Mapping[str, Any], timings: Mapping[str, float] | None
+) -> list[tuple[tuple[str, str], float, str]]:
+    """What an attempt's seconds went into: style, seconds, words. Without timings it predicted test rows."""
+    total = attempt["ended_s"] - attempt["started_s"]
+    if attempt.get("outcome") != "done":
+        style = FAILED if attempt.get("outcome") == "failed" else INTERRUPTED
+        why = attempt.get("cause") or attempt.get("message") or attempt.get("outcome", "")
+        then = f", then {attempt['decision']}" if "decision" in attempt else ""
+        return [(style, total, f"{why}{then}")]
+    spent = [(PREDICTION, total)]
+    if timings is not None:
+        spent = [((name, colour), timings.get(key, 0.0)) for key, name, colour in PHASES]
+        # What no phase accounts for comes first: the process starts before it can take any time.
+        spent.insert(0, (START, total - sum(seconds for _, seconds in spent)))
+    return [(style, seconds, f"{style[0]}: {seconds:.1f} s") for style, seconds in spent if seconds > 0]
+
+
+def _tracks(attempts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Track]]:
+    """Every attempt that has ended, with a strip in which nothing else runs then; as few strips as that takes."""
+    ended = sorted(
+        (attempt for attempt in attempts if attempt.get("ended_s") is not None),
+        key=lambda attempt: attempt["started_s"],
+    )
+    free_from: list[float] = []
+    numbers = []
+    for attempt in ended:
+        free = [number for number, since in enumerate(free_from) if since <= attempt["started_s"]]
+        number = free[0] if free else len(free_from)
+        free_from[number : number + 1] = [attempt["ended_s"]]
+        numbers.append(number)
+    return [(attempt, Track(number, len(free_from))) for attempt, number in zip(ended, numbers)]
+
+
 def _place(attempt: Mapping[str, Any]) -> str:
+    part = f"part {attempt['part']}, " if "part" in attempt else ""
     device = attempt.get("device", "")
-    return f"{attempt.get('node', 'no node')} {device} (attempt {attempt.get('attempt', 0)})"
+    return f"{attempt.get('node', 'no node')} {device} ({part}attempt {attempt.get('attempt', 0)})"
 
 
 def class_distribution(oof: pd.DataFrame) -> Spec:

@@ -15,6 +15,9 @@ from setibl_ray.reporting.page import image_url
 
 MAX_ROWS = 56  # of one panel in the picture; time is averaged, as drift is slow
 GAP = 3  # rows between panels
+PANEL_ASPECT = (
+    4.4  # width by height of a panel on the page, whatever the pixels: cards can be held side by side
+)
 QUALITY = 72
 
 
@@ -78,7 +81,8 @@ def card(panels: np.ndarray, caption: str, axes: Mapping[str, Any]) -> str:
         lanes.append(f"<span{' class=on' if on else ''}>{'ON' if on else 'OFF'}{since}</span>")
     return (
         f'<figure class="cadence"><div class="stack"><div class="lanes">{"".join(lanes)}</div>'
-        f'<img alt="waterfall of six panels" src="{image_url(waterfall(panels), "webp")}"></div>'
+        f'<img alt="waterfall of {panels.shape[2]} panels" style="aspect-ratio:{PANEL_ASPECT}/{panels.shape[2]}" '
+        f'src="{image_url(waterfall(panels), "webp")}"></div>'
         f'<div class="axis">{_frequencies(width, df, axes.get("f_start_mhz"))}</div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )

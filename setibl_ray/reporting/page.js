@@ -37,7 +37,7 @@
       hoverlabel: { bgcolor: colour("@card"), bordercolor: colour("@rule"), font: { color: colour("@ink") } },
       dragmode: window.matchMedia("(pointer: coarse)").matches || narrow() ? false : "zoom",
     };
-    const merged = { ...base, ...own };
+    const merged = { ...base, ...own, legend: { ...base.legend, ...own.legend } };
     for (const key of Object.keys(own).filter((key) => /^[xy]axis\d*$/.test(key))) merged[key] = axis(own[key]);
     const button = { bgcolor: colour("@card"), bordercolor: colour("@rule"), font: { size: 11, color: colour("@soft") } };
     const place = { type: "buttons", direction: "right", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom", pad: { t: 0, b: 4 } };

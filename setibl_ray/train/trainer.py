@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import tensorflow as tf
+from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group, save_weights_to_hdf5_group
 
 from setibl_ray.config import Config, FoldConfig
 from setibl_ray.contract import Plan
@@ -131,18 +131,16 @@ class Trainer:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
 
     def weights_file(self) -> bytes:
-        """The model's weights as Keras writes them to HDF5."""
-        with tempfile.TemporaryDirectory(prefix="setibl-ray-") as folder:
-            path = Path(folder, "weights.h5")
-            self.model.save_weights(path)
-            return path.read_bytes()
+        """The model's weights as Keras writes them to HDF5; never a file, which a killed process would leave behind."""
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            save_weights_to_hdf5_group(file, self.model)
+        return buffer.getvalue()
 
     def load_weights_file(self, content: bytes) -> None:
         """Take over what `weights_file` gave."""
-        with tempfile.TemporaryDirectory(prefix="setibl-ray-") as folder:
-            path = Path(folder, "weights.h5")
-            path.write_bytes(content)
-            self.model.load_weights(path)
+        with h5py.File(io.BytesIO(content), "r") as file:
+            load_weights_from_hdf5_group(file, self.model)
 
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self._optimizer_variables()]

@@ -148,11 +148,7 @@ def sweep(
         with connect.connected(where.address) as greeting:
             say(greeting)
             request = placement.wait_for_placement(
-                lambda: placement.request_for(
-                    settled, placement.cluster_nodes(), where.accelerator_type, where.labels
-                ),
-                where.placement_timeout_s,
-                say,
+                settled, where.accelerator_type, where.labels, where.placement_timeout_s, say
             )
             base = base.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
             most = max(largest_fold_bytes(config, request.device, request.cpus) for config in configs)

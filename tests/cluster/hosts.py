@@ -1,10 +1,10 @@
 """Several hosts on one machine, for trying `ray up` and a lost host for real.
 
 A host is one process tree in its own network, pid, mount, uts and ipc namespaces, with its own /tmp, /run,
-/dev/shm and home, a host name, an address and an sshd on port 22. What it writes dies with it; the machine's
-own home, Ray folders and processes are out of its reach. A switch (a bridge in a namespace of its own) joins
-the hosts, so that the machine's network gets neither an address nor a route and several sets of hosts can run
-at once.
+/dev/shm and home, a host name, an address and an sshd on port 22. What it writes dies with it, and it dies with
+this process, however that ends; the machine's own home, Ray folders and processes are out of its reach. A switch
+(a bridge in a namespace of its own) joins the hosts, so that the machine's network gets neither an address nor a
+route and several sets of hosts can run at once.
 
     with make_hosts(["operator", "head", "worker"], shared=[data]) as hosts:
         hosts["operator"].run(["ssh", hosts["head"].address, "true"])
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -28,9 +27,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-REQUIRED_PROGRAMS = ("ip", "unshare", "nsenter", "sshd", "ssh-keygen", "rsync")
+REQUIRED_PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "sshd", "ssh-keygen", "rsync")
 BOOT_DEADLINE_S = 60
+PROJECT = Path(__file__).resolve().parents[2]
 HOME = "/root"
 ENVIRONMENT = f"{HOME}/setibl-env"
 """Where clusters/install.sh keeps a node's Python environment."""
@@ -67,7 +68,6 @@ class Host:
 
     name: str
     address: str
-    namespace: str
     key: str
     """Private key that logs in to every host of the set."""
     process: subprocess.Popen[bytes]
@@ -113,21 +113,20 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """Command lines of the processes inside, by the machine's pid; zombies left out."""
-        listed = subprocess.run(
-            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, timeout=30
-        )
+        inside = os.readlink(f"/proc/{self.init_pid}/ns/pid")
         found = {}
-        for pid in map(int, listed.stdout.split()):
+        for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # ended since it was listed
-                if line := Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip():
-                    found[pid] = line
+                if os.readlink(folder / "ns/pid") == inside:
+                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    found |= {int(folder.name): line} if line else {}
         return found
 
     def power_off(self) -> None:
         """Pull the network cable, then the plug: peers see silence, not a closed connection."""
         if self.process.poll() is None:
             with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("-n", self.namespace, "link", "set", "eth0", "down")
+                _ip("link", "set", "eth0", "down", inside=self.process)
         self.process.kill()  # takes process 1 along (unshare --kill-child), and that takes all the others
         self.process.wait(timeout=30)
 
@@ -146,27 +145,24 @@ def make_hosts(names: Sequence[str], shared: Sequence[Path] = ()) -> Iterator[di
     """
     # One folder for keys and configuration; under /tmp like anything, so it is shared with the hosts too.
     folder = Path(tempfile.mkdtemp(prefix="setibl-hosts-"))
-    set_id = secrets.token_hex(3)
-    switch = f"setibl-{set_id}-switch"
     addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, start=2)}
     hosts: dict[str, Host] = {}
+    switch = _namespaces(["--net"], ["sleep", "infinity"])
     try:
         _write_ssh_files(folder, addresses)
-        _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge0", "up")
+        _ip("link", "add", "bridge0", "type", "bridge", inside=switch)
+        _ip("link", "set", "bridge0", "up", inside=switch)
         for number, (name, address) in enumerate(addresses.items()):
-            hosts[name] = _boot(name, address, f"setibl-{set_id}-{name}", switch, number, folder, shared)
+            hosts[name] = _boot(name, address, folder, shared)
+            _plug_in(hosts[name], switch, number)
         for host in hosts.values():
             _wait_for_ssh(host)
         yield hosts
     finally:
         for host in hosts.values():
             host.power_off()
-        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=30).stdout
-        for line in listed.splitlines():
-            if line.startswith(f"setibl-{set_id}-"):
-                _ip("netns", "delete", line.split()[0])
+        switch.kill()
+        switch.wait(timeout=30)
         shutil.rmtree(folder)
 
 
@@ -183,8 +179,20 @@ def why_not() -> str | None:
     return None if probe.returncode == 0 else f"namespaces are refused here: {probe.stderr.decode().strip()}"
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+def _namespaces(kinds: Sequence[str], command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command in namespaces of its own, once they are there; it is killed when this process ends."""
+    process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", *kinds, *command], **options)
+    deadline = time.monotonic() + BOOT_DEADLINE_S
+    while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        assert process.poll() is None, f"`{shlex.join(command)[:60]}` ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"no namespaces after {BOOT_DEADLINE_S} s"
+        time.sleep(0.01)
+    return process
+
+
+def _ip(*arguments: str, inside: subprocess.Popen[bytes]) -> None:
+    enter = ["nsenter", "-t", str(inside.pid), "-n"]
+    subprocess.run([*enter, "ip", *arguments], check=True, capture_output=True, timeout=30)
 
 
 def _write_ssh_files(folder: Path, addresses: dict[str, str]) -> None:
@@ -201,22 +209,14 @@ def _write_ssh_files(folder: Path, addresses: dict[str, str]) -> None:
     )
 
 
-def _boot(
-    name: str, address: str, namespace: str, switch: str, number: int, folder: Path, shared: Sequence[Path]
-) -> Host:
-    _ip("netns", "add", namespace)
-    _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", f"port{number}", "netns", switch)
-    _ip("-n", switch, "link", "set", f"port{number}", "master", "bridge0", "up")
-    _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
-    _ip("-n", namespace, "link", "set", "eth0", "up")
-    _ip("-n", namespace, "link", "set", "lo", "up")
-    # Leads nowhere; Ray finds a node's own address by asking for the way out.
-    _ip("-n", namespace, "route", "add", "default", "via", "10.77.0.1")
-    under_tmp = [path for path in (Path(sys.prefix), folder, *shared) if path.is_relative_to("/tmp")]
-    unshare = ["unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child"]
+def _boot(name: str, address: str, folder: Path, shared: Sequence[Path]) -> Host:
+    seen = (PROJECT, Path(sys.base_prefix), Path(sys.prefix), folder, *shared)
+    under_tmp = [path for path in seen if path.is_relative_to("/tmp")]
+    kinds = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child"]
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *unshare, "bash", "-c", BOOT],
+        process = _namespaces(
+            kinds,
+            ["bash", "-c", BOOT],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -230,7 +230,19 @@ def _boot(
                 "SSHD": shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "sshd",
             },
         )
-    return Host(name, address, namespace, str(folder / "id_ed25519"), process)
+    return Host(name, address, str(folder / "id_ed25519"), process)
+
+
+def _plug_in(host: Host, switch: subprocess.Popen[bytes], number: int) -> None:
+    port = f"port{number}"
+    veth = ["link", "add", port, "type", "veth", "peer", "eth0", "netns", str(host.process.pid)]
+    _ip(*veth, inside=switch)
+    _ip("link", "set", port, "master", "bridge0", "up", inside=switch)
+    _ip("addr", "add", f"{host.address}/24", "dev", "eth0", inside=host.process)
+    _ip("link", "set", "eth0", "up", inside=host.process)
+    _ip("link", "set", "lo", "up", inside=host.process)
+    # Leads nowhere; Ray finds a node's own address by asking for the way out.
+    _ip("route", "add", "default", "via", "10.77.0.1", inside=host.process)
 
 
 def _wait_for_ssh(host: Host) -> None:

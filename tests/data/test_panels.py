@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -190,6 +194,18 @@ def test_only_unused_stores_are_removed(tmp_path: Path) -> None:
     assert foreign.exists()
     assert not unused.path.exists()
     assert not abandoned.exists()
+
+
+def test_a_folder_that_another_run_removes_while_we_wait_for_its_lock_is_made_again(tmp_path: Path) -> None:
+    store = open_store(fake_index(5), tmp_path)
+    assert store.path is not None
+    with ThreadPoolExecutor(1) as pool, filelock.FileLock(f"{store.path}.lock"):
+        again = pool.submit(open_store, fake_index(5), tmp_path)
+        time.sleep(0.3)  # it waits now, or else there is nothing to see
+        shutil.rmtree(tmp_path / "disk")
+    assert again.result().images is not None
+    with filelock.FileLock(f"{store.path}.lock", timeout=0):  # which is free again
+        pass
 
 
 def test_an_empty_split_is_an_error(tmp_path: Path) -> None:

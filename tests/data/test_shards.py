@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from data_sets import SMALL, seed_features, write_frames
 
+from setibl_ray.data import shards
 from setibl_ray.data.records import Record, encode_record
 from setibl_ray.data.shards import iter_records, list_shards, read_index, read_panels
 from setibl_ray.data.tfrecord import encode_example, frame
@@ -72,7 +73,12 @@ def test_ids_and_groups_that_look_like_numbers_stay_text(tmp_path):
     equal(index, read_index(tmp_path))
 
 
-def test_random_access_equals_reading_in_order(small_set):
+@pytest.mark.parametrize(("gap", "block"), [(1 << 20, 32 << 20), (-1, 32 << 20), (1 << 20, 10_000)])
+def test_random_access_equals_reading_in_order(small_set, monkeypatch, gap, block):
+    monkeypatch.setattr(
+        shards, "_GAP_BYTES", gap
+    )  # with -1 and 10,000 not all rows of a shard come with one read
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", block)
     index = read_index(small_set)
     panels = np.stack([record.panels for shard in index.shards_of("train") for record in iter_records(shard)])
     rows = np.random.default_rng(0).integers(0, 48, 60)

@@ -1,5 +1,6 @@
 """Runs with a stand-in for the fold task: seconds instead of minutes, the same driver."""
 
+import os
 import time
 from pathlib import Path
 
@@ -51,10 +52,9 @@ def record_soak():
         before, rest = page.read_text().split(begin)
         _, after = rest.split(end)
         lines = [
-            f"{time.strftime('%Y-%m-%d')}: {len(hits)} kills in {duration_s / 60:.0f} minutes, every oof.csv and"
-        ]
-        lines += [
-            f"submission.csv byte-identical ({what} folds).",
+            f"{time.strftime('%Y-%m-%d')}, {what} folds: {len(hits)} kills in {duration_s / 60:.0f} minutes "
+            f"on {os.cpu_count()} cores. Every oof.csv and submission.csv",
+            "byte-identical; no process, temporary file or shared memory left.",
             "",
             "| # | killed | attempts it ended |",
             "|---|---|---|",

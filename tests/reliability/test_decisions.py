@@ -56,7 +56,7 @@ def test_errors_of_a_task_have_causes():
         (RuntimeError("The TPU is already in use by process 12"), "tpu-busy"),
         (KeyError("x"), "code"),
     ):
-        assert Failed.from_exception(0, error).cause == cause
+        assert Failed.from_exception(Job(0), error).cause == cause
 
 
 def test_a_retry_elsewhere_names_the_nodes_to_avoid():

@@ -4,32 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from harness import RUN, leftovers, manifest, same_results, start
-
-DEADLINE_S = 120
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def processes_with(variable):
-    """Ids of living processes whose environment holds it: what a command started, and what that started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if variable.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:  # gone, or not ours
-            continue
-    return found
+from harness import (
+    DEADLINE_S,
+    RUN,
+    attempts_of,
+    leftovers,
+    nothing_left,
+    processes_with,
+    same_results,
+    start,
+    stores_of,
+    wait_for,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +37,9 @@ def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, num
     assert f"Resume with: python -m setibl_ray.cv --resume --out {out}" in said
     assert "Traceback" not in said
     wait_for(lambda: not processes_with(f"MARK={mark}"))
+    wait_for(lambda: not stores_of(out))
     assert all(name.split("/")[1].startswith("state-") for name in leftovers(out))
-    outcomes = [a["outcome"] for entry in manifest(out)["folds"].values() for a in entry["attempts"]]
+    outcomes = [attempt["outcome"] for attempt in attempts_of(out)]
     assert "interrupted" in outcomes
     assert "running" not in outcomes
 
@@ -58,7 +47,7 @@ def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, num
     assert again.wait(timeout=DEADLINE_S) == 0, again.stdout.read()
     again.stdout.close()
     same_results(undisturbed, out)
-    assert leftovers(out) == []
+    nothing_left(out)
 
 
 def test_a_second_signal_ends_it_at_once(shards, tmp_path):
@@ -68,8 +57,8 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
         "from setibl_ray import cv, driver\n"
         "from setibl_ray.contract import Place, Started\n"
         "def task(plan, job):\n"
-        "    yield Started(job.fold, Place.here('cpu', 1, 1))\n"
-        "    try:\n"
+        "    try:\n"  # around the event, too: the driver may be at work on it when the signal comes
+        "        yield Started(job.fold, Place.here('cpu', 1, 1))\n"
         "        time.sleep(60)\n"
         "    finally:\n"
         "        open(os.environ['CLEARING'], 'w').close()\n"

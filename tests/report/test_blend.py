@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import blend, blending, metrics, postprocess
-from setibl_ray.errors import ConfigError, RunFolderError
+from setibl_ray.errors import RunFolderError
 from setibl_ray.runs import load_run
 
 
@@ -60,6 +60,27 @@ def test_difference_of_aucs_is_that_of_scikit_learn(seed):
     assert blending.auc_difference(target, first, second)[0] == pytest.approx(expected)
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12))
+def test_its_standard_error_is_delongs_by_the_definition(seed, n_needles, n_haystacks):
+    rng = np.random.default_rng(seed)
+    target = rng.permutation(np.repeat([1, 0], [n_needles, n_haystacks]))
+    scores = rng.integers(0, 5, (2, len(target)))
+
+    def wins(pred):  # (needles, haystacks): 1 where the needle is above, half where they tie
+        gap = pred[target == 1][:, None] - pred[target == 0][None, :]
+        return (gap > 0) + 0.5 * (gap == 0)
+
+    gap = wins(scores[0]) - wins(scores[1])
+    variance = 0.0
+    for means in (gap.mean(axis=1), gap.mean(axis=0)):
+        if len(means) > 1:
+            variance += sum((means - gap.mean()) ** 2) / (len(means) - 1) / len(means)
+    difference, error = blending.auc_difference(target, *scores)
+    assert difference == pytest.approx(gap.mean())
+    assert error == pytest.approx(np.sqrt(variance))
+
+
 def test_its_standard_error_is_that_of_resampling():
     rng = np.random.default_rng(0)
     target = rng.integers(0, 2, 1500)
@@ -102,6 +123,24 @@ def test_nested_score_of_noise_is_chance_while_the_naive_one_flatters():
     naive = metrics.auc(target, preds @ blending.simplex_weights(target, preds))
     assert naive > honest.auc + 0.02
     assert abs(honest.auc - 0.5) < 0.06
+
+
+def test_nested_predictions_equal_a_loop_over_folds():
+    target, a, b = complementary(600)
+    fold, preds = np.arange(600) % 3, np.column_stack([a, b])
+    honest = blending.nested(target, preds, fold)
+    scores = []
+    for k in range(3):
+        weights = blending.simplex_weights(target[fold != k], preds[fold != k])
+        assert honest.pred[fold == k] == pytest.approx(preds[fold == k] @ weights)
+        scores.append(roc_auc_score(target[fold == k], preds[fold == k] @ weights))
+    assert honest.auc == pytest.approx(np.mean(scores))
+
+
+def test_a_fold_of_one_class_has_no_part_in_the_mean():
+    target, fold = np.array([0, 1, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
+    assert blending.mean_fold_auc(target, np.arange(6.0), fold) == 1.0
+    assert np.isnan(blending.mean_fold_auc(target[2:4], np.arange(2.0), fold[2:4]))
 
 
 def test_nested_weights_ignore_their_own_fold():
@@ -185,44 +224,51 @@ def test_one_class_outside_a_fold_is_refused(tmp_path):
         blend.blend_runs([load_run(str(path))])
 
 
-def halved(table):
-    return table["pred"] / 2
-
-
-def test_post_processing_works_on_groups_and_leaves_the_rest():
-    ids = pd.Series(["a", "b", "c", "d"])
-    pred, group = np.array([0.2, 0.8, 0.4, 0.6]), pd.Series(["g", "g", "h", ""])
-    changed = postprocess.apply("group-mean", ids, pred, group)
-    assert changed == pytest.approx([0.7 * 0.2 + 0.15, 0.7 * 0.8 + 0.15, 0.4, 0.6])
-    assert postprocess.apply("group-best", ids, pred, group) == pytest.approx([0.1, 0.8, 0.4, 0.6])
-    assert postprocess.apply("test_blend:halved", ids, pred, group) == pytest.approx([0.1, 0.4, 0.2, 0.6])
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("group-median", "expected group-mean"),
-        ("nowhere:hook", "cannot be imported"),
-        ("test_blend:missing", "cannot be imported"),
-        ("numpy:pi", "expected a function"),
-        ("builtins:len", "expected 2 scores"),
-    ],
-)
-def test_hooks_that_do_not_work_are_named(name, message):
-    with pytest.raises(ConfigError, match=message):
-        postprocess.apply(name, pd.Series(["a", "b"]), np.array([0.1, 0.2]), pd.Series(["g", "g"]))
-
-
-def test_no_groups_is_an_error_not_a_silent_nothing():
-    with pytest.raises(ConfigError, match="none of the 1 rows has one"):
-        postprocess.apply("group-mean", pd.Series(["a"]), np.array([0.1]), pd.Series([""]))
-
-
-def test_command_post_processes_out_of_fold_and_test_alike(pair, tmp_path):
+def test_command_post_processes_out_of_fold_and_test_alike(pair, tmp_path, capsys):
     _, paths = pair
     run = load_run(paths[0])
     groups = tmp_path / "groups.csv"
     run.submission[["image_id"]].assign(group="all").to_csv(groups, index=False)
+    arguments = [paths[0], "--out", str(tmp_path / "out"), "--postprocess", "group-mean"]
+    assert blend.entry([*arguments, "--groups", str(groups), "--calibrate", "platt"]) == 0
+    said = json.loads((tmp_path / "out/blend.json").read_text())
+    table = run.oof[["image_id", "target", "pred", "fold", "group"]]
+    test = run.submission.assign(group="all")
+    same = postprocess.finish(table, test, postprocess="group-mean", calibrate="platt")
+    assert {name: said[name] for name in same.report} == same.report
+    assert pd.read_csv(tmp_path / "out/oof.csv")["pred"].to_numpy() == pytest.approx(same.oof)
+    assert pd.read_csv(tmp_path / "out/submission.csv")["target"].to_numpy() == pytest.approx(same.test)
+    out = capsys.readouterr().out
+    assert "group-mean" in out
+    assert "platt calibration" in out
+
+
+def test_groups_of_a_file_go_before_those_of_the_shards(pair, tmp_path):
+    _, paths = pair
+    run = load_run(paths[0])
+    named = pd.DataFrame(
+        {"image_id": [run.oof["image_id"][0], run.submission["image_id"][1]], "group": "new"}
+    )
+    named.to_csv(tmp_path / "groups.csv", index=False)
+    table, test = blend.with_groups(run.oof, run.submission, run, str(tmp_path / "groups.csv"))
+    assert table["group"].tolist() == ["new", *run.oof["group"][1:]]
+    assert test["group"].tolist() == ["", "new", *[""] * (len(test) - 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("", "not a CSV"),
+        ("image_id,sky\na,b\n", "no column 'group' among image_id, sky"),
+        ("image_id,group\na,b\na,c\n", "image_id a appears twice"),
+    ],
+)
+def test_a_file_of_groups_that_does_not_work_is_named(pair, tmp_path, capsys, content, message):
+    _, paths = pair
+    file = tmp_path / "groups.csv"
+    if content is not None:
+        file.write_text(content)
     arguments = [
         paths[0],
         "--out",
@@ -230,12 +276,10 @@ def test_command_post_processes_out_of_fold_and_test_alike(pair, tmp_path):
         "--postprocess",
         "group-mean",
         "--groups",
-        str(groups),
+        str(file),
     ]
-    assert blend.entry(arguments) == 0
-    said = json.loads((tmp_path / "out/blend.json").read_text())["postprocess"]
-    assert said["hook"] == "group-mean"
-    assert said["auc_before"] != said["auc_after"]
-    test = pd.read_csv(tmp_path / "out/submission.csv")["target"].to_numpy()
-    before = run.submission["pred"].to_numpy()
-    assert test == pytest.approx(0.7 * before + 0.3 * before.mean())
+    assert blend.entry(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

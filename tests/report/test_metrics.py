@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from setibl_ray import calibration, metrics
 from setibl_ray.errors import DataError
+from setibl_ray.summary import summary_lines
 
 # Few distinct scores, so that most draws have ties across classes.
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=60)
@@ -111,6 +112,64 @@ def test_summary_equals_scikit_learn(oof):
     assert low < summary["oof_auc"] < high
     assert summary["intervals"]["resampled"] == "groups"
     assert summary["intervals"]["n_units"] == 150
+
+
+def test_intervals_are_those_of_a_bootstrap_that_repeats_rows(oof):
+    """Group by group, drawn with the same generator, scored by scikit-learn."""
+    rows = oof.iloc[:240].copy()  # 60 groups of four, all folds
+    found = metrics.summarise(rows, n_bootstrap=30, seed=5)["intervals"]
+    names, rng = list(dict.fromkeys(rows["group"])), np.random.default_rng(5)
+    members = {name: np.flatnonzero(rows["group"] == name) for name in names}
+    draws = {"oof_auc": [], "oof_ap": [], "tta_gain": [], "fold_2_auc": [], "recall_at_0.01": []}
+    for _ in range(30):
+        drawn = rows.iloc[np.concatenate([members[names[i]] for i in rng.integers(0, 60, 60)])]
+        target, pred = drawn["target"].to_numpy(), drawn["pred"].to_numpy()
+        auc = roc_auc_score(target, pred)
+        fold = drawn[drawn["fold"] == 2]
+        draws["oof_auc"].append(auc)
+        draws["oof_ap"].append(average_precision_score(target, pred))
+        draws["tta_gain"].append(auc - roc_auc_score(target, drawn["pred_no_tta"]))
+        draws["fold_2_auc"].append(roc_auc_score(fold["target"], fold["pred"]))
+        draws["recall_at_0.01"].append(naive_recall(target, pred, 0.01))
+    for name, values in draws.items():
+        assert found[name] == pytest.approx(np.percentile(values, [2.5, 97.5])), name
+    assert found["n_units"] == 60
+
+
+def test_views_are_judged_by_the_models_own_scores(oof):
+    processed = oof.assign(pred=oof["pred"] ** 2 * (oof["fold"] + 1) / 5, pred_model=oof["pred"])
+    before, after = (metrics.summarise(rows, n_bootstrap=20) for rows in (oof, processed))
+    assert after["oof_auc"] == pytest.approx(roc_auc_score(oof["target"], processed["pred"]))
+    assert after["oof_auc"] != before["oof_auc"]
+    assert (
+        after["tta_gain"] == before["tta_gain"] == pytest.approx(before["oof_auc"] - before["oof_auc_no_tta"])
+    )
+    assert after["intervals"]["tta_gain"] == before["intervals"]["tta_gain"]
+
+
+def test_one_group_alone_has_no_interval_rather_than_a_certain_one(oof):
+    summary = metrics.summarise(oof.assign(group="g"), n_bootstrap=20)
+    assert summary["intervals"]["n_units"] == 1
+    assert summary["intervals"]["oof_auc"] is None
+    target, pred = oof["target"].to_numpy(), oof["pred"].to_numpy()
+    whole = pd.Series("g", oof.index)
+    assert metrics.difference(target, pred, pred, whole)["interval"] is None
+    assert metrics.mean_difference(pred, pred, whole)["interval"] is None
+    assert summary_lines(summary)  # and the text does without
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_shares_have_wilsons_interval(hits, misses):
+    n, z = hits + misses, 1.959963984540054
+    found = metrics.share(hits, n)
+    if not n:
+        assert found == {"n": 0, "n_hits": 0, "share": None, "interval": None}
+        return
+    p = hits / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert found["share"] == p
+    assert found["interval"] == pytest.approx([middle - half, middle + half], abs=1e-9)
 
 
 def test_kinds_and_snr_bins_equal_loops(oof):

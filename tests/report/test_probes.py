@@ -75,53 +75,79 @@ def test_clean_data_are_not_accused(clean, tmp_path):
     json.dumps(found, allow_nan=False)
 
 
-def test_duplicated_backgrounds_across_folds_are_reported(clean, tmp_path):
+def duplicates(rows, train):
+    pairs = probes.near_duplicates(baselines.background(train), rows["fold"].to_numpy())
+    return probes.duplicates(rows, pairs)
+
+
+def subject(rows, train, test):
+    """What `examine` measures before it checks anything."""
+    on = [
+        baselines.Measured(baselines.statistics(part), np.zeros(len(part)), np.zeros((len(part), 1)))
+        for part in (train, test)
+    ]
+    return probes.Subject(rows, *on, n_panels=6)
+
+
+def test_duplicated_backgrounds_across_folds_are_reported(clean):
     train = clean.train.copy()
     # Row 4 lies in another fold than row 0; its background is row 0's, with noise of one level on top.
     assert clean.rows["fold"][0] != clean.rows["fold"][4]
     noise = np.random.default_rng(1).integers(-1, 2, train[0].shape)
     train[4] = np.clip(train[0].astype(int) + noise, 0, 255)
-    _, checks = examine(clean.rows, train, clean.test, tmp_path)
-    assert checks[DUPLICATES]["state"] == "problem"
-    assert checks[DUPLICATES]["n_rows"] == 2
-    assert set(checks[DUPLICATES]["example"]) == set(clean.rows["image_id"][[0, 4]])
+    check = duplicates(clean.rows, train)
+    assert check["state"] == "problem"
+    assert check["n_rows"] == 2
+    assert set(check["example"]) == set(clean.rows["image_id"][[0, 4]])
 
 
-def test_duplicates_inside_a_fold_are_no_leak(clean, tmp_path):
+def test_duplicates_inside_a_fold_are_no_leak(clean):
     train = clean.train.copy()
     assert clean.rows["fold"][0] == clean.rows["fold"][1]
     train[1] = train[0]
-    _, checks = examine(clean.rows, train, clean.test, tmp_path)
-    assert checks[DUPLICATES]["state"] == "ok"
+    assert duplicates(clean.rows, train)["state"] == "ok"
 
 
-def test_a_statistic_that_tells_the_target_is_reported_by_name(clean, tmp_path):
+def test_a_statistic_that_tells_the_target_is_reported_by_name(clean):
     train = clean.train.copy()
     needles = clean.rows["target"].to_numpy() == 1
     train[needles, :, :, 3] = np.clip(train[needles, :, :, 3].astype(int) + 4, 0, 255)
-    _, checks = examine(clean.rows, train, clean.test, tmp_path)
-    assert checks[STATISTICS]["state"] == "problem"
-    assert "panel 3 (OFF)" in checks[STATISTICS]["strongest"]
+    rows = clean.rows.assign(pred=0.5)
+    check = probes.gives_away(rows, subject(rows, train, clean.test), np.full(N, 0.5), 0)
+    assert check["state"] == "problem"
+    assert "panel 3 (OFF)" in check["strongest"]
 
 
-def test_folds_that_tear_groups_apart_are_reported_when_it_helps(clean, tmp_path):
+def test_a_run_that_knows_no_more_than_statistics_is_looked_at(clean):
+    target = clean.rows["target"].to_numpy()
+    known = np.clip(0.4 * target + 0.6 * np.random.default_rng(0).random(N), 0, 1)
+    for pred, state in ((known, "look"), (target * 0.9, "ok")):
+        rows = clean.rows.assign(pred=pred)
+        check = probes.gives_away(rows, subject(rows, clean.train, clean.test), known, 0)
+        assert check["state"] == state
+
+
+def test_folds_that_tear_groups_apart_are_reported_when_it_helps(clean):
     rng = np.random.default_rng(2)
     target = np.repeat(rng.integers(0, 2, N // 4), 4)  # a group has one target …
     train = np.repeat(fake.cadences(N // 4, rng, np.zeros(N // 4), SHAPE), 4, axis=0)  # … and one background
     train = np.clip(train.astype(int) + rng.integers(-1, 2, train.shape), 0, 255).astype(np.uint8)
+    background = baselines.background(train)
     torn = clean.rows.assign(target=target, fold=np.arange(N) % 5)
-    _, checks = examine(torn, train, clean.test, tmp_path)
-    assert checks[GROUPS]["state"] == "problem"
-    assert checks[GROUPS]["interval"][0] > 0.2
-    assert checks[DUPLICATES]["state"] == "problem"
+    check = probes.split_groups(torn, background, 0)
+    assert check["state"] == "problem"
+    assert check["interval"][0] > 0.2
+    assert duplicates(torn, train)["state"] == "problem"
     whole = clean.rows.assign(target=target)
-    _, checks = examine(whole, train, clean.test, tmp_path / "whole")
-    assert checks[GROUPS]["state"] == checks[DUPLICATES]["state"] == "ok"
+    assert probes.split_groups(whole, background, 0)["state"] == duplicates(whole, train)["state"] == "ok"
+    assert probes.split_groups(whole.assign(group=""), background, 0) is None
 
 
-def test_a_test_set_of_other_data_is_reported(clean, tmp_path):
-    _, checks = examine(clean.rows, clean.train, (clean.test * 0.8).astype(np.uint8), tmp_path)
-    assert checks[SHIFT]["state"] == "problem"
+def test_a_test_set_of_other_data_is_reported(clean):
+    check = probes.train_against_test(
+        subject(clean.rows, clean.train, (clean.test * 0.8).astype(np.uint8)), 0
+    )
+    assert check["state"] == "problem"
 
 
 def test_statistics_equal_numpy():

@@ -9,11 +9,11 @@ import runs as fake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray import evaluate, metrics
+from setibl_ray import evaluate, metrics, postprocess
 from setibl_ray.errors import RunFolderError
 from setibl_ray.reporting import training_plot
 from setibl_ray.runs import load_run
-from setibl_ray.summary import MAX_LINES, sparkline, summary_lines
+from setibl_ray.summary import MAX_LINES, curve, sparkline, summary_lines
 
 
 @pytest.fixture
@@ -86,8 +86,16 @@ def test_evaluate_writes_metrics_and_keeps_what_it_does_not_know(folder, capsys)
     assert evaluate.entry([str(folder), "--bootstrap", "20"]) == 0
     written = json.loads((folder / "metrics.json").read_text())
     assert written["fold_weights"] == [0.2] * 5
-    assert written["folds"][0]["best_epoch"] is not None
+    past = pd.read_csv(folder / "fold-0/history.csv")["val_auc"]
+    assert written["folds"][0]["best_epoch"] == past.idxmax()
+    assert written["folds"][0]["val_auc"] == pytest.approx(past.tolist())
     assert "ROC AUC" in capsys.readouterr().out
+    # The intervals that `cv` would have written: same draws.
+    seed = load_run(str(folder)).config.seed
+    assert (
+        metrics.summarise(load_run(str(folder)).oof, n_bootstrap=20, seed=seed)["intervals"]
+        == written["intervals"]
+    )
 
 
 def test_evaluate_says_on_one_line_what_is_wrong(tmp_path, capsys):
@@ -97,13 +105,20 @@ def test_evaluate_says_on_one_line_what_is_wrong(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("folds", [2, 5, 40])
+@pytest.mark.parametrize("folds", [2, 8, 40])
 @pytest.mark.parametrize("kinds", [True, False])
 def test_the_summary_fits_25_lines(folds, kinds):
     rng = np.random.default_rng(0)
     rows = fake.records(800, folds, rng, kinds=kinds)
     pred = fake.scores(rows, rng)
-    lines = summary_lines(metrics.summarise(rows.assign(pred=pred, pred_no_tta=pred), n_bootstrap=20))
+    rows = rows.assign(pred=pred, pred_no_tta=pred)
+    hook = "group-mean" if kinds else "none"
+    done = postprocess.finish(rows, rows.iloc[:0], postprocess=hook, calibrate="isotonic")
+    summary = metrics.summarise(rows, n_bootstrap=20) | done.report
+    for fold in summary["folds"]:
+        fold |= {"best_epoch": 99, "val_auc": [0.9] * 100}
+    lines = summary_lines(summary)
+    assert any(line.startswith("isotonic calibration") for line in lines)
     assert len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 110
     assert ("recall against S/N" in "\n".join(lines)) == kinds
@@ -117,6 +132,14 @@ def test_the_summary_of_one_class():
 @given(st.lists(st.none() | st.floats(0, 1), max_size=30))
 def test_sparklines_have_a_character_per_value(values):
     assert len(sparkline(values)) == len(sparkline(values, 0, 1)) == len(values)
+
+
+def test_a_curve_of_many_epochs_keeps_its_end():
+    assert curve([0.5, 0.75, 1.0]).rstrip() == "▁▅█"
+    rising = curve([0.5 + 0.005 * i for i in range(100)])
+    assert len(rising) == 24
+    assert rising.rstrip()[-1] == "█"
+    assert curve([]).strip() == ""
 
 
 def test_training_plot_is_a_png_and_the_same_for_the_same_history():

@@ -147,7 +147,7 @@ def test_resume_adds_trials_and_trains_no_fold_twice(run, whole, tmp_path):
     before, table = (pd.read_csv(folder / "out" / "trials.csv") for folder in (whole[0], tmp_path))
     pd.testing.assert_frame_equal(table[:5], before)
     assert table["state"][5] in ("done", "stopped")
-    old, new = journal(whole[0]), journal(tmp_path)
+    old, new = journal(whole[0]), journal(tmp_path)  # best and base config twice more each, with other seeds
     assert {line: new[line] for line in old} == old
     assert set((new - old).values()) == {1}
 
@@ -317,11 +317,9 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
     reports = pd.read_csv(tmp_path / "out" / "trials" / "000" / "reports.csv")
     assert list(reports["fold_epochs"]) == [2, 4, 6, 8, 10, 12, 13, 14, 15]
     again = [name.split()[1:] for name, count in journal(tmp_path).items() if count > 1]
-    if (
-        killed == "fold"
-    ):  # the epoch after which it died may have died with it; what came after was trained once
+    if killed == "fold":  # the epoch after which it died may have died with it
         assert all(epoch == "0" for _, epoch in again)
-    else:  # so may all that its trial had not heard of when that died; the folds to come were trained once
+    else:  # what the two folds that ran then had not handed over yet
         assert all(fold in ("0", "1") for fold, _ in again)
 
 
@@ -333,7 +331,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
             {"cpus_per_fold": 8},
             {},
             PlacementError,
-            "a fold asks for 8 CPU on one node, but no node has that much",
+            "a fold asks for 8 CPU on one node, but no node has that.",
         ),
         (
             {},

@@ -86,6 +86,15 @@ def test_a_state_travels_as_bytes_and_goes_on_in_a_new_trainer(trainer, batches)
     equal(resumed[1], whole[1])
 
 
+def test_the_weights_file_is_one_that_keras_loads(trainer, tmp_path):
+    (tmp_path / "w.h5").write_bytes(trainer.weights_file())
+    assert trainer.weights_file() == (tmp_path / "w.h5").read_bytes()
+    fresh = make(seed=7)
+    assert any((a != b).any() for a, b in zip(fresh.model.get_weights(), trainer.model.get_weights()))
+    fresh.model.load_weights(tmp_path / "w.h5")
+    equal(fresh.model.get_weights(), trainer.model.get_weights())
+
+
 def test_the_process_keeps_one_trainer_and_what_does_not_shape_it_may_change(monkeypatch):
     monkeypatch.setattr(trainers, "_kept", None)
     base = {"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8}
@@ -113,11 +122,12 @@ def test_focal_loss_is_tensorflow_addons_on_smoothed_targets():
     )
 
 
-def test_steps_compile_under_xla(batches):
+def test_steps_compile_under_xla(trainer, batches):
     """Static shapes and no host op in a step: as near to a TPU as a CPU comes."""
-    compiled, plain = make(jit_compile=True), make()
+    compiled = make(jit_compile=True)
     assert compiled.model.jit_compile
-    logs = [trainer.train_epoch(batches, learning_rate=1e-3, key=1) for trainer in (compiled, plain)]
+    trainer.reset()
+    logs = [each.train_epoch(batches, learning_rate=1e-3, key=1) for each in (compiled, trainer)]
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=0.05)
     images = batches.map(lambda image, _: image)
     assert compiled.predict(images, 15, 2).shape == (2, 15)

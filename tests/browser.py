@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import json
 import re
 import shutil
@@ -29,10 +30,20 @@ FLAGS = (
 )
 
 
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@functools.cache
+def installed() -> str | None:
+    """A browser on PATH of the kind that chromedriver drives."""
+    return next((name for name in CHROMIUMS if shutil.which(name)), None)
+
+
 def missing() -> str:
-    """What is not installed of chromium and chromedriver, or ""."""
-    names = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
-    return f"no {' and no '.join(names)} on PATH" if names else ""
+    """What is not there of a Chromium and chromedriver, or ""."""
+    names = [] if installed() else ["chromium"]
+    names += [] if shutil.which("chromedriver") else ["chromedriver"]
+    return f"no {' and no '.join(names)} on PATH: no page was opened in a browser" if names else ""
 
 
 class Browser:
@@ -61,6 +72,29 @@ class Browser:
         while not self.run("return document.documentElement.dataset.drawn"):
             assert time.monotonic() < deadline, f"figures were not drawn in 60 s: {self.errors()}"
             time.sleep(0.1)
+
+    def check(self, page: Path, *, width: int, dark: bool = False) -> list[str]:
+        """Open a report and see that all of it is there: figures drawn inside the page, pictures, a quiet console.
+
+        Returns:
+          The names of its figures.
+        """
+        self.open(page, width=width, dark=dark)
+        assert self.errors() == []
+        names = self.run("return Object.keys(JSON.parse(document.getElementById('figures').textContent))")
+        for name in names:
+            own = self.run(
+                f"const own = document.getElementById('figure-{name}');"
+                "const box = own.querySelector('.main-svg').getBoundingClientRect();"
+                "const marks = '.trace path, .trace rect, .point path, .points path';"
+                "return [box.width, box.right, own.querySelectorAll(marks).length]"
+            )
+            assert own[0] > 200, name
+            assert own[1] <= width, name
+            assert own[2] > 0, name
+        assert self.run("return document.scrollingElement.scrollWidth") <= width
+        assert self.run("return [...document.images].filter((image) => !image.naturalWidth).length") == 0
+        return names
 
     def errors(self) -> list[str]:
         """Console messages of level warning and up since the last call, uncaught exceptions among them."""
@@ -101,7 +135,10 @@ def browser() -> Iterator[Browser]:
                 if (found := re.search(r"started successfully on port (\d+)", line))
             )
             url = f"http://127.0.0.1:{port}"
-            options = {"args": [*FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
+            options = {
+                "args": [*FLAGS, f"--user-data-dir={profile}"],
+                "binary": shutil.which(installed() or ""),
+            }
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
             session = _call(f"{url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
             try:
@@ -112,7 +149,7 @@ def browser() -> Iterator[Browser]:
             driver.terminate()
 
 
-if __name__ == "__main__":  # python tests/report/browser.py RUN/report.html picture.png --height 1500
+if __name__ == "__main__":  # python tests/browser.py RUN/report.html picture.png --height 1500
     parser = argparse.ArgumentParser(description="Screenshot of a report.")
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
