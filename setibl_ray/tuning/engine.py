@@ -10,6 +10,8 @@ import gc
 import logging
 import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -167,6 +169,7 @@ def sweep(
                 predict_test=settings.predict_test,
                 keep_weights=settings.keep_weights,
                 max_retries=where.max_retries,
+                command=shlex.join(sys.argv),
             )
             at_once = place.trials_at_once(settings.trials_at_once)
             say(
@@ -175,7 +178,7 @@ def sweep(
             )
             steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
             scheduler = _scheduler(ledger, steps, settings)
-            desk = Desk(ledger, space.names, settings.trials, base.folds, place.check, console)
+            desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
             try:
                 with desk:
                     left = _to_do(ledger, space, base, settings)

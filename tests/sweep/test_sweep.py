@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def test_a_sweep_leaves_everything_that_was_promised(whole):
     for trial in done["trial"]:  # a finished trial is a run folder, without test predictions and weights
         folder = out / "trials" / f"{trial:03d}"
         assert (folder / "metrics.json").exists()
+        assert json.loads((folder / "manifest.json").read_text())["command"] == shlex.join(sys.argv)
         assert not (folder / "submission.csv").exists()
         assert not list(folder.glob("fold-*/weights.h5"))
     for trial in stopped["trial"]:
@@ -381,7 +383,7 @@ def test_a_cluster_that_can_hold_no_trial_any_more_ends_the_sweep(tmp_path, monk
     room = [lambda: None, gone]
     said = io.StringIO()
     ledger = Ledger(str(tmp_path))
-    table = desk.Desk(ledger, [], 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
+    table = desk.Desk(ledger, {}, 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
     assert not table.must_end()
     monkeypatch.setattr(desk, "STUCK_S", -1.0)
     assert not table.must_end()
