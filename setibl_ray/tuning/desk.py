@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -153,7 +154,7 @@ class Desk(tune.Callback):
         spent = sum(trial.fold_epochs for trial in known)
         minutes = (time.monotonic() - self._began) / 60
         title = f"{ended} of {self._n_trials} trials, {spent} fold-epochs, {minutes:.1f} min"
-        table = Table(title=title, title_justify="left", expand=False)
+        table = Table(title=title, title_justify="left", expand=False, box=box.SIMPLE_HEAD)
         for name in ("trial", "state", "OOF AUC", "folds", "epochs", *self._labels.values()):
             table.add_column(name, justify="left" if name == "state" else "right")
         order = {"running": 0, "done": 1, "stopped": 2, "unfinished": 3, "failed": 4}

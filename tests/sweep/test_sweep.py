@@ -1,5 +1,6 @@
 """Whole sweeps on a real Ray, with toy folds in the place of training: placement, pruning, resume, failures."""
 
+import importlib.util
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from setibl_ray.config import load_yaml, merge, parse
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
-from setibl_ray.tuning import desk
+from setibl_ray.tuning import desk, engine
 from setibl_ray.tuning.engine import sweep
 from setibl_ray.tuning.ledger import Ledger
 
@@ -360,6 +361,14 @@ def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan,
         run(base=base, **plan)
     assert says in str(caught.value)
     assert not (tmp_path / "out" / "trials").exists()
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_other_loggers_are_tunes_own(name):
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is an extra, not installed here")
+    _, added = engine._loggers([name])
+    assert name in type(added).__module__
 
 
 @DEADLINE
