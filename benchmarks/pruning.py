@@ -75,6 +75,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", help="folder of a sweep with --stopping none, all its trials done")
+    parser.add_argument("--trials", type=int, help="only the first so many trials")
     parser.add_argument("--at-once", type=int, default=2, help="trials at once")
     parser.add_argument("--grace", type=int, nargs="*", default=[2], help="fold-epochs before the first rung")
     parser.add_argument("--reduction-factor", type=float, nargs="*", default=[3.0])
@@ -84,11 +85,11 @@ def main() -> None:
     options = parser.parse_args()
     ledger = Ledger(options.sweep)
     ledger.load()
-    reports = {trial.number: ledger.reports(trial) for trial in ledger.done}
-    if len(reports) < len(ledger.trials):
-        parser.error(
-            f"{len(ledger.trials) - len(reports)} trials of {options.sweep} did not run to their ends"
-        )
+    unfinished = [number for number, trial in ledger.trials.items() if trial.state != "done"]
+    if unfinished:
+        parser.error(f"trials {unfinished} of {options.sweep} did not run to their ends")
+    numbers = sorted(ledger.trials)[: options.trials]
+    reports = {number: ledger.reports(ledger.trials[number]) for number in numbers}
     others = sorted(set(reports) - {DEFAULT})
     whole = sum(int(table["fold_epochs"].iloc[-1]) for table in reports.values())
     best = max(float(table["auc"].iloc[-1]) for table in reports.values())

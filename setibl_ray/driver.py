@@ -273,8 +273,16 @@ def _placed(plan: Plan, device: str, cpus: int) -> Plan:
     return replace(plan, config=config)
 
 
-def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "fail") -> Manifest:
+def open_run(
+    folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "fail", command: str | None = None
+) -> Manifest:
     """Begin a run folder, or take up one that exists. The caller holds its lock.
+
+    Args:
+      folder, plan: of the run.
+      resume: take it up.
+      on_bad_record: what was done about unusable records.
+      command: what the user typed; None for this process's own command line.
 
     Raises:
       RunFolderError: there is a run but no `resume`, or the other way round, or it is not this run.
@@ -284,7 +292,7 @@ def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "
         taken_up.same_config(folder, own, plan.config)
         taken_up.same_data(folder, manifest, plan)
         folder.remove_temporaries()
-        manifest.resumed(shlex.join(sys.argv))
+        manifest.resumed(command or shlex.join(sys.argv))
         return manifest
     taken_up.refuse_existing(folder)
     train = plan.index.train
@@ -293,7 +301,7 @@ def open_run(folder: RunFolder, plan: Plan, resume: bool, on_bad_record: str = "
     folder.write_csv(
         "records.csv", train[["image_id", "target", "group", "snr", "kind"]].assign(fold=plan.fold_of_row)
     )
-    manifest = Manifest.new(folder, plan.index, plan.config, shlex.join(sys.argv), on_bad_record)
+    manifest = Manifest.new(folder, plan.index, plan.config, command or shlex.join(sys.argv), on_bad_record)
     manifest.save()
     return manifest
 

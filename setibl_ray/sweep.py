@@ -46,7 +46,7 @@ class Sweep(Config, cli.Command):
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """ASHA lets the best one in so many past a rung."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
-    """Epochs of its first folds that every trial gets [a fifth of the epochs]."""
+    """Epochs of its first folds that every trial gets [one in --reduction-factor of them]."""
     folds_at_once: Annotated[int, Field(ge=1)] | None = None
     """Folds that a trial runs at once [the most that fit and divide the folds]."""
     trials_at_once: Annotated[int, Field(ge=1)] | None = None

@@ -23,16 +23,12 @@ BAR = 16  # pixels of a trial in the timeline
 
 @dataclass(frozen=True)
 class Searched:
-    """A searched field; `options` of a list, else none."""
+    """A searched field; `label` is its short name, `options` those of a list, else none."""
 
     name: str
+    label: str
     is_log: bool
     options: Sequence[Any]
-
-    @property
-    def label(self) -> str:
-        """Its name without the section: axes have little room."""
-        return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

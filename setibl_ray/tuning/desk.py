@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -25,7 +26,7 @@ class Desk(tune.Callback):
 
     Args:
       ledger: of the sweep.
-      names: searched fields, the table's columns.
+      labels: searched field -> its column's head.
       n_trials: how many there will be.
       n_folds: of each.
       can_place: raises PlacementError when the cluster can hold no trial any more.
@@ -35,7 +36,7 @@ class Desk(tune.Callback):
     def __init__(
         self,
         ledger: Ledger,
-        names: list[str],
+        labels: Mapping[str, str],
         n_trials: int,
         n_folds: int,
         can_place: Callable[[], None],
@@ -44,13 +45,13 @@ class Desk(tune.Callback):
         self.ledger = ledger
         self.ends_because: PlacementError | str | None = None
         self.interrupted = False
-        self._names = names
+        self._labels = labels
         self._n_trials, self._n_folds = n_trials, n_folds
         self._can_place = can_place
         self.console = console
         self._failures_in_a_row = 0
         self._running: set[int] = set()
-        self._idle_since = time.monotonic()
+        self._began = self._idle_since = time.monotonic()
         on_terminal = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(console=console, refresh_per_second=4) if on_terminal else None
 
@@ -119,7 +120,7 @@ class Desk(tune.Callback):
 
     def _failed(self, record: Trial, message: str, fatal: bool) -> None:
         self.ledger.end(record, "failed", message)
-        self._show(record, f"failed: {message}")
+        self._show(record, f"failed: {message}", always=True)
         self._failures_in_a_row += 1
         if fatal:
             self.ends_because = f"trial {record.number} met what every trial would meet: {message}"
@@ -136,20 +137,25 @@ class Desk(tune.Callback):
     def _point(self, record: Trial) -> str:
         if not record.values:
             return "the base config"
-        return "  ".join(f"{name} {_shown(value)}" for name, value in record.values.items())
+        labels = {"seed": "seed", **self._labels}
+        return "  ".join(f"{labels[name]} {_shown(value)}" for name, value in record.values.items())
 
-    def _show(self, record: Trial, line: str) -> None:
+    def _show(self, record: Trial, line: str, always: bool = False) -> None:
+        """Bring the screen up to date; `line` stands for it where there is no live table, or `always`."""
         if self._live:
             self._live.update(self.table())
-        elif line:
+        if line and (always or not self._live):
             self.say(f"trial {record.number}  {line}")
 
     def table(self) -> Table:
         """Trials that run, then the best; of a long sweep only as many as a screen holds."""
         known = self.ledger.trials.values()
         ended = sum(trial.state != "running" for trial in known)
-        table = Table(title=f"{ended} of {self._n_trials} trials", title_justify="left", expand=False)
-        for name in ("trial", "state", "OOF AUC", "folds", "epochs", *self._names):
+        spent = sum(trial.fold_epochs for trial in known)
+        minutes = (time.monotonic() - self._began) / 60
+        title = f"{ended} of {self._n_trials} trials, {spent} fold-epochs, {minutes:.1f} min"
+        table = Table(title=title, title_justify="left", expand=False, box=box.SIMPLE_HEAD)
+        for name in ("trial", "state", "OOF AUC", "folds", "epochs", *self._labels.values()):
             table.add_column(name, justify="left" if name == "state" else "right")
         order = {"running": 0, "done": 1, "stopped": 2, "unfinished": 3, "failed": 4}
         best = self.ledger.best
@@ -158,7 +164,7 @@ class Desk(tune.Callback):
             auc = f"{trial.auc:.4f}" if trial.auc is not None else ""
             if auc and trial.state != "done":
                 auc = f"({auc})"  # at an earlier step than the others'
-            values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._names]
+            values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._labels]
             state = f"[{COLOURS.get(trial.state, 'dim')}]{trial.state}[/]"
             folds = f"{trial.folds_done}/{self._n_folds}"
             table.add_row(f"{mark}{trial.number}", state, auc, folds, str(trial.fold_epochs), *values)

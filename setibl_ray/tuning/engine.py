@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +69,8 @@ class Plan:
       search: how points are chosen.
       stopping: `asha`, or `none` to run every trial to its end.
       reduction_factor: ASHA lets one in so many past a rung.
-      grace_epochs: epochs of its first folds that every trial gets; None for a fifth of them.
+      grace_epochs: epochs of its first folds that every trial gets; None for one in `reduction_factor` of them, so that
+        the next rung lies at the end of those folds.
       folds_at_once: slots of a trial; None for as many as fit and divide the folds.
       trials_at_once: None for as many as fit.
       time_budget_s: begin and train nothing after this; None for no end.
@@ -165,6 +169,7 @@ def sweep(
                 predict_test=settings.predict_test,
                 keep_weights=settings.keep_weights,
                 max_retries=where.max_retries,
+                command=shlex.join(sys.argv),
             )
             at_once = place.trials_at_once(settings.trials_at_once)
             say(
@@ -173,7 +178,7 @@ def sweep(
             )
             steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
             scheduler = _scheduler(ledger, steps, settings)
-            desk = Desk(ledger, space.names, settings.trials, base.folds, place.check, console)
+            desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
             try:
                 with desk:
                     left = _to_do(ledger, space, base, settings)
@@ -334,7 +339,7 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialSchedu
     if plan.stopping == "none":
         return FIFOScheduler()
     n_epochs = sum(step.folds == steps[0].folds for step in steps)
-    grace = plan.grace_epochs or -(-n_epochs // 5)
+    grace = plan.grace_epochs or math.ceil(n_epochs / plan.reduction_factor)
     before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
     pruning = Pruning(
         ledger, grace=before.fold_epochs, total=steps[-1].fold_epochs, reduction_factor=plan.reduction_factor

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from setibl_ray.config import Config
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.randomness import stream_key
+from setibl_ray.summary import spread
 from setibl_ray.tuning.compare import Comparison, against_base, confirmed
 from setibl_ray.tuning.ledger import DEFAULT, Ledger, Trial
 from setibl_ray.tuning.search import study_of
@@ -31,7 +33,7 @@ class Results:
       table: trials.csv.
       best: the best finished trial; None before one is finished.
       config: its config.
-      names: the searched fields.
+      labels: searched field -> its short name.
       full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
@@ -41,7 +43,7 @@ class Results:
     table: pd.DataFrame
     best: Trial | None
     config: Config | None
-    names: list[str]
+    labels: dict[str, str]
     full: int
     against_base: Comparison | None
     confirmed: Comparison | None
@@ -64,13 +66,17 @@ class Results:
         """At most 20 lines."""
         if self.best is None:
             return [f"no trial is finished; {self.root}/trials.csv says how far each came"]
-        lines = ["trial  state     OOF AUC  " + "  ".join(self.names)]
+        width = {name: max(len(label), 8) for name, label in self.labels.items()}
+        heads = [label.rjust(width[name]) for name, label in self.labels.items()]
+        lines = ["  ".join(["trial  OOF AUC  95 % interval", *heads])]
         done = self.table[self.table["state"] == "done"].sort_values("auc", ascending=False, kind="stable")
-        for row in done.head(SHOWN).to_dict("records"):
-            values = [_shown(row[name]).rjust(len(name)) for name in self.names]
+        place = np.arange(len(done))
+        for row in done[(place < SHOWN) | (done["trial"] == DEFAULT)].to_dict("records"):
+            values = [_shown(row[name]).rjust(width[name]) for name in self.labels]
             if row["trial"] == DEFAULT:
                 values = ["(the base config)"]
-            lines.append(f"{row['trial']:5d}  {row['state']:8}  {row['auc']:.4f}   " + "  ".join(values))
+            known = f"{row['trial']:5d}   {row['auc']:.4f}  {spread((row['auc_low'], row['auc_high'])):13}"
+            lines.append("  ".join([known, *values]))
         counts = self.table["state"].value_counts()
         spent = int(self.table["fold_epochs"].sum())
         lines.append(
@@ -121,7 +127,7 @@ def write_results(
             against = against_base(_oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)
     full = sum(_fold_epochs(apply(base, trial.values)) for trial in ledger.trials.values())
-    results = Results(ledger.root, table, best, config, space.names, full, against, again)
+    results = Results(ledger.root, table, best, config, space.labels, full, against, again)
     ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
     return results
 
@@ -129,7 +135,7 @@ def write_results(
 def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
     from setibl_ray.reporting import sweep_page
 
-    against, again = results.against_base, results.confirmed
+    against, again, labels = results.against_base, results.confirmed, space.labels
     gain = None
     if against is not None:
         detail = ", ".join(filter(None, (against.interval, against.corrected)))
@@ -141,7 +147,10 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
         sweep_page.Sweep(
             name=os.path.basename(ledger.root),
             table=results.table,
-            fields=[sweep_page.Searched(field.name, field.is_log, field.options) for field in space],
+            fields=[
+                sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
+                for field in space
+            ],
             base=space.default(base) or {},
             reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
             importance=_importance(ledger, space, base),

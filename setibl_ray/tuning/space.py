@@ -129,6 +129,13 @@ class Space:
     def names(self) -> list[str]:
         return [field.name for field in self.fields]
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Field -> its name without the section, where that is clear: columns and axes have little room."""
+        short = {name: name.rpartition(".")[2] for name in self.names}
+        taken = list(short.values())
+        return {name: label if taken.count(label) == 1 else name for name, label in short.items()}
+
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
         return {field.name: field.sample(rng) for field in self.fields}
 

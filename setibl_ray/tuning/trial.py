@@ -51,6 +51,7 @@ class Shared:
       predict_test: also predict the test set in every trial.
       keep_weights: keep each fold's weights (as much as a run of `cv` per trial).
       max_retries: retries of a fold whose worker or node died.
+      command: what the user typed.
     """
 
     root: str
@@ -63,6 +64,7 @@ class Shared:
     predict_test: bool
     keep_weights: bool
     max_retries: int
+    command: str
 
     def plan(self, config: Config) -> Plan:
         index = self.index
@@ -117,7 +119,7 @@ class Work:
     def reports(self) -> Iterator[dict[str, Any]]:
         """A report per step of the ladder, the first ones from what is known already; the last has `done`."""
         shared, plan, folder = self._shared, self._plan, self._folder
-        self._manifest = driver.open_run(folder, plan, resume=folder.exists())
+        self._manifest = driver.open_run(folder, plan, folder.exists(), command=shared.command)
         runner = RayRunner(shared.task, plan, shared.request, shared.slots, spread=False)
         self._runner = _Recorded(runner, self._history)
         self._supervisor = Supervisor(

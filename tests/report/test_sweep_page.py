@@ -11,9 +11,9 @@ from setibl_ray.reporting import sweep_page
 from setibl_ray.reporting.sweep_page import Searched, Sweep
 
 FIELDS = [
-    Searched("schedule.lr-max", True, []),
-    Searched("augment.strength", False, []),
-    Searched("model", False, [["efficientnet-b0"], ["efficientnet-b1"]]),
+    Searched("schedule.lr-max", "lr-max", True, []),
+    Searched("augment.strength", "strength", False, []),
+    Searched("model", "model", False, [["efficientnet-b0"], ["efficientnet-b1"]]),
 ]
 LR, STRENGTH = [None, 0.01, 0.002, 0.0004, 0.03], [None, 0.2, 1.1, 0.7, 1.9]
 MODEL = [None, ["efficientnet-b1"], ["efficientnet-b0"], ["efficientnet-b1"], ["efficientnet-b0"]]

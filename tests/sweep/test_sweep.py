@@ -1,9 +1,11 @@
 """Whole sweeps on a real Ray, with toy folds in the place of training: placement, pruning, resume, failures."""
 
+import importlib.util
 import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from rich.console import Console
 
 from setibl_ray.config import load_yaml, merge, parse
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
-from setibl_ray.tuning import desk
+from setibl_ray.tuning import desk, engine
 from setibl_ray.tuning.engine import sweep
 from setibl_ray.tuning.ledger import Ledger
 
@@ -110,6 +112,7 @@ def test_a_sweep_leaves_everything_that_was_promised(whole):
     for trial in done["trial"]:  # a finished trial is a run folder, without test predictions and weights
         folder = out / "trials" / f"{trial:03d}"
         assert (folder / "metrics.json").exists()
+        assert json.loads((folder / "manifest.json").read_text())["command"] == shlex.join(sys.argv)
         assert not (folder / "submission.csv").exists()
         assert not list(folder.glob("fold-*/weights.h5"))
     for trial in stopped["trial"]:
@@ -147,12 +150,9 @@ def test_resume_adds_trials_and_trains_no_fold_twice(run, whole, tmp_path):
     before, table = (pd.read_csv(folder / "out" / "trials.csv") for folder in (whole[0], tmp_path))
     pd.testing.assert_frame_equal(table[:5], before)
     assert table["state"][5] in ("done", "stopped")
-    earlier, work = (
-        journal(whole[0]),
-        journal(tmp_path),
-    )  # that of the base and the best has their other seeds, too
-    assert {line: work[line] for line in earlier} == earlier, "a finished epoch was trained again"
-    assert set((work - earlier).values()) == {1}
+    old, new = journal(whole[0]), journal(tmp_path)  # best and base config twice more each, with other seeds
+    assert {line: new[line] for line in old} == old
+    assert set((new - old).values()) == {1}
 
 
 SCRIPT = """
@@ -261,9 +261,8 @@ def test_killed_then_interrupted_and_resumed_it_ends_with_the_same_table(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_cut_at_random_moments_and_resumed_it_ends_with_the_same_table(whole, start, tmp_path, number):
-    n_lines = sum(journal(whole[0]).values())
     kept, flags = {}, []
-    for after in sorted(random.sample(range(2, n_lines // 2), 3)):
+    for after in sorted(random.sample(range(2, 24), 3)):
         code = cut(process := start(*flags, epoch_s=0.2), after, tmp_path, number)
         if number == signal.SIGINT:
             assert code == 130
@@ -316,17 +315,15 @@ def test_when_all_trials_fail_the_sweep_ends_early_and_says_why(run, tmp_path, t
 @pytest.mark.parametrize("killed", ["fold", "trial"])
 def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, killed):
     task = toys.toy_task(tmp_path / "journal", trouble=killed)
-    run(task, base={"folds": 5}, trials=2, stopping="none", folds_at_once=2)
+    run(task, base={"folds": 5}, trials=1, folds_at_once=2)
     assert set(pd.read_csv(tmp_path / "out" / "trials.csv")["state"]) == {"done"}
-    reports = pd.read_csv(tmp_path / "out" / "trials" / "001" / "reports.csv")
+    reports = pd.read_csv(tmp_path / "out" / "trials" / "000" / "reports.csv")
     assert list(reports["fold_epochs"]) == [2, 4, 6, 8, 10, 12, 13, 14, 15]
-    again = [name.split() for name, count in journal(tmp_path).items() if count > 1]
-    if (
-        killed == "fold"
-    ):  # the epoch after which it was killed may have died with it; what came after was trained once
-        assert all(epoch == "0" for _, _, epoch in again)
+    again = [name.split()[1:] for name, count in journal(tmp_path).items() if count > 1]
+    if killed == "fold":  # the epoch after which it died may have died with it
+        assert all(epoch == "0" for _, epoch in again)
     else:  # what the two folds that ran then had not handed over yet
-        assert {fold for _, fold, _ in again} <= {"0", "1"}
+        assert all(fold in ("0", "1") for fold, _ in again)
 
 
 @DEADLINE
@@ -366,6 +363,14 @@ def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan,
     assert not (tmp_path / "out" / "trials").exists()
 
 
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_other_loggers_are_tunes_own(name):
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is an extra, not installed here")
+    _, added = engine._loggers([name])
+    assert name in type(added).__module__
+
+
 @DEADLINE
 def test_a_time_budget_ends_the_sweep_and_resume_takes_it_up(run, tmp_path):
     slow = toys.toy_task(tmp_path / "journal", epoch_s=0.1)
@@ -387,7 +392,7 @@ def test_a_cluster_that_can_hold_no_trial_any_more_ends_the_sweep(tmp_path, monk
     room = [lambda: None, gone]
     said = io.StringIO()
     ledger = Ledger(str(tmp_path))
-    table = desk.Desk(ledger, [], 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
+    table = desk.Desk(ledger, {}, 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
     assert not table.must_end()
     monkeypatch.setattr(desk, "STUCK_S", -1.0)
     assert not table.must_end()
