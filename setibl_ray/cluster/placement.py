@@ -285,8 +285,10 @@ def _cpu_share(bare: Request, nodes: Sequence[Node], folds: int) -> int:
 def _explain(request: Request, nodes: Sequence[Node], nearest: list[str]) -> str:
     kinds = Counter(_description(node, request.labels) for node in nodes)
     has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items())) or "no nodes"
-    fits = f" Nearest that fits: {', '.join(nearest)}." if nearest else ""
-    return f"a fold asks for {request}, but no node has that. The cluster has: {has}.{fits}"
+    fits = f"Nearest that fits: {', '.join(nearest)}."
+    if not nearest:
+        fits = "Nodes that an autoscaler has yet to start are waited for with --placement-timeout-s."
+    return f"a fold asks for {request}, but no node has that. The cluster has: {has}. {fits}"
 
 
 def _description(node: Node, label_keys: Iterable[str]) -> str:
