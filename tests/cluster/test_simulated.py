@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+import seed_shards
 from ray.cluster_utils import Cluster
+from raylets import until_it_starts
 
+from setibl_ray import cv
 from setibl_ray.cluster import connect
 from setibl_ray.cluster.placement import cluster_nodes, request_for
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import parse
 from setibl_ray.contract import FoldResult, Job, Place, Started
-from setibl_ray.errors import PlacementError
 
 TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}}
 GPU_HOST = {"num_cpus": 4, "num_gpus": 2}
@@ -29,7 +31,7 @@ def nine_nodes(own_ray):
     cluster.redis_address = cluster.head_node.redis_address
     with connect._loopback_only():
         for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST] * 2:
-            cluster.add_node(**options, wait=False)
+            until_it_starts(cluster.add_node, **options, wait=False)
     _until(lambda: len(cluster_nodes()) == 9)
     yield
     for node in list(cluster.worker_nodes):
@@ -123,12 +125,15 @@ def test_cpu_folds_spread_and_see_no_accelerator(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
-def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits():
-    with pytest.raises(PlacementError) as caught:
-        request_for(parse({"device": "tpu", "devices_per_fold": 8}), cluster_nodes())
-    said = str(caught.value)
+def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits(tmp_path, capsys):
+    seed_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
+    run = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
+    run += ["--batch-size", "8", "--device", "tpu"]
+    assert cv.entry([*run, "--devices-per-fold", "8"]) == 2
+    said = capsys.readouterr().err
     assert "8 TPU chips" in said
     assert "4 x 8 CPU + 4 TPU (TPU-V4)" in said
-    assert "--devices-per-fold 4" in said
-    with pytest.raises(PlacementError, match="TPU-V5P"):
-        request_for(parse({}), cluster_nodes(), accelerator_type="TPU-V5P")
+    assert "Nearest that fits: --devices-per-fold 4." in said
+    assert cv.entry([*run, "--accelerator-type", "TPU-V5P"]) == 2
+    assert "Nearest that fits: --accelerator-type TPU-V4." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
