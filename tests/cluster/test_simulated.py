@@ -21,6 +21,7 @@ from setibl_ray.contract import FoldResult, Job, Place, Started
 TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}}
 GPU_HOST = {"num_cpus": 4, "num_gpus": 2}
 CPU_HOST = {"num_cpus": 4}
+IN_ZONE_B = {"num_cpus": 4, "labels": {"zone": "b"}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def nine_nodes(own_ray):
     cluster.head_node = ray._private.worker._global_node
     cluster.redis_address = cluster.head_node.redis_address
     with connect._loopback_only():
-        for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST] * 2:
+        for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST, IN_ZONE_B]:
             until_it_starts(cluster.add_node, **options, wait=False)
     _until(lambda: len(cluster_nodes()) == 9)
     yield
@@ -67,12 +68,7 @@ def places(meeting, values, at_once, **options):
     runner = RayRunner(task, SimpleNamespace(), request)
     for fold in range(config.folds):
         runner.submit(Job(fold))
-    found = {}
-    for event in runner.events():
-        if isinstance(event, Started):
-            found[event.fold] = event.place
-            if len(found) == at_once:
-                assert {path.name for path in meeting.iterdir()} <= {str(fold) for fold in found}
+    found = {event.fold: event.place for event in runner.events() if isinstance(event, Started)}
     assert sorted(found) == list(range(config.folds))
     return request, found
 
@@ -84,7 +80,7 @@ def per_node(found):
 
 @pytest.mark.usefixtures("nine_nodes")
 def test_tpu_folds_take_a_whole_host_each_in_a_process_of_their_own(tmp_path):
-    request, found = places(tmp_path, {"folds": 5}, at_once=4)
+    request, found = places(tmp_path, {"folds": 5}, at_once=4, accelerator_type="TPU-V4")
     assert (request.device, request.tpu_chips) == ("tpu", 4)
     assert per_node(found) == [1, 1, 1, 2]  # the fifth waited for its turn
     assert len({place.pid for place in found.values()}) == 5
@@ -112,10 +108,24 @@ def test_a_fold_on_two_gpus_has_both_of_one_node(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
+def test_fewer_folds_than_gpus_go_to_different_nodes(tmp_path):
+    _, found = places(tmp_path, {"folds": 2, "device": "gpu"}, at_once=2)
+    assert per_node(found) == [1, 1]
+
+
+@pytest.mark.usefixtures("nine_nodes")
 def test_cpu_folds_spread_and_see_no_accelerator(tmp_path):
     _, found = places(tmp_path, {"folds": 9, "device": "cpu", "cpus_per_fold": 2}, at_once=9)
     assert per_node(found) == [1] * 9
     assert not any(place.visible.get("CUDA_VISIBLE_DEVICES") for place in found.values())
+
+
+@pytest.mark.usefixtures("nine_nodes")
+def test_folds_go_where_the_label_is(tmp_path):
+    request, found = places(tmp_path, {"folds": 2}, at_once=2, labels={"zone": "b"})
+    assert (request.device, request.cpus) == ("cpu", 2)
+    (labelled,) = [node.node_id for node in cluster_nodes() if node.labels.get("zone") == "b"]
+    assert {place.node_id for place in found.values()} == {labelled}
 
 
 @pytest.mark.usefixtures("nine_nodes")
