@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -102,7 +104,27 @@ def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from None
     except SettingsError as error:
-        raise ConfigError(f"{str(error).removeprefix('error parsing CLI: ')} (see --help)") from None
+        text = str(error).removeprefix("error parsing CLI: ")
+        raise ConfigError(f"{text} ({_similar(command, text)}see --help)") from None
+
+
+def _similar(command: type[pydantic.BaseModel], complaint: str) -> str:
+    """Flags that may have been meant by the one that `complaint` is about."""
+    flag = re.search(r"unrecognized arguments: (--[\w.-]+)", complaint)
+    close = difflib.get_close_matches(flag[1], _flags(command)) if flag else ()
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def _flags(model: type[pydantic.BaseModel], prefix: str = "--") -> list[str]:
+    flags = []
+    for name, field in model.model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+            flags += _flags(kind, f"{flag}.")
+        else:
+            flags.append(flag)
+    return flags
 
 
 def _program(command: type[Command]) -> str:

@@ -214,11 +214,18 @@ def runner_for(plan: Plan, where: Where, console: Console) -> Iterator[tuple[Run
             plan = _placed(plan, plan.config.device, cores_here(plan.config))
             yield LocalRunner(FOLD_TASK, plan, where.fold_timeout_s), plan
             return
-        from setibl_ray.cluster.runner import RayRunner, on_every_node
+        from setibl_ray.cluster.runner import NO_NODE_S, RayRunner, on_every_node
 
         with cluster_for(plan.config, where, console) as request:
             plan = _placed(plan, request.device, request.cpus)
-            runner = RayRunner(FOLD_TASK, plan, request, where.workers, timeout_s=where.fold_timeout_s)
+            runner = RayRunner(
+                FOLD_TASK,
+                plan,
+                request,
+                where.workers,
+                timeout_s=where.fold_timeout_s,
+                no_node_s=max(NO_NODE_S, where.placement_timeout_s),  # preempted nodes have to come back, too
+            )
             try:
                 yield runner, plan
             finally:

@@ -59,6 +59,9 @@ BASE = ("--model", "efficientnet-nano", "--weights", "none", "--image-size", "40
 def test_fields(capsys, good, tmp_path):
     base = (*BASE, "--data", good, "--out", tmp_path / "run", "--runner", "local")
     assert "--fold 3" in refused(capsys, *base, "--fold", "3")
+    assert "did you mean --cpus-per-fold or --devices" in refused(capsys, *base, "--workers-per-fold", 2)
+    assert "did you mean --schedule.lr-max or" in refused(capsys, *base, "--schedule.lr-mx", 1)
+    assert "(see --help)" in refused(capsys, *base, "--nothing-like-it", 1)
     assert "folds: 7 folds need at least 7 training shards" in refused(capsys, *base, "--folds", 7)
     (tmp_path / "size.yaml").write_text("image-size: large\nbatch-size: 512\n")
     assert "image-size: expected HEIGHTxWIDTH" in refused(

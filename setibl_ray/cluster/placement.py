@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from setibl_ray.cluster.rules import tpu
 from setibl_ray.config import Config
@@ -82,19 +83,21 @@ class Request:
             wanted[_TYPE_PREFIX + self.accelerator_type] = 0.001
         return wanted
 
-    def options(self, spread: bool = True, avoid: Sequence[str] = ()) -> dict:
+    def options(self, spread: bool = True, avoid: Sequence[str] = (), prefer: str | None = None) -> dict:
         """Keyword arguments of a Ray task's `.options`.
 
         Args:
           spread: over the cluster; otherwise it stays in its caller's placement group.
           avoid: ids of nodes that it must not run on.
+          prefer: id of a node to run on if it has room.
         """
         custom = {
             name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")
         }
         options: dict = {"num_cpus": self.cpus, "resources": custom}
         if spread:
-            options["scheduling_strategy"] = "SPREAD"
+            near = prefer and NodeAffinitySchedulingStrategy(prefer, soft=True, _spill_on_unavailable=True)
+            options["scheduling_strategy"] = near or "SPREAD"
         if self.gpus:
             options["num_gpus"] = self.gpus
         if self.memory_bytes:
@@ -285,8 +288,10 @@ def _cpu_share(bare: Request, nodes: Sequence[Node], folds: int) -> int:
 def _explain(request: Request, nodes: Sequence[Node], nearest: list[str]) -> str:
     kinds = Counter(_description(node, request.labels) for node in nodes)
     has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items())) or "no nodes"
-    fits = f" Nearest that fits: {', '.join(nearest)}." if nearest else ""
-    return f"a fold asks for {request}, but no node has that. The cluster has: {has}.{fits}"
+    fits = f"Nearest that fits: {', '.join(nearest)}."
+    if not nearest:
+        fits = "Nodes that an autoscaler has yet to start are waited for with --placement-timeout-s."
+    return f"a fold asks for {request}, but no node has that. The cluster has: {has}. {fits}"
 
 
 def _description(node: Node, label_keys: Iterable[str]) -> str:
@@ -306,12 +311,12 @@ def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
         _description(node, ask.labels): node for node in nodes if node.total("CPU")
     }  # none: kept free of folds
     ways = [
-        (rank, len(flags), flags, changed)
+        (rank, len(flags), sum(flag.startswith("no ") for flag in flags), flags, changed)
         for node in kinds.values()
         for rank, device in enumerate((ask.config.device, "tpu", "gpu", "cpu"))
         for flags, changed in [_changes(ask, node, device)]
     ]
-    for _, _, flags, changed in sorted(ways, key=lambda way: way[:2]):
+    for *_, flags, changed in sorted(ways, key=lambda way: way[:3]):
         request = _wanted(changed, nodes)
         if any(request.slots(node) for node in nodes):
             return flags

@@ -11,7 +11,7 @@ route and several sets of hosts can run at once.
         hosts["worker"].power_off()
 
 Needs root, Linux with overlayfs, and the programs in `REQUIRED_PROGRAMS` (Debian: iproute2 openssh-server
-rsync).
+procps rsync).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REQUIRED_PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "sshd", "ssh-keygen", "rsync")
+REQUIRED_PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "sshd", "ssh-keygen", "rsync", "pkill")
 BOOT_DEADLINE_S = 60
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = "/root"
@@ -174,7 +174,7 @@ def why_not() -> str | None:
         return "namespaces need root"
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     if missing := [program for program in REQUIRED_PROGRAMS if shutil.which(program, path=path) is None]:
-        return f"{', '.join(missing)} not installed (Debian: iproute2 openssh-server rsync)"
+        return f"{', '.join(missing)} not installed (Debian: iproute2 openssh-server procps rsync)"
     probe = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], capture_output=True)
     return None if probe.returncode == 0 else f"namespaces are refused here: {probe.stderr.decode().strip()}"
 

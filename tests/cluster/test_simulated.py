@@ -7,18 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+import seed_shards
 from ray.cluster_utils import Cluster
+from raylets import until_it_starts
 
+from setibl_ray import cv
 from setibl_ray.cluster import connect
 from setibl_ray.cluster.placement import cluster_nodes, request_for
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import parse
 from setibl_ray.contract import FoldResult, Job, Place, Started
-from setibl_ray.errors import PlacementError
 
 TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}}
 GPU_HOST = {"num_cpus": 4, "num_gpus": 2}
 CPU_HOST = {"num_cpus": 4}
+IN_ZONE_B = {"num_cpus": 4, "labels": {"zone": "b"}}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,8 @@ def nine_nodes(own_ray):
     cluster.head_node = ray._private.worker._global_node
     cluster.redis_address = cluster.head_node.redis_address
     with connect._loopback_only():
-        for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST] * 2:
-            cluster.add_node(**options, wait=False)
+        for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST, IN_ZONE_B]:
+            until_it_starts(cluster.add_node, **options, wait=False)
     _until(lambda: len(cluster_nodes()) == 9)
     yield
     for node in list(cluster.worker_nodes):
@@ -65,12 +68,7 @@ def places(meeting, values, at_once, **options):
     runner = RayRunner(task, SimpleNamespace(), request)
     for fold in range(config.folds):
         runner.submit(Job(fold))
-    found = {}
-    for event in runner.events():
-        if isinstance(event, Started):
-            found[event.fold] = event.place
-            if len(found) == at_once:
-                assert {path.name for path in meeting.iterdir()} <= {str(fold) for fold in found}
+    found = {event.fold: event.place for event in runner.events() if isinstance(event, Started)}
     assert sorted(found) == list(range(config.folds))
     return request, found
 
@@ -82,7 +80,7 @@ def per_node(found):
 
 @pytest.mark.usefixtures("nine_nodes")
 def test_tpu_folds_take_a_whole_host_each_in_a_process_of_their_own(tmp_path):
-    request, found = places(tmp_path, {"folds": 5}, at_once=4)
+    request, found = places(tmp_path, {"folds": 5}, at_once=4, accelerator_type="TPU-V4")
     assert (request.device, request.tpu_chips) == ("tpu", 4)
     assert per_node(found) == [1, 1, 1, 2]  # the fifth waited for its turn
     assert len({place.pid for place in found.values()}) == 5
@@ -110,6 +108,12 @@ def test_a_fold_on_two_gpus_has_both_of_one_node(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
+def test_fewer_folds_than_gpus_go_to_different_nodes(tmp_path):
+    _, found = places(tmp_path, {"folds": 2, "device": "gpu"}, at_once=2)
+    assert per_node(found) == [1, 1]
+
+
+@pytest.mark.usefixtures("nine_nodes")
 def test_cpu_folds_spread_and_see_no_accelerator(tmp_path):
     _, found = places(tmp_path, {"folds": 9, "device": "cpu", "cpus_per_fold": 2}, at_once=9)
     assert per_node(found) == [1] * 9
@@ -117,12 +121,23 @@ def test_cpu_folds_spread_and_see_no_accelerator(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
-def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits():
-    with pytest.raises(PlacementError) as caught:
-        request_for(parse({"device": "tpu", "devices_per_fold": 8}), cluster_nodes())
-    said = str(caught.value)
+def test_folds_go_where_the_label_is(tmp_path):
+    request, found = places(tmp_path, {"folds": 2}, at_once=2, labels={"zone": "b"})
+    assert (request.device, request.cpus) == ("cpu", 2)
+    (labelled,) = [node.node_id for node in cluster_nodes() if node.labels.get("zone") == "b"]
+    assert {place.node_id for place in found.values()} == {labelled}
+
+
+@pytest.mark.usefixtures("nine_nodes")
+def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits(tmp_path, capsys):
+    seed_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
+    run = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
+    run += ["--batch-size", "8", "--device", "tpu"]
+    assert cv.entry([*run, "--devices-per-fold", "8"]) == 2
+    said = capsys.readouterr().err
     assert "8 TPU chips" in said
     assert "4 x 8 CPU + 4 TPU (TPU-V4)" in said
-    assert "--devices-per-fold 4" in said
-    with pytest.raises(PlacementError, match="TPU-V5P"):
-        request_for(parse({}), cluster_nodes(), accelerator_type="TPU-V5P")
+    assert "Nearest that fits: --devices-per-fold 4." in said
+    assert cv.entry([*run, "--accelerator-type", "TPU-V5P"]) == 2
+    assert "Nearest that fits: --accelerator-type TPU-V4." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ import pytest
 import ray
 from harness import ARGUMENTS, RUN, attempts_of, nothing_left, same_results, start, wait_for
 from ray.cluster_utils import Cluster
+from raylets import until_it_starts
 
 DEADLINE_S = 500
 N_REAL_KILLS = 6
@@ -47,16 +48,6 @@ class Faults:
     def mend(self):
         while len(self.workers) < 2:
             self.workers.append(until_it_starts(self.cluster.add_node, num_cpus=2))
-
-
-def until_it_starts(start, *arguments, **more):
-    """A raylet gives up when its helpers take more than 15 s (Ray issue 65983), as they do on a busy machine."""
-    for attempt in range(5):
-        try:
-            return start(*arguments, **more)
-        except Exception:  # Ray raises bare ones
-            if attempt == 4:
-                raise
 
 
 @pytest.fixture(scope="module")
