@@ -44,7 +44,7 @@ soak: $(INSTALLED)
 	$(PYTHON) -m pytest -m soak
 
 test-cluster: $(INSTALLED)
-	$(PYTHON) -m pytest -m cluster
+	$(PYTHON) -m pytest -m cluster tests/cluster
 
 bench: $(INSTALLED)
 	$(PYTHON) benchmarks/run.py

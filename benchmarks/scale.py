@@ -1,6 +1,6 @@
 """What the driver pays as rows and folds grow: gathering 10 million rows, and 1,000 empty folds on Ray.
 
-python benchmarks/scale.py [--out scale.json] [--rows 10000000] [--folds 1000] [--nodes 1]
+python benchmarks/scale.py [--out scale.json] [--rows 10000000] [--folds 1000] [--nodes 20]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("scale.json"))
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folds", type=int, default=1000)
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=20)
     options = parser.parse_args()
     result = gather(options.rows) | empty_folds(options.folds, options.nodes)
     for name, value in result.items():

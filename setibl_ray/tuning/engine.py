@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -378,6 +377,7 @@ def _run(
         logging.CRITICAL
     )  # a failed trial is a line on the desk, not a traceback
     # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
+    interrupt: BaseException | None = None
     try:
         tune.run(
             tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
@@ -397,12 +397,15 @@ def _run(
             raise_on_failed_trial=False,
             verbose=0,
         )
-    except BaseException as error:
-        # Tune frees its placement groups after an Exception only; after a Ctrl-C they last as long as its controller,
-        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
+    except Exception:
         raise
+    except BaseException as error:
+        interrupt = error.with_traceback(None)
+    if interrupt is not None:
+        # Tune frees its placement groups after an Exception only. After a Ctrl-C they last as long as its controller,
+        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
+        gc.collect()
+        raise interrupt
 
 
 class _Ends(tune.Stopper):

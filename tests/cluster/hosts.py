@@ -31,6 +31,7 @@ from typing import Any
 
 REQUIRED_PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "sshd", "ssh-keygen", "rsync")
 BOOT_DEADLINE_S = 60
+PROJECT = Path(__file__).resolve().parents[2]
 HOME = "/root"
 ENVIRONMENT = f"{HOME}/setibl-env"
 """Where clusters/install.sh keeps a node's Python environment."""
@@ -209,7 +210,8 @@ def _write_ssh_files(folder: Path, addresses: dict[str, str]) -> None:
 
 
 def _boot(name: str, address: str, folder: Path, shared: Sequence[Path]) -> Host:
-    under_tmp = [path for path in (Path(sys.prefix), folder, *shared) if path.is_relative_to("/tmp")]
+    seen = (PROJECT, Path(sys.base_prefix), Path(sys.prefix), folder, *shared)
+    under_tmp = [path for path in seen if path.is_relative_to("/tmp")]
     kinds = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child"]
     with (folder / f"{name}.log").open("wb") as log:
         process = _namespaces(

@@ -110,12 +110,6 @@ def test_a_fold_on_two_gpus_has_both_of_one_node(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
-def test_fewer_folds_than_gpus_go_to_different_nodes(tmp_path):
-    _, found = places(tmp_path, {"folds": 2, "device": "gpu"}, at_once=2)
-    assert per_node(found) == [1, 1]
-
-
-@pytest.mark.usefixtures("nine_nodes")
 def test_cpu_folds_spread_and_see_no_accelerator(tmp_path):
     _, found = places(tmp_path, {"folds": 9, "device": "cpu", "cpus_per_fold": 2}, at_once=9)
     assert per_node(found) == [1] * 9

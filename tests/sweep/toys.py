@@ -54,7 +54,9 @@ def trial_beside_me() -> int:
     import psutil
 
     processes = psutil.Process(os.getppid()).children()
-    (trial,) = [process for process in processes if "CrossValidationTrial" in "".join(process.cmdline())]
+    # Ray shows the class by one name or the other, depending on which of Tune's wrappers runs.
+    names = ("CrossValidationTrial", "ResourceTrainable")
+    (trial,) = [p for p in processes if any(name in "".join(p.cmdline()) for name in names)]
     return trial.pid
 
 
