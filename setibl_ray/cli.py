@@ -30,6 +30,7 @@ class Command(BaseSettings):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        str_min_length=1,
         nested_model_default_partial_update=True,
     )
 

@@ -261,21 +261,48 @@ def explain(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"{field}: expected, but not given (see --help)"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        message = "expected a section, with fields of its own"
     received = "" if first["type"] == "value_error" else f"; got {first['input']!r}"
     return f"{field + ': ' if field else ''}{message}{received}"
+
+
+class _Fields(yaml.SafeLoader):
+    """YAML whose mappings hold fields: plain YAML takes any key, and of one that is there twice the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                problem = f"expected the name of a field, found {key.value!r}"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            field = key.value.replace("-", "_")
+            if field in seen:
+                problem = f"{key.value} is there twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(field)
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
     """Read a file of fields that `flag` names.
 
     Raises:
-      ConfigError: the file is missing, is not YAML, or is not a mapping.
+      ConfigError: the file is missing, is not YAML, is not a mapping, or has a field twice.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), _Fields)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        what = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        what += " ".join(part for part in (error.problem, error.context) if part)
+        raise ConfigError(f"{flag} {path} line {line}: {what}") from None
+    # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{flag} {path}: expected a mapping of fields, got {type(values).__name__}")

@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from setibl_ray.errors import ConfigError, DataError, SetiblError
+from setibl_ray.errors import ConfigError, DataError, SetiblError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Cause = Literal[
     "config",
     "data",
+    "storage",
     "device-memory",
     "tpu-busy",
     "code",
@@ -211,6 +212,8 @@ class Failed:
         cause: Cause
         if isinstance(error, ConfigError):
             cause = "config"
+        elif isinstance(error, StorageError):
+            cause = "storage"
         elif isinstance(error, DataError):
             cause = "data"
         elif kind == "ResourceExhaustedError":

@@ -61,6 +61,14 @@ def resolve(options: Cv) -> Config:
     return parse(layered(options, RUN_FIELDS, DEMO if demo else {}))
 
 
+def _snake(fields: dict[str, Any]) -> dict[str, Any]:
+    """Field names as a flag or a file may write them, as Python has them."""
+    return {
+        name.replace("-", "_"): _snake(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+
+
 def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) -> dict[str, Any]:
     """Config values of a command: `lowest`, below --config, below flags.
 
@@ -74,10 +82,10 @@ def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) ->
         for name, value in options.model_dump(exclude_unset=True).items()
         if name not in own_fields
     }
-    file = {
-        name.replace("-", "_"): value
-        for name, value in (load_yaml(options.config) if options.config else {}).items()
-    }
+    file = _snake(load_yaml(options.config) if options.config else {})
+    for name in file.keys() & own_fields:
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--config {options.config}: {flag} is no field of a config; give it as --{flag}")
     return merge(lowest, file, flags)
 
 

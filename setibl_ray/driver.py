@@ -188,12 +188,21 @@ def check(config: Config, index: DataIndex) -> Config:
         raise ConfigError(
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a weights file"
         )
-    if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
-        raise ConfigError(
-            f"weights: expected imagenet, none or a weights file; {config.weights!r} is no file"
-        )
+    if config.weights not in ("imagenet", "none") and (lacking := _no_weights(Path(config.weights))):
+        raise ConfigError(f"weights: expected imagenet, none or a weights file; {config.weights!r} {lacking}")
     postprocess.check(config.postprocess, {"training": index.train["group"], "test": index.test["group"]})
     return config.model_copy(update={"layout": layout.name})
+
+
+def _no_weights(path: Path) -> str:
+    """Why `path` can be no weights file; empty if it may be one. What is in it, a fold finds out."""
+    if not path.is_file():
+        return "is no file"
+    try:
+        with path.open("rb") as file:
+            return "" if file.read(8) == b"\x89HDF\r\n\x1a\n" else "is no HDF5 file"
+    except OSError as error:
+        return f"could not be read: {error.strerror}"
 
 
 def check_batches(config: Config, fold_of_row: np.ndarray) -> None:

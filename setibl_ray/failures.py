@@ -7,6 +7,7 @@
 | host-memory   | retry elsewhere, from the last finished epoch                                |
 | tpu-busy      | retry: the next attempt clears a lock file whose owner is gone               |
 | time-limit    | retry elsewhere, from the last finished epoch: a hung read or device         |
+| storage       | retry elsewhere: the shards' store or the node's way to it may be back       |
 | device-memory | give up: the same batch would not fit the next time                          |
 | config, data  | give up: nothing changes by trying again                                     |
 | code          | give up: an exception in a model or dataset is deterministic                 |
@@ -32,6 +33,7 @@ ACTIONS: dict[Cause, Action] = {
     "host-memory": "retry-elsewhere",
     "tpu-busy": "retry",
     "time-limit": "retry-elsewhere",
+    "storage": "retry-elsewhere",
     "device-memory": "give-up",
     "config": "give-up",
     "data": "give-up",

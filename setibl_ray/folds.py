@@ -45,7 +45,8 @@ def assign(config: Config, train: pd.DataFrame, n_shards: int, where: str) -> np
         rarest = int(np.bincount(target, minlength=2).min())
         if rarest < folds:
             raise ConfigError(
-                f"folds: {folds} folds need {folds} records of each class, but {where} has {rarest} of one."
+                f"folds: {folds} folds need {folds} records of each class, but {where} has {rarest} of one. "
+                "Lower --folds."
             )
         if config.split == "stratified":
             splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(target, target)
@@ -58,7 +59,8 @@ def assign(config: Config, train: pd.DataFrame, n_shards: int, where: str) -> np
                 )
             if group.nunique() < folds:
                 raise ConfigError(
-                    f"folds: {folds} folds need {folds} groups, but {where} has {group.nunique()}."
+                    f"folds: {folds} folds need {folds} groups, but {where} has {group.nunique()}. "
+                    "Lower --folds, or take --split stratified."
                 )
             splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(target, target, group)
         for fold, (_, rows) in enumerate(splits):

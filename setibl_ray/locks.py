@@ -23,6 +23,7 @@ from uuid import uuid4
 import fsspec
 
 from setibl_ray.errors import RunFolderError
+from setibl_ray.storage import reaching
 
 NAME = ".lock"
 REFRESH_S = 30.0
@@ -38,11 +39,9 @@ def local(folder: Path, shown: str) -> Iterator[None]:
     """
     path = folder / NAME
     while True:
-        try:
+        with reaching(shown, "written", RunFolderError):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunFolderError(f"{shown} could not be written: {error.strerror}") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,15 +73,14 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
     """
     path = f"{folder}/{NAME}"
     owner = _owner()
-    try:
+    with reaching(shown, "written", RunFolderError):
         _claim(fs, path, owner, shown)
-    except OSError as error:
-        raise RunFolderError(f"{shown} could not be written: {error}") from error
     done = threading.Event()
 
     def refresh() -> None:
         while not done.wait(REFRESH_S):
-            with suppress(OSError):  # the driver's own writes will say if the store is gone for good
+            # The driver's own writes will say if the store is gone for good.
+            with suppress(RunFolderError), reaching(shown, "written", RunFolderError):
                 fs.pipe_file(path, json.dumps(owner | {"time_s": time.time()}).encode())
 
     thread = threading.Thread(target=refresh, name="run folder lock", daemon=True)
@@ -92,7 +90,7 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
     finally:
         done.set()
         thread.join(timeout=REFRESH_S)
-        with suppress(OSError):
+        with suppress(RunFolderError), reaching(shown, "written", RunFolderError):
             fs.rm_file(path)
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from setibl_ray import locks
 from setibl_ray.contract import FoldResult, Predicted, Span
 from setibl_ray.errors import RunFolderError
-from setibl_ray.storage import filesystem
+from setibl_ray.storage import filesystem, reaching
 
 FORMAT = 2
 STATES_KEPT = 2
@@ -61,15 +61,15 @@ class RunFolder:
         return f"{self.root}/{name}"
 
     def exists(self, name: str = "manifest.json") -> bool:
-        return self.fs.exists(f"{self._base}/{name}")
+        with self._reaching(name, "read"):
+            return self.fs.exists(f"{self._base}/{name}")
 
     def read(self, name: str) -> bytes:
-        try:
-            return self.fs.cat_file(f"{self._base}/{name}")
-        except FileNotFoundError:
-            raise RunFolderError(f"{self.path(name)} is missing: is {self.root} a run folder?") from None
-        except OSError as error:
-            raise RunFolderError(f"{self.path(name)} could not be read: {error.strerror or error}") from error
+        with self._reaching(name, "read"):
+            try:
+                return self.fs.cat_file(f"{self._base}/{name}")
+            except FileNotFoundError:
+                raise RunFolderError(f"{self.path(name)} is missing: is {self.root} a run folder?") from None
 
     def write(self, name: str, data: bytes | str) -> None:
         """Raises:
@@ -77,7 +77,7 @@ class RunFolder:
         """
         data = data.encode() if isinstance(data, str) else data
         target = f"{self._base}/{name}"
-        try:
+        with self._reaching(name, "written"):
             if not self._local:
                 self.fs.pipe_file(target, data)
                 return
@@ -92,14 +92,14 @@ class RunFolder:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunFolderError(f"{self.path(name)} could not be written: {reason}") from error
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            with suppress(FileNotFoundError):
+            with self._reaching(name, "removed"), suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self._base}/{name}")
+
+    def _reaching(self, name: str, what: str) -> AbstractContextManager[None]:
+        return reaching(self.path(name), what, RunFolderError)
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         self.write(name, _csv(table))
@@ -210,10 +210,9 @@ class RunFolder:
 
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
         self.fs.invalidate_cache()  # object stores list from memory
-        try:
+        names: list[str] = []
+        with self._reaching(f"fold-{fold}", "read"), suppress(FileNotFoundError):
             names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
-        except FileNotFoundError:
-            return []
         return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
 
     def save_fold(self, result: FoldResult, valid: pd.DataFrame, plot: bytes) -> dict[str, str]:

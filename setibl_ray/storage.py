@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from setibl_ray.errors import ConfigError
+from setibl_ray.errors import ConfigError, SetiblError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
+_CLIENTS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google"}
 
 
 def without_credentials(url: str) -> str:
@@ -58,3 +61,24 @@ def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
     except ValueError as error:  # fsspec's word for an unknown protocol
         raise ConfigError(f"{location}: {error}. Expected a local path, gs:// or s3://.") from None
     return fs, path.rstrip("/")
+
+
+@contextmanager
+def reaching(location: str, what: str, error: type[SetiblError]) -> Iterator[None]:
+    """Turn what a disk or an object store says when it cannot do something into one line.
+
+    Object stores' clients have errors of their own besides OSError, for keys that are missing or a network that is
+    down; they are known by their packages.
+
+    Args:
+      location: what is read or written, as a user would type it.
+      what: "read" or "written".
+      error: what to raise.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if not isinstance(problem, OSError) and type(problem).__module__.split(".")[0] not in _CLIENTS:
+            raise
+        reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+        raise error(f"{location} could not be {what}: {' '.join(reason.split())}") from problem

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports Ray: it writes a token into HOME, and joins whatever RAY_ADDRESS names.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="setibl-ray-test-home-")
@@ -15,7 +16,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
-
+# An example may take as long as it likes: other tests run beside it.
+settings.register_profile("setibl_ray", deadline=None)
+settings.load_profile("setibl_ray")
 
 _started = contextlib.ExitStack()
 

@@ -1,9 +1,12 @@
+import tempfile
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 
-from setibl_ray.config import MODELS, Config, load_yaml, parse
+from setibl_ray.config import MODELS, Augment, Config, Schedule, load_yaml, parse
 from setibl_ray.errors import ConfigError
 
 configs = st.builds(
@@ -34,8 +37,13 @@ def test_yaml_round_trip(values):
     assert parse(yaml.safe_load(config.to_yaml())) == config
 
 
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text("0123456789,.x-\n")
+NAMES = st.sampled_from([*Config.model_fields, *Augment.model_fields, *Schedule.model_fields]) | st.text()
+
+
 @given(
-    st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.floats() | st.lists(st.integers()))
+    st.dictionaries(NAMES, PLAIN | st.lists(PLAIN, max_size=6), max_size=3)
+    | st.dictionaries(st.sampled_from(["augment", "schedule"]), st.dictionaries(NAMES, PLAIN, max_size=2))
 )
 def test_any_mapping_is_a_config_or_a_one_line_error(values):
     try:
@@ -44,6 +52,23 @@ def test_any_mapping_is_a_config_or_a_one_line_error(values):
         said = str(error)
     assert said
     assert len(said.splitlines()) == 1
+
+
+@given(st.text(alphabet="afols:-,[]{}#&*!|>'\"%@?<~ \n\t0123456789._\x00é") | st.text())
+@example("folds: 2001-13-45")
+@example("folds: !!int many")
+@example("[" * 400)
+def test_any_text_is_a_mapping_or_a_one_line_error(text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        path.write_text(text, "utf-8", "surrogatepass")
+        said = str(path)
+        try:
+            assert isinstance(load_yaml(path), dict)
+        except ConfigError as error:
+            said = str(error)
+        assert str(path) in said
+        assert len(said.splitlines()) == 1
 
 
 def test_scalars_hold_for_every_fold_and_lists_for_one_each():

@@ -28,7 +28,7 @@ def test_shards_are_split_as_the_seed_splits_them():
         assert set(train["shard"][fold_of_row == fold]) == set(held_out)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 6), st.sampled_from(["shards", "stratified", "group"]), st.integers(0, 2**32 - 1))
 def test_every_split_is_a_partition_with_both_classes(n_folds, split, seed):
     train = table(12, 10)

@@ -179,6 +179,8 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Expected a table with columns {', '.join(columns)}.") from None
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error.strerror}") from None
     except ValueError as error:  # pandas' parser errors, and bytes that are not text
         raise DataError(f"{path} is not a CSV table: {str(error).strip()}") from None
     missing = [column for column in columns if column not in table]

@@ -29,8 +29,8 @@ from fsspec.implementations.local import LocalFileSystem
 from setibl_ray.cadence import N_PANELS, ON, Storage
 from setibl_ray.data.records import Labels, Record, decode_labels, decode_record
 from setibl_ray.data.tfrecord import BadRecord, frames, masked_crc
-from setibl_ray.errors import ConfigError, DataError
-from setibl_ray.storage import filesystem
+from setibl_ray.errors import ConfigError, DataError, StorageError
+from setibl_ray.storage import filesystem, reaching
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -136,14 +136,17 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
         taken twice.
     """
     fs, folder = filesystem(root)
-    fs.invalidate_cache()  # a listing of earlier in this process may be out of date
-    if not fs.isdir(folder):
+    with reaching(root, "read", StorageError):
+        fs.invalidate_cache()  # a listing of earlier in this process may be out of date
+        is_folder = fs.isdir(folder)
+        entries = fs.ls(folder, detail=True) if is_folder else []
+    if not is_folder:
         raise DataError(
             f"{root} is not a folder. Expected one with train00-N.tfrec …; see `setibl_ray.data synth`."
         )
     local = isinstance(fs, LocalFileSystem)  # a plain absolute path serves readers that know no URLs
     shards = []
-    for entry in fs.ls(folder, detail=True):
+    for entry in entries:
         name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
         match = _NAME.fullmatch(name)
         if match:
@@ -180,7 +183,7 @@ def iter_records(shard: ShardInfo) -> Iterator[Record]:
     Raises:
       DataError: naming file and record.
     """
-    with fsspec.open(shard.path, "rb") as stream:
+    with reaching(shard.path, "read", StorageError), fsspec.open(shard.path, "rb") as stream:
         for item in frames(stream, shard.name):
             yield decode_record(item.payload, _where(shard, item.record), labelled=shard.split == "train")
 
@@ -241,7 +244,7 @@ def scan_shard(
     """
     rows: list[Row] = []
     last = -1
-    with fsspec.open(shard.path, "rb") as file:
+    with reaching(shard.path, "read", StorageError), fsspec.open(shard.path, "rb") as file:
         stream = _ChecksumReader(file)
         for item in frames(cast(BinaryIO, stream), shard.name, skipped):
             last = item.record
@@ -300,7 +303,10 @@ def read_panels(
     order = np.lexsort((offset, shard_of))
     for position in np.unique(shard_of):
         shard = shards[position]
-        with fs.open(shard.path, "rb", cache_type="none") as stream:
+        with (
+            reaching(shard.path, "read", StorageError),
+            fs.open(shard.path, "rb", cache_type="none") as stream,
+        ):
             for together in _neighbours(order[shard_of[order] == position], offset, length):
                 start = int(offset[together[0]])
                 stream.seek(start)
@@ -356,10 +362,12 @@ def read_metadata(root: str) -> dict[str, Any]:
     """
     fs, folder = filesystem(root)
     path = f"{folder}/{DATASET_FILE}"
-    if not fs.exists(path):
-        return {}
+    with reaching(f"{root}/{DATASET_FILE}", "read", StorageError):
+        if not fs.exists(path):
+            return {}
+        content = fs.cat_file(path)
     try:
-        metadata = json.loads(fs.cat_file(path))
+        metadata = json.loads(content)
     except ValueError as error:
         raise DataError(
             f"{root}/{DATASET_FILE} is not JSON ({error}). Remove it to have the shards scanned."
@@ -462,9 +470,10 @@ def stored_tables(
     described = {shard["name"]: shard["size_bytes"] for shard in metadata.get("shards", ())}
     fs, folder = filesystem(root)
     path = f"{folder}/{INDEX_FILE}"
-    if listed != described or not fs.exists(path):
-        return None
-    packed = fs.cat_file(path)
+    with reaching(f"{root}/{INDEX_FILE}", "read", StorageError):
+        if listed != described or not fs.exists(path):
+            return None
+        packed = fs.cat_file(path)
     if hashlib.sha256(packed).hexdigest() != metadata.get("index_sha256"):
         return None
     # Text columns by hand: pandas would read an id like "000000000000123" or "1e5" as a number, a group "NA"

@@ -18,6 +18,7 @@ from setibl_ray.errors import DataError
 
 Scalar: TypeAlias = "bytes | str | int | float"
 Value: TypeAlias = "Scalar | Sequence[Scalar]"
+_Field: TypeAlias = "memoryview | bytes | int"  # delimited; of fixed width; a varint
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -188,13 +189,13 @@ def _decode_feature(feature: memoryview) -> list:
         elif kind == _FLOAT_LIST:
             for number, item in _fields(_delimited(field)):
                 if number == 1:  # packed, or one 32-bit item each
-                    if isinstance(item, int):
-                        raise ValueError("a float list holds a varint")
+                    if isinstance(item, int) or len(item) % 4 or (isinstance(item, bytes) and len(item) > 4):
+                        raise ValueError("a float list holds something else")
                     values += struct.unpack(f"<{len(item) // 4}f", item)
         elif kind == _INT64_LIST:
             for number, item in _fields(_delimited(field)):
                 if number == 1:
-                    values += [_signed(item)] if isinstance(item, int) else _decode_varints(item)
+                    values += [_signed(item)] if isinstance(item, int) else _decode_varints(_delimited(item))
     return values
 
 
@@ -210,20 +211,20 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _messages(field: memoryview | int, number: int) -> Iterator[memoryview]:
+def _messages(field: _Field, number: int) -> Iterator[memoryview]:
     for found, item in _fields(_delimited(field)):
         if found == number:
             yield _delimited(item)
 
 
-def _delimited(field: memoryview | int) -> memoryview:
-    if isinstance(field, int):
-        raise ValueError("a varint stands where a message or string belongs")
+def _delimited(field: _Field) -> memoryview:
+    if not isinstance(field, memoryview):
+        raise ValueError("a number stands where a message or string belongs")
     return field
 
 
-def _fields(message: memoryview | int) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, varint or bytes) of a message, in order; unknown fields included."""
+def _fields(message: _Field) -> Iterator[tuple[int, _Field]]:
+    """(field number, value) of a message, in order; unknown fields included."""
     message = _delimited(message)
     at = 0
     while at < len(message):
@@ -243,7 +244,8 @@ def _fields(message: memoryview | int) -> Iterator[tuple[int, memoryview | int]]
             raise ValueError(f"wire type {wire_type} is not used by this message")
         if at + size > len(message):
             raise ValueError(f"a field of {size} bytes overruns its message")
-        yield number, message[at : at + size]
+        item = message[at : at + size]
+        yield number, item if wire_type == _DELIMITED else bytes(item)
         at += size
 
 

@@ -156,7 +156,7 @@ def test_each_operation_and_all_together_match_a_loop_over_pixels(
     assert_like_naive(some_images(4, *shape, panels), settings, some_seeds(4))
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(
     st.tuples(st.integers(4, 30), st.integers(4, 30), st.sampled_from([1, 2, 3, 6])),
     st.integers(0, 2**63),

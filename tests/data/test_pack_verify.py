@@ -90,8 +90,12 @@ def test_pack_refusals_name_the_file(kaggle, tmp_path):
     refused("train_labels.csv line 2: expected target 0 or 1, found 'yes'")
     (kaggle / "train_labels.csv").write_text("id\n1r001\n")
     refused("expected columns id, target, found id")
+    (kaggle / "train_labels.csv").write_bytes(b"id,target\n1r\xe9,1\n")
+    refused("train_labels.csv is not a CSV table: 'utf-8' codec can't decode")
     (kaggle / "train_labels.csv").unlink()
     refused("train_labels.csv is missing")
+    (kaggle / "train_labels.csv").mkdir()
+    refused("train_labels.csv could not be read: Is a directory")
 
 
 def test_too_many_shards(kaggle, tmp_path):

@@ -46,7 +46,7 @@ def open_store(index: FakeIndex, tmp_path: Path, **changes: object) -> panels.Pa
     return panels.open_store(index, **arguments)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDE, SIDE, SIDE, SIDE, st.integers(1, 6), st.booleans())
 def test_resize_is_tensorflows_area_method(
     height: int, width: int, new_height: int, new_width: int, count: int, as_float: bool

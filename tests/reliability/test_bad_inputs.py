@@ -10,6 +10,8 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
+import s3fs
 from harness import ARGUMENTS
 from standin import standin
 from test_bad_input import copied, put, record
@@ -25,7 +27,8 @@ CASES = {}
 
 def case(group, what):
     def add(build):
-        CASES[what] = (group, build)
+        assert (group, what) not in CASES
+        CASES[group, what] = build
         return build
 
     return add
@@ -58,6 +61,11 @@ flags("fold weights that sum to nothing", "--folds", 3, "--fold-weights", "0,0,0
 flags("a batch larger than a fold's training set", "--batch-size", 512)
 flags("a weights file that is not there", "--weights", "absent.h5")
 flags("pretrained weights that nobody trained", "--weights", "imagenet")
+flags("a weight that is no number", "--folds", 3, "--fold-weights", "1,nan,1")
+flags("a flag without its value", "--epochs")
+flags("a value for a switch", "--resume", "yes")
+flags("nothing for a folder", "--out", "")
+flags("more folds than groups", "--split", "group", "--folds", 30)
 flags("a label without a value", "--label", "zone")
 flags("a time limit of nothing", "--fold-timeout-s", 0)
 flags("what to do about bad records, misspelt", "--on-bad-record", "ignore")
@@ -66,6 +74,17 @@ config("not YAML", "folds: [3\n")
 config("YAML, but a list", "- folds\n")
 config("an unknown field", "augment: {strenght: 1}\n")
 config("infinity", "schedule: {lr_max: .inf}\n")
+config("a field twice", "folds: 3\nseed: 1\nfolds: 5\n")
+config("a field in both its spellings", "batch-size: 8\nbatch_size: 16\n")
+config("a field that YAML takes for a number", "3: 5\n")
+config("a section that is none", "augment: 3\n")
+config("an option of the command", "workers: 3\n")
+
+
+@case("flags", "a weights file that is none")
+def _(data, folder):
+    (folder / "weights.h5").write_text("weights")
+    return ["--data", data, "--weights", folder / "weights.h5"]
 
 
 @case("config file", "bytes that are no text")
@@ -87,6 +106,16 @@ def _(data, folder):
 @case("data folder", "a protocol that nobody speaks")
 def _(data, folder):
     return ["--data", "gopher://shards"]
+
+
+@case("data folder", "a file in its place")
+def _(data, folder):
+    return ["--data", shard(data)]
+
+
+@case("data folder", "a bucket, and no keys for it")
+def _(data, folder):
+    return ["--data", "s3://bucket/shards"]
 
 
 @case("data folder", "an empty folder")
@@ -136,6 +165,20 @@ def _(data):
 @data_case("a truncated shard")
 def _(data):
     shard(data).write_bytes(shard(data).read_bytes()[:-100])
+
+
+@data_case("a link to a shard that is not there")
+def _(data):
+    path = shard(data)
+    path.unlink()
+    path.symlink_to("elsewhere.tfrec")
+
+
+@data_case("a folder that is called like a shard")
+def _(data):
+    path = shard(data)
+    path.unlink()
+    path.mkdir()
 
 
 @data_case("an empty shard")
@@ -192,6 +235,8 @@ example_case("fewer pixels than the shape says", **{**GOOD, "cadence": PIXELS[:-
 example_case("three panels that say six", **{**GOOD, "shape": [3, 40, 36]})
 example_case("neither cadence nor image", image_id="x", target=1, picture=b"")
 example_case("an image that is not a PNG", image_id="x", target=1, image=b"GIF89a" + bytes(50))
+example_case("a group that is a number", **{**GOOD, "group": 7})
+example_case("an S/N that is text", **{**GOOD, "snr": "bright"})
 example_case("an image_id that is no text", **{**GOOD, "image_id": b"\xff\xfe"})
 
 
@@ -207,6 +252,19 @@ def _(data):
         path.unlink()
     for number in range(3):
         put(data, "train", number, *(record(f"{number}-{i}", int(number > 0)) for i in range(12)))
+
+
+@case("records", "folds of groups, and records without a group")
+def _(data, folder):
+    shards = copied(data, folder)
+    for number in range(6):
+        put(shards, "train", number, *(record(f"{number}-{i}", i % 2) for i in range(12)))
+    return ["--data", shards, "--split", "group"]
+
+
+@data_case("a dataset.json that is cut off", "shards")
+def _(data):
+    (data / "dataset.json").write_text('{"format_')
 
 
 @data_case("a dataset.json of a later version", "shards")
@@ -226,9 +284,6 @@ def run_case(what, change=lambda out: None, *more):
         return ["--data", data, *more]
 
 
-run_case("it holds a run already")
-
-
 def holding(name, text):
     return lambda out: (out / name).write_text(text)
 
@@ -246,14 +301,24 @@ def _(data, folder):
     return ["--data", data, "--out", "/proc/run"]
 
 
+@case("run folder", "a protocol that nobody speaks")
+def _(data, folder):
+    return ["--data", data, "--out", "gopher://run"]
+
+
+@case("run folder", "a bucket, and no keys for it")
+def _(data, folder):
+    return ["--data", data, "--out", "s3://bucket/run"]
+
+
 @case("run folder", "a file in its place")
 def _(data, folder):
     (folder / "file").write_text("")
     return ["--data", data, "--out", folder / "file"]
 
 
-def message_of(what, data, folder, capsys):
-    arguments = [str(part) for part in CASES[what][1](data, folder)]
+def message_of(build, data, folder, capsys):
+    arguments = [str(part) for part in build(data, folder)]
     before = sorted(folder.rglob("*"))
     base = [*ARGUMENTS, "--folds", "3", "--runner", "local"]
     for flag in [part for part in arguments if part.startswith("--")]:
@@ -269,14 +334,26 @@ def message_of(what, data, folder, capsys):
     return code, re.sub(r"^python -m setibl_ray\.cv: ", "", said)
 
 
+@pytest.fixture
+def no_keys(monkeypatch):
+    """A machine that has no keys for S3, and does not ask the cloud around it for some."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps file systems, and these their keys
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("no_keys")
 def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "FOLD_TASK", standin())  # for the one that is not refused
     rows, groups = [], {}
-    for number, (what, (group, _)) in enumerate(CASES.items()):
+    for number, ((group, what), build) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"
         folder.mkdir()
-        code, said = message_of(what, shards, folder, capsys)
+        code, said = message_of(build, shards, folder, capsys)
         assert code == 2, (what, said)
         groups.setdefault(group, []).append((what, code, said.replace("|", "\\|")))
     for group, found in groups.items():

@@ -8,12 +8,16 @@ from contextlib import suppress
 
 import fsspec
 import pytest
-from harness import leftovers, manifest, same_results
+from botocore.exceptions import EndpointConnectionError
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from harness import leftovers, manifest, same_results, wait_for
 from standin import standin
 
 from setibl_ray import locks
-from setibl_ray.data.shards import read_index
-from setibl_ray.errors import RunFolderError
+from setibl_ray.contract import Failed, Job
+from setibl_ray.data.shards import read_index, read_panels
+from setibl_ray.errors import RunFolderError, StorageError
 from setibl_ray.runfolder import RunFolder
 
 
@@ -123,6 +127,73 @@ def test_a_held_lock_object_is_kept_fresh(monkeypatch):
         while fs.cat_file("/bucket/fresh/.lock") == first and time.monotonic() < deadline:
             time.sleep(0.01)
         assert fs.cat_file("/bucket/fresh/.lock") != first
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    """Returns a function after whose call no object store answers, until it is called with False."""
+    real = MemoryFileSystem.pipe_file, MemoryFileSystem.cat_file
+
+    def refuse(*_, **__):
+        raise EndpointConnectionError(
+            endpoint_url="https://store"
+        )  # no OSError, as most of what clients raise
+
+    def begin(down=True):
+        write, read = (refuse, refuse) if down else real
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", write)
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", read)
+
+    return begin
+
+
+def test_an_object_store_that_is_out_of_reach_stops_the_run_and_resume_goes_on(
+    local_cv, undisturbed, tmp_path, capsys, outage
+):
+    def task(plan, job):
+        for number, event in enumerate(standin()(plan, job)):
+            if job.fold == 1 and number == 3:
+                outage()
+            yield event
+
+    out = "memory://bucket/outage"
+    assert local_cv(out, task=task) == 1
+    said = capsys.readouterr().err
+    assert "could not be written: Could not connect to the endpoint URL" in said
+    assert "Everything before is kept. Resume with: python -m setibl_ray.cv --resume" in said
+    assert local_cv(out, "--resume") == 2
+    assert "could not be written: Could not connect to the endpoint URL" in capsys.readouterr().err
+    outage(False)
+    assert local_cv(out, "--resume") == 0
+    fsspec.filesystem("memory").get("/bucket/outage", str(tmp_path / "run"), recursive=True)
+    same_results(undisturbed, tmp_path / "run")
+    assert leftovers(tmp_path / "run") == []
+
+
+def test_a_lock_object_outlives_an_outage(monkeypatch, outage):
+    monkeypatch.setattr(locks, "REFRESH_S", 0.01)
+    fs = fsspec.filesystem("memory")
+    with RunFolder("memory://bucket/outlives").locked():
+        outage()
+        time.sleep(0.1)  # some refreshes fail
+        outage(False)
+        before = fs.cat_file("/bucket/outlives/.lock")
+        wait_for(lambda: fs.cat_file("/bucket/outlives/.lock") != before)
+
+
+def test_shards_out_of_reach_are_tried_again_elsewhere(shards, monkeypatch):
+    index = read_index(str(shards))
+    monkeypatch.setattr(LocalFileSystem, "_open", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what is no word of the storage's is nobody's to explain
+        read_panels(index, "train", [0], [0])
+
+    def refuse(*_, **__):
+        raise EndpointConnectionError(endpoint_url="https://store")
+
+    monkeypatch.setattr(LocalFileSystem, "_open", refuse)
+    with pytest.raises(StorageError, match=r"tfrec could not be read: Could not connect") as caught:
+        read_panels(index, "train", [0], [0])
+    assert Failed.from_exception(Job(0), caught.value).cause == "storage"
 
 
 def test_a_whole_run_in_an_object_store(local_cv, undisturbed, tmp_path):
