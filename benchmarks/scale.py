@@ -1,75 +1,148 @@
-"""What the driver pays as rows and folds grow: gathering 10 million rows, and 1,000 empty folds on Ray.
+"""What the driver pays as rows, folds and nodes grow: gathering 10 million rows, and 1,000 empty folds on 20 nodes.
 
-python benchmarks/scale.py [--out scale.json] [--rows 10000000] [--folds 1000] [--nodes 20]
+    python benchmarks/scale.py [--out scale.json] [--rows 10000000] [--folds 1000] [--nodes 20]
+
+Gathering is what `driver.gather_run` does with predictions: put the held-out ones in table order with and without
+views, score each fold for its weight, average the test predictions of all folds. Its tables of image ids, its metrics
+and its CSV files are not in it; docs/performance.md has what those cost.
+
+The folds are real to the driver: a run folder, a manifest, a supervisor, Ray, a cluster of raylets on this machine. They
+train nothing and predict two rows each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from setibl_ray import oof
+from setibl_ray import driver, oof
+from setibl_ray.config import parse
+from setibl_ray.contract import FoldResult, Job, Place, Plan, Predicted, Started
+from setibl_ray.data.recipe import Recipe
+from setibl_ray.data.shards import read_index
+from setibl_ray.data.synth import write_synthetic
+from setibl_ray.runfolder import RunFolder
+from setibl_ray.supervisor import Supervisor
+
+N_FOLDS = 5  # that are gathered
 
 
-def gather(n_rows: int, folds: int = 5) -> dict[str, float]:
-    """Seconds and bytes to put OOF predictions in order and to average as many test predictions over folds."""
+def gather(n_rows: int) -> dict[str, float]:
+    """Seconds and peak memory to gather as many training and test predictions of five folds; in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_gather, (n_rows,))
+
+
+def _gather(n_rows: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    fold_of_row = rng.integers(0, folds, n_rows).astype(np.int16)
-    counts = np.bincount(fold_of_row, minlength=folds)
-    valid = {fold: rng.random(counts[fold], np.float32) for fold in range(folds)}
-    test = [rng.random(n_rows, np.float32) for _ in range(folds)]
+    config = parse({"folds": N_FOLDS, "weights": "none", "fold_weights": "auc"})
+    target = rng.integers(0, 2, n_rows).astype(np.int8)
+    fold_of_row = rng.integers(0, N_FOLDS, n_rows).astype(np.int16)
+    counts = np.bincount(fold_of_row, minlength=N_FOLDS)
+    valid = {fold: rng.random(counts[fold], np.float32) for fold in range(N_FOLDS)}
+    plain = {fold: rng.random(counts[fold], np.float32) for fold in range(N_FOLDS)}
+    predicted = {
+        fold: Predicted(fold, (0, n_rows), *(rng.random(n_rows, np.float32) for _ in range(2)), {})
+        for fold in range(N_FOLDS)
+    }
+    before = _peak_bytes()
     start = time.perf_counter()
-    gathered = oof.gather(fold_of_row, valid)
-    averaged = oof.average(test, np.full(folds, 1 / folds))
+    pred, no_tta = oof.gather(fold_of_row, valid), oof.gather(fold_of_row, plain)
+    weights = driver.fold_weights(config, pd.DataFrame({"target": target, "pred": pred, "fold": fold_of_row}))
+    average = oof.average([predicted[fold].pred for fold in range(N_FOLDS)], weights)
     seconds = time.perf_counter() - start
-    assert len(gathered) == len(averaged) == n_rows
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"gather_s": seconds, "gather_peak_gb": peak / 1e9}
+    assert len(pred) == len(no_tta) == len(average) == n_rows
+    return {"gather_s": seconds, "gather_peak_gb": _peak_bytes() / 1e9, "predictions_gb": before / 1e9}
 
 
-def empty_folds(n_folds: int, n_nodes: int) -> dict[str, float]:
-    """Driver milliseconds per fold that does nothing, and how much the driver's memory grows over the second half."""
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def empty_fold(plan: Plan, job: Job) -> Iterator[Started | FoldResult]:
+    yield Started(job.fold, Place.here("cpu", 1, 1))
+    pred = np.full(len(plan.valid_rows(job.fold)), 0.5, np.float32)
+    row = {"lr": 1e-3, "loss": 0.7, "auc": 0.5, "val_loss": 0.7, "val_auc": 0.5, "images_per_s": 1.0}
+    history = [{"epoch": epoch, **row, "duration_s": 1.0} for epoch in range(2)]
+    yield FoldResult(job.fold, pred, pred, 0, history, b"", {"train_s": 1.0}, 0)
+
+
+@contextmanager
+def cluster(n_nodes: int) -> Iterator[float]:
+    """Raylets of two cores each; yields the seconds that they took to come up."""
     import ray
     from ray.cluster_utils import Cluster
 
     from setibl_ray.cluster.connect import private_token
-    from setibl_ray.cluster.placement import Request
-    from setibl_ray.cluster.runner import RayRunner
-    from setibl_ray.contract import FoldResult, Job, Place, Started
-
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1))
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
 
     private_token()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    start = time.perf_counter()
+    head = {"num_cpus": 2, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(n_nodes - 1):
-        cluster.add_node(num_cpus=2, wait=False)
-    cluster.wait_for_nodes(timeout=300)
-    ray.init(address=cluster.address, log_to_driver=False)
-    runner = RayRunner(task, SimpleNamespace(), Request("cpu", 1), max_parallel=2 * n_nodes)
-    runner.submit(Job(n_folds))  # starts a worker
-    list(runner.events())
-    for fold in range(n_folds):
-        runner.submit(Job(fold))
+        nodes.add_node(num_cpus=2, wait=False)
+    nodes.wait_for_nodes(timeout=300)
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield time.perf_counter() - start
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def follow(n_folds: int, n_nodes: int, folder: str) -> dict[str, float]:
+    """Driver milliseconds per fold and how its memory grows over the second half, with and without a run folder."""
+    from setibl_ray.cluster.placement import Request
+    from setibl_ray.cluster.runner import RayRunner
+
+    recipe = Recipe(train=2 * n_folds, shards=1, shape=(16, 16))
+    index = read_index(str(write_synthetic(recipe, f"{folder}/data", n_processes=1)))
+    config = parse({"folds": n_folds, "weights": "none", "device": "cpu"})
+    plan = Plan(config, index, (np.arange(2 * n_folds) % n_folds).astype(np.int16), folder)
+    found: dict[str, float] = {}
+    with cluster(n_nodes) as found["cluster_start_s"]:
+
+        def runner() -> RayRunner:
+            return RayRunner(empty_fold, plan, Request("cpu", 1), max_parallel=2 * n_nodes)
+
+        warm = runner()
+        for fold in range(4 * n_nodes):  # starts the workers
+            warm.submit(Job(fold % n_folds))
+        list(warm.events())
+
+        bare = runner()
+        for fold in range(n_folds):
+            bare.submit(Job(fold))
+        found |= _paid("runner", bare.events(), n_folds)
+
+        run = RunFolder(f"{folder}/run")
+        with run.locked():
+            manifest = driver.open_run(run, plan, resume=False)
+            supervisor = Supervisor(runner(), run, manifest, plan, max_retries=0)
+            found |= _paid("run", (event for event, _ in supervisor.follow()), n_folds)
+    return found
+
+
+def _paid(name: str, events: Iterator[Any], n_folds: int) -> dict[str, float]:
     memory = []
-    cpu, start = time.process_time(), time.perf_counter()
-    for event in runner.events():
+    start_cpu, start = time.process_time(), time.perf_counter()
+    for event in events:
         if isinstance(event, FoldResult):
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    ray.shutdown()
-    cluster.shutdown()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     return {
-        "fold_wall_ms": 1e3 * seconds / n_folds,
-        "fold_driver_ms": 1e3 * cpu / n_folds,
-        "driver_growth_mb": (memory[-1] - memory[len(memory) // 2]) / 1e6,
+        f"{name}_wall_ms": 1e3 * seconds / n_folds,
+        f"{name}_driver_ms": 1e3 * cpu / n_folds,
+        f"{name}_growth_mb": (memory[-1] - memory[len(memory) // 2]) / 1e6,
     }
 
 
@@ -80,7 +153,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=20)
     options = parser.parse_args()
-    result = gather(options.rows) | empty_folds(options.folds, options.nodes)
+    with tempfile.TemporaryDirectory() as folder:
+        result = gather(options.rows) | follow(options.folds, options.nodes, folder)
     for name, value in result.items():
         print(f"{name:20} {value:.3f}")
     options.out.write_text(json.dumps(result, indent=2) + "\n")

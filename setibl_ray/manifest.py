@@ -14,7 +14,7 @@ from setibl_ray.contract import Failed, FoldResult, Predicted, Span, Started
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.failures import Decision
 from setibl_ray.memory import fold_bytes
-from setibl_ray.runfolder import FORMAT, RunFolder, sha256
+from setibl_ray.runfolder import FORMAT, RunFolder, sha256, to_json
 
 PACKAGES = (
     "setibl-ray",
@@ -38,6 +38,7 @@ class Manifest:
     def __init__(self, folder: RunFolder, content: dict[str, Any]) -> None:
         self._folder = folder
         self.content = content
+        self._entries: dict[str, str] = {}  # of folds, as they were last written
 
     @classmethod
     def new(
@@ -62,8 +63,24 @@ class Manifest:
     def load(cls, folder: RunFolder) -> Manifest:
         return cls(folder, folder.read_json("manifest.json"))
 
-    def save(self) -> None:
-        self._folder.write_json("manifest.json", self.content)
+    def save(self, changed: int | None = None) -> None:
+        """Write manifest.json, of which one fold's entry has changed, or anything.
+
+        The other entries are those of the last time: formatting a thousand folds at each event of each of them takes
+        longer than all else that the driver does.
+        """
+        if changed is None:
+            self._entries.clear()
+        else:
+            self._entries.pop(str(changed), None)
+        folds = self.content["folds"]
+        for fold in folds.keys() - self._entries.keys():
+            self._entries[fold] = to_json({fold: folds[fold]})[2:-2].replace("\n", "\n  ")
+        entries = ",\n".join(f"  {self._entries[fold]}" for fold in folds)
+        around = to_json(self.content | {"folds": {}})
+        self._folder.write(
+            "manifest.json", around.replace('"folds": {}', f'"folds": {{\n{entries}\n  }}', 1) + "\n"
+        )
 
     def fold(self, fold: int) -> dict[str, Any]:
         return self.content["folds"][str(fold)]
@@ -103,14 +120,14 @@ class Manifest:
         kept = ("memory_estimate_bytes", "attempts", "predictions")
         self.content["folds"][str(fold)] = {"state": "waiting"} | {name: entry[name] for name in kept}
         entry["attempts"][-1] |= {"outcome": "discarded", "message": why}
-        self.save()
+        self.save(fold)
 
     def unpredicted(self, fold: int) -> None:
         """A fold's test set has to be predicted again."""
         entry = self.fold(fold)
         entry["state"] = "trained"
         del entry["files"][f"fold-{fold}/test.csv"]
-        self.save()
+        self.save(fold)
 
     def attempts(self, fold: int, span: Span | None = None) -> list[dict[str, Any]]:
         """Attempts at training a fold, or at a span of its test predictions."""
@@ -140,7 +157,7 @@ class Manifest:
                 "outcome": "running",
             },
         )
-        self.save()
+        self.save(event.fold)
 
     def _begin(self, fold: int, span: Span | None, what: dict[str, Any]) -> None:
         attempt = {"attempt": len(self.attempts(fold, span)), "started_s": time.time()} | what
@@ -164,7 +181,7 @@ class Manifest:
             "decision": decision.action,
             "reason": decision.reason,
         }
-        self.save()
+        self.save(fold)
 
     def why_failed(self, fold: int) -> str:
         """The message of the last failure of a fold that failed."""
@@ -184,7 +201,7 @@ class Manifest:
             "timings": result.timings,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
-        self.save()
+        self.save(result.fold)
 
     def n_replicas(self, fold: int) -> int:
         """On how many replicas a trained fold was trained."""
@@ -196,7 +213,7 @@ class Manifest:
 
     def cut(self, fold: int, span_rows: int) -> None:
         self.fold(fold)["span_rows"] = span_rows
-        self.save()
+        self.save(fold)
 
     def span_done(self, predicted: Predicted) -> None:
         self.attempts(predicted.fold, predicted.span)[-1] |= {
@@ -204,7 +221,7 @@ class Manifest:
             "outcome": "done",
             "timings": predicted.timings,
         }
-        self.save()
+        self.save(predicted.fold)
 
     def done(self, fold: int, files: Mapping[str, str], keep_weights: bool) -> None:
         """Nothing is left to do for a fold; `files` are those of its test predictions."""
@@ -213,7 +230,7 @@ class Manifest:
         entry["files"] |= files
         if not keep_weights:
             entry["files"].pop(f"fold-{fold}/weights.h5", None)
-        self.save()
+        self.save(fold)
 
 
 def _waiting(config: Config, fold: int) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class RunFolder:
         )
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=2, default=_plain) + "\n")
+        self.write(name, to_json(value) + "\n")
 
     def read_json(self, name: str) -> Any:
         try:
@@ -268,6 +268,10 @@ def _epoch(state: str) -> int:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=_plain)
 
 
 def _plain(value: Any) -> Any:

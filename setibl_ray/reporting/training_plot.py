@@ -20,9 +20,10 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2))
     FigureCanvasAgg(figure)
-    left = figure.add_subplot()
+    # Room for axis labels and legend, set once: a layout engine draws everything twice to find it.
+    left = figure.add_axes((0.05, 0.2, 0.89, 0.73))
     right = left.twinx()
     epoch = history["epoch"].to_numpy() + 1  # people count from one
     lines = []
@@ -50,7 +51,7 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
     left.grid(alpha=0.25)
     left.spines["top"].set_visible(False)
     right.spines["top"].set_visible(False)
-    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=lines, loc="lower center", ncols=4, frameon=False)
     buffer = io.BytesIO()
     # No creation date or software in the file: the same history gives the same bytes.
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})

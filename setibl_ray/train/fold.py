@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from setibl_ray import metrics
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS
 from setibl_ray.contract import (
     AnyJob,
@@ -261,9 +262,7 @@ def mean(views: np.ndarray) -> np.ndarray:
 
 
 def _auc(targets: np.ndarray, pred: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(targets, pred)) if np.isfinite(pred).all() else float("nan")
+    return metrics.auc(targets, pred) if np.isfinite(pred).all() else float("nan")
 
 
 class _Clock:

@@ -69,7 +69,9 @@ def places(meeting, values, at_once, **options):
             time.sleep(0.02)
         yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
 
-    _until(idle)  # what the test before held: a raylet hears late that another's GPUs are free, and passes it by
+    _until(
+        idle
+    )  # what the test before held: a raylet hears late that another's GPUs are free, and passes it by
     request = request_for(config, cluster_nodes(), **options)
     runner = RayRunner(task, SimpleNamespace(), request)
     for fold in range(config.folds):

@@ -22,11 +22,11 @@ def batches():
     return tf.data.Dataset.from_tensor_slices((images, targets)).batch(8, drop_remainder=True)
 
 
-def make(**fields):
+def make(device=None, **fields):
     config = parse(
         {"model": "efficientnet-nano", "weights": "none", "image_size": "40x36", "batch_size": 8, **fields}
     )
-    device = Device("cpu", tf.distribute.get_strategy(), 1)
+    device = device or Device("cpu", tf.distribute.get_strategy(), 1)
     return Trainer(SimpleNamespace(config=config, build_model=None), config.for_fold(0), SHAPE, device)
 
 
@@ -140,5 +140,22 @@ def test_mixed_precision_predicts_in_float32(batches):
         trainer.train_epoch(batches, learning_rate=1e-3, key=1)
         assert trainer.model.layers[1].compute_dtype == "bfloat16"
         assert trainer.predict(batches.map(lambda image, _: image), 32).dtype == np.float32
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def test_loss_scaling_is_part_of_the_state(batches):
+    device = Device("gpu", tf.distribute.get_strategy(), 1)  # float16 is for GPUs; a CPU only takes longer
+    trainer = make(device, mixed_precision=True)
+    try:
+        before = train(trainer, batches, [0])
+        state = FoldState(1, *before, before[0], 0.0, 0, np.empty(0, np.float32))
+        after = train(trainer, batches, [1])
+        trainer.optimizer._loss_scale.current_loss_scale.assign(1.0)
+        trainer.restore(FoldState.from_bytes(state.to_bytes()))
+        equal(trainer.capture()[1], before[1])
+        again = train(trainer, batches, [1])
+        equal(after[0], again[0])
+        equal(after[1], again[1])
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
