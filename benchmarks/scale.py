@@ -4,10 +4,10 @@
 
 Gathering is what `driver.gather_run` does with predictions: put the held-out ones in table order with and without
 views, score each fold for its weight, average the test predictions of all folds. Its tables of image ids, its metrics
-and its CSV files are not in it; docs/performance.md has what those cost.
+and its CSV files are not in it.
 
-The folds are real to the driver: a run folder, a manifest, a supervisor, Ray, a cluster of raylets on this machine. They
-train nothing and predict two rows each.
+The folds are real to the driver: a run folder, a manifest, a supervisor, Ray, a cluster of raylets on this machine.
+They train nothing and predict two rows each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ N_FOLDS = 5  # that are gathered
 
 
 def gather(n_rows: int) -> dict[str, float]:
-    """Seconds and peak memory to gather as many training and test predictions of five folds; in a process of its own."""
+    """Seconds and peak memory to gather so many training and test predictions of five folds, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_gather, (n_rows,))
 
