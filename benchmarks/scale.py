@@ -39,7 +39,7 @@ N_FOLDS = 5  # that are gathered
 
 
 def gather(n_rows: int) -> dict[str, float]:
-    """Seconds and peak memory to gather so many training and test predictions of five folds, in a process of its own."""
+    """Seconds and peak memory to gather so many training and test predictions of five folds; its own process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_gather, (n_rows,))
 

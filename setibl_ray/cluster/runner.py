@@ -253,18 +253,25 @@ class RayRunner:
     def cancel(self) -> None:
         self._waiting.clear()
         self._waiting_spans.clear()
-        streams = list(self._running)
-        self._running.clear()
-        for stream in streams:
-            ray.cancel(stream, force=False)
-        ends = {stream.completed(): stream for stream in streams}
-        _, unfinished = (
-            ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S) if ends else ([], [])
-        )
-        for end in unfinished:
-            ray.cancel(ends[end], force=True)
-        if unfinished:
-            ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
+        attempts = self._running
+        self._running = {}
+        # Those that wait for a place first: they would take it as soon as one that runs leaves it.
+        for has_begun in (False, True):
+            _stop([stream for stream, attempt in attempts.items() if bool(attempt.node_id) == has_begun])
+
+
+def _stop(streams: list[Any]) -> None:
+    """End tasks, politely and then firmly."""
+    for stream in streams:
+        ray.cancel(stream, force=False)
+    ends = {stream.completed(): stream for stream in streams}
+    if not ends:
+        return
+    _, unfinished = ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S)
+    for end in unfinished:
+        ray.cancel(ends[end], force=True)
+    if unfinished:
+        ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
 
 
 def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
