@@ -198,14 +198,14 @@ class RayRunner:
         now = time.monotonic()
         for stream, attempt in list(self._running.items()):
             if now > attempt.ends_by:
-                yield self._end(stream, Failed.late(attempt.job, self._timeout_s))
+                yield self._end(stream, Failed.late(attempt.job, self._timeout_s), stop=True)
 
     def _on_lost_nodes(self) -> Iterator[Failed]:
         """Attempts on nodes that Ray has given up: its connection to a host that fell silent takes minutes to fail."""
         alive = {node.node_id for node in cluster_nodes()}
         for stream, attempt in list(self._running.items()):
             if attempt.node_id and attempt.node_id not in alive:
-                yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"))
+                yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"), stop=True)
 
     def _without_node(self) -> Iterator[Failed]:
         """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
@@ -220,7 +220,7 @@ class RayRunner:
                     f"no node that can hold {self._request} is left, and none came in {self._no_node_s:g} s"
                 )
                 for stream, attempt in waiting.items():
-                    yield self._end(stream, Failed(attempt.job.fold, "no-node", text))
+                    yield self._end(stream, Failed(attempt.job.fold, "no-node", text), stop=True)
             return
         self._no_node_since = None
         for stream, attempt in waiting.items():
@@ -234,11 +234,12 @@ class RayRunner:
     def _fits_outside(self, avoid: tuple[str, ...]) -> bool:
         return any(self._request.slots(node) for node in cluster_nodes() if node.node_id not in avoid)
 
-    def _end(self, stream: Any, failed: Failed) -> Failed:
-        """Forget a failed attempt, make sure that nothing of it runs on, and say where it was."""
+    def _end(self, stream: Any, failed: Failed, *, stop: bool = False) -> Failed:
+        """Forget a failed attempt, which may have to be stopped first, and say where it was."""
         attempt = self._running.pop(stream)
-        with suppress(exceptions.RayError, ValueError):
-            ray.cancel(stream, force=True)
+        if stop:  # only what has not ended by itself: Ray would kill the process, which may work on another job by now
+            with suppress(exceptions.RayError, ValueError):
+                ray.cancel(stream, force=True)
         node = next((node for node in ray.nodes() if node["NodeID"] == attempt.node_id), None)
         if node and failed.cause == "worker-died" and not node["Alive"]:
             failed = replace(failed, cause="node-died")

@@ -53,7 +53,14 @@ def collect(runner, jobs):
 
 def outcome(events, fold):
     keep = [e for e in events if e.fold == fold and not isinstance(e, Started)]
-    return [(e.epoch, e.row) if isinstance(e, EpochEnd) else type(e).__name__ for e in keep]
+    return [
+        (e.epoch, e.row)
+        if isinstance(e, EpochEnd)
+        else (e.cause, e.message)
+        if isinstance(e, Failed)
+        else type(e).__name__
+        for e in keep
+    ]
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -67,6 +74,22 @@ def test_events_are_those_of_the_plain_loop():
     assert [(f.fold, f.cause, f.message) for f in failed] == [
         (3, "data", "shard train03-5.tfrec: record 2 is truncated")
     ]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_fold_that_fails_leaves_its_process_to_others():
+    def task(plan, job):
+        yield Started(job.fold, Place.here("cpu", 1, 1))
+        if job.fold % 2:
+            raise ValueError("an odd fold")
+        pred = np.zeros(1, np.float32)
+        yield FoldResult(job.fold, pred, pred, 0, [], b"", {}, 0)
+
+    events = collect(RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(n) for n in range(20)])
+    assert [event.message for event in events if isinstance(event, Failed)] == [
+        "ValueError: an odd fold"
+    ] * 10
+    assert len({event.place.pid for event in events if isinstance(event, Started)}) <= 2  # one a core
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -118,16 +141,19 @@ def test_cancel_leaves_no_task_running(tmp_path, polite):
     runner = RayRunner(task, PLAN, Request("cpu", 1))
     for fold in range(3):
         runner.submit(Job(fold))
-    started = 0
+    started: set[int] = set()
     for event in runner.events():
-        started += isinstance(event, Started)
-        if started == 2:
+        started |= {event.fold} if isinstance(event, Started) else set()
+        if len(started) == 2:
             break
+    deadline = time.monotonic() + 30
+    while not beats.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     runner.cancel()
     size = beats.stat().st_size
     time.sleep(0.5)
     assert beats.stat().st_size == size
-    assert "2" not in beats.read_text()
+    assert set(map(int, beats.read_text().split())) <= started  # the third had no place, and gets none
 
 
 def two_stage_task(seconds=0.0):
@@ -162,7 +188,8 @@ def test_spans_start_in_slots_that_folds_leave_over_and_get_their_folds_weights(
     assert runner.slots == 2
     events = list(train_and_predict(runner, 3, [(0, 2), (2, 3)]))
     starts = [(event.fold, event.span) for event in events if isinstance(event, Started)]
-    assert all(span is None for _, span in starts[:3]), starts
+    # The third fold takes the first slot that is left; a span may have the other one, and be heard of sooner.
+    assert sum(span is not None for _, span in starts[: starts.index((2, None))]) <= 1, starts
     predicted = {(e.fold, e.span): e.pred.tolist() for e in events if isinstance(e, Predicted)}
     assert predicted == {(f, s): [f + 1.0] * (s[1] - s[0]) for f in range(3) for s in ((0, 2), (2, 3))}
     assert runner._weights == {}, "weights stay in the object store when nobody needs them"
