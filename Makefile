@@ -11,7 +11,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements-dev.lock
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --clear --python '>=3.10,<3.12' $(VENV) && \
-	  uv pip install --quiet --python $(PYTHON) --no-deps --require-hashes -r requirements-dev.lock && \
+	  uv pip install --quiet --compile-bytecode --python $(PYTHON) --no-deps --require-hashes -r requirements-dev.lock && \
 	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e . ; \
 	else \
 	  for python in python3.11 python3.10 python3 python; do \

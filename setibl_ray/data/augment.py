@@ -2,8 +2,8 @@
 
 A sample's augmentation is a pure function of its image and its own seed. NumPy turns the seeds into one row
 of numbers per sample (`draw`); a compiled kernel then makes two passes over one image at a time, so that it
-stays in the processor's cache: gather the pixels (all geometry is one affine map, the flip included), then
-colour them.
+stays in the processor's cache: gather the pixels (all geometry is one affine map, the flip included) and saturate
+them, then change contrast and brightness, which need the panels' means.
 
 The kernel uses no fast-math, so every floating-point operation is rounded as NumPy would round it, and runs
 on one thread without the interpreter lock: parallelism belongs to the caller.
@@ -291,11 +291,11 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
     ) -> None:
         line_size = width * panels
         source = np.empty(height * line_size, np.uint8)
-        moved = np.empty(height * line_size, np.uint8)
+        moved = np.empty(line_size, np.uint8)
+        scratch = np.empty(height * line_size if stacked else 0, np.float32)
         row_terms = np.empty(width, np.float32)
         column_terms = np.empty(width, np.float32)
         origin = np.empty(width, np.uint32)
-        line = np.empty(line_size, np.float32)
         sums = np.empty(line_size, np.int32)
         bias = np.empty(line_size, np.float32)
         last_row = np.float32(height - 1)
@@ -304,21 +304,22 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
 
         for sample in range(rows.size):
             image = images[rows[sample]]
+            coloured = scratch if stacked else out[sample]
             a = affine[sample]
             still = a[0] == 1 and a[1] == 0 and a[2] == 0 and a[3] == 0 and a[4] == 1 and a[5] == 0
-            factor = saturation[sample]
             sums[:] = 0
 
             # The source is copied first: gathering from a page that is not in the cache yet costs more.
-            target = moved if still else source
-            for i in range(target.size):
-                target[i] = image[i]
+            for i in range(source.size):
+                source[i] = image[i]
             for c in range(width):
                 row_terms[c] = np.float32(a[1] * c)
                 column_terms[c] = np.float32(a[4] * c)
             for r in range(height):
                 start = r * line_size
+                pixels = source[start : start + line_size]
                 if not still:
+                    pixels = moved
                     row_base = np.float32(a[0] * r + a[2] + 0.5)
                     column_base = np.float32(a[3] * r + a[5] + 0.5)
                     for c in range(width):
@@ -327,14 +328,15 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
                         origin[c] = np.uint32(
                             (np.int32(y) * np.int32(width) + np.int32(x)) * np.int32(panels)
                         )
-                    to = np.uint64(start)
+                    to = np.uint64(0)
                     for c in range(width):
                         # Unsigned, or each access would first ask whether its index counts from the end.
                         for k in range(panels):
                             moved[to + np.uint64(k)] = source[origin[c] + np.uint64(k)]
                         to += np.uint64(panels)
+                line = coloured[start : start + line_size]
+                _saturate(pixels, saturation[sample], panels, line)
                 if contrast[sample] != 1:
-                    _saturate(moved[start : start + line_size], factor, panels, line)
                     for i in range(line_size):
                         sums[i] += np.int32(line[i] * np.float32(256))
 
@@ -345,14 +347,12 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
                 bias[k::panels] = np.float32(step * shift + low)
 
             for r in range(height):
-                start = r * line_size
-                result = line if stacked else out[sample, start : start + line_size]
-                _saturate(moved[start : start + line_size], factor, panels, result)
+                line = coloured[r * line_size : (r + 1) * line_size]
                 for i in range(line_size):
-                    result[i] = gain * result[i] + bias[i]
+                    line[i] = gain * line[i] + bias[i]
                 for square in range(squares.shape[1]):
                     if squares[sample, square, 0] <= r < squares[sample, square, 1]:
-                        result[squares[sample, square, 2] * panels : squares[sample, square, 3] * panels] = 0
+                        line[squares[sample, square, 2] * panels : squares[sample, square, 3] * panels] = 0
                 if stacked:
                     for k in range(panels):
                         first = (k * height + r) * width

@@ -156,10 +156,8 @@ def _images(
     shape = (order.shape[1], *layout.image_shape(store.image_size))
     augment.compiled_kernel(len(layout.panels))  # compile here, once, not in every thread of the map
 
-    buffers = _Buffers(shape)
-
     def make(picked: np.ndarray) -> np.ndarray:
-        out = buffers.take()
+        out = _buffers.take(shape)
         fill(picked, out)
         return out
 
@@ -172,27 +170,32 @@ def _images(
 
 
 class _Buffers:
-    """Memory of batches, used again once TensorFlow lets go of it.
+    """Memory of batches, used again once TensorFlow lets go of it: by this dataset, and by the next ones.
 
     Fresh memory for every batch costs a tenth to a fifth of the pipeline's time, as the operating system
-    clears each page when it is first written. There are as many buffers as batches alive at a time.
+    clears each page when it is first written. There are as many buffers as batches alive at a time, each of the
+    largest size that was asked for.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._n_bytes = 4 * math.prod(shape)
+    def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
-    def take(self) -> np.ndarray:
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array of the shape, float32, with whatever was in it; its memory returns when it is deleted."""
+        n_bytes = 4 * math.prod(shape)
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(self._n_bytes + _ALIGNMENT, np.uint8)
+            memory = np.empty(0, np.uint8)
+        if len(memory) < n_bytes + _ALIGNMENT:
+            memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
         skip = -memory.ctypes.data % _ALIGNMENT
-        array = memory[skip : skip + self._n_bytes].view(np.float32).reshape(self._shape)
+        array = memory[skip : skip + n_bytes].view(np.float32).reshape(shape)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array
+
+
+_buffers = _Buffers()
 
 
 def _options(threads: int) -> tf.data.Options:
