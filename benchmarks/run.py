@@ -170,9 +170,10 @@ def start(work: Path) -> list[Row]:
 
 def data(work: Path) -> list[Row]:
     found = script("data_tools.py", out=work / "data_tools.json")
-    ratio, synth = found["plain_s"] / found["pack_s"], found["synth_ms"]
+    whole, per_file, synth = found["whole_ratio"], found["per_file_ratio"], found["synth_ms"]
     return [
-        Row("data pack against a plain loop", "3 x", f"{ratio:.2f} x", ratio >= 3),
+        Row("data pack of 3,000 files against a plain loop", "3 x", f"{whole:.2f} x", whole >= 3),
+        Row("the same without what each pays once", "3 x", f"{per_file:.2f} x", per_file >= 3),
         Row("data synth, processor time a cadence", "8 ms", f"{synth:.1f} ms", synth <= 8),
     ]
 

@@ -70,7 +70,8 @@ def quantise(cadence: np.ndarray) -> np.ndarray:
     step = (high - low) / 255
     scaled *= 1 / (np.where(std > 0, std, 1) * step)
     scaled += 0.5 - low / step  # truncation to bytes then rounds to the nearest
-    np.clip(scaled, 0, 255, out=scaled)
+    np.maximum(scaled, 0, out=scaled)  # these two take a quarter of np.clip's time
+    np.minimum(scaled, 255, out=scaled)
     return scaled.astype(np.uint8).reshape(cadence.shape)
 
 

@@ -7,6 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import hashlib
 import json
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -144,7 +145,8 @@ def write_shards(
             done.append(write(task))
             on_shard(done[-1])
         return done
-    with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(n_processes, mp_context=spawn, initializer=_keep_freed_memory) as pool:
         futures: list[Future[WrittenShard]] = [pool.submit(write, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -153,6 +155,17 @@ def write_shards(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what this process frees. It would give every array of a megabyte back to the operating system, to
+    ask for the next one at once and have its pages cleared: a third of the time that packing takes.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**28)
+        mallopt(mmap_threshold, 2**28)
 
 
 def write_dataset(

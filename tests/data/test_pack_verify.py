@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from setibl_ray.data.pack import pack
+from setibl_ray.data.pack import pack, widen
 from setibl_ray.data.records import quantise
 from setibl_ray.data.shards import iter_records, read_index
 from setibl_ray.data.verify import verify
@@ -57,6 +57,14 @@ def test_pack_is_the_same_over_processes(kaggle, tmp_path):
     b = pack(kaggle, tmp_path / "b", n_shards=3, n_test_shards=2, n_processes=2)
     for path in a.iterdir():
         assert path.read_bytes() == (b / path.name).read_bytes()
+
+
+def test_every_half_float_is_widened_as_numpy_does():
+    half = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = np.isfinite(half)
+    np.testing.assert_array_equal(widen(half[finite]), half[finite].astype(np.float32))
+    assert np.array_equal(np.signbit(widen(half[finite])), np.signbit(half[finite]))  # -0 too
+    assert np.isposinf(widen(half)[~finite]).all()
 
 
 def test_pack_refusals_name_the_file(kaggle, tmp_path):
