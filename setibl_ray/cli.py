@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from setibl_ray import interrupts
 from setibl_ray.config import explain
@@ -101,12 +102,48 @@ def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
     ConfigError: a flag is unknown or its value is wrong.
     """
     try:
-        return CliApp.run(command, cli_args=list(sys.argv[1:] if argv is None else argv))
+        source: CliSettingsSource = CliSettingsSource(command, formatter_class=Help)
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        return CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from None
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         raise ConfigError(f"{text} ({_similar(command, text)}see --help)") from None
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help as a user types: lists with commas, no list of all flags before they are explained, no default None."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        actions = list(actions)
+        positional = [action for action in actions if not action.option_strings]
+        names = [f" {self._format_args(action, action.dest.upper())}" for action in positional]
+        if len(positional) < len(actions):
+            names.insert(0, " [options]")
+        super().add_usage(usage or f"%(prog)s{''.join(names)}", actions, groups, prefix)
+
+    def _metavar_formatter(
+        self, action: argparse.Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        items = re.fullmatch(r"tuple\[(.+)\]", str(action.metavar))
+        if items:
+            return lambda size: (items[1].replace(",...", "[,…]"),) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = (action.help or "").replace(" (default: None)", "").replace(" (default: ())", "")
+        return re.sub(r"\(default: \((.*?),?\)\)", lambda found: f"(default: {_bare(found[1])})", text)
+
+
+def _bare(items: str) -> str:
+    return items.replace("'", "").replace(", ", ",")
 
 
 def _similar(command: type[pydantic.BaseModel], complaint: str) -> str:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from pydantic import BaseModel, Field, PositiveInt
+from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
+from setibl_ray import cli
 from setibl_ray.data.recipe import Recipe
-from setibl_ray.errors import DataError, Interrupted, SetiblError
+from setibl_ray.errors import ConfigError, DataError
 
 _PROCESSES = Field(None, description="processes; by default one a core")
 
@@ -27,7 +28,7 @@ class Synth(Recipe):
     out: Path = Field(description="folder to write; must not exist, or be empty")
     processes: PositiveInt | None = _PROCESSES
 
-    def cli_cmd(self) -> None:
+    def run(self) -> None:
         from setibl_ray.data.synth import write_synthetic
 
         recipe = Recipe(**self.model_dump(exclude={"out", "processes"}))
@@ -46,7 +47,7 @@ class Pack(BaseModel):
     seed: int = Field(0, description="of which shard a cadence goes to")
     processes: PositiveInt | None = _PROCESSES
 
-    def cli_cmd(self) -> None:
+    def run(self) -> None:
         from setibl_ray.data.pack import pack
 
         with _progress("packing", self.shards + self.test_shards) as step:
@@ -68,7 +69,7 @@ class Verify(BaseModel):
     dir: CliPositionalArg[str] = Field(description="folder or URL (gs://, s3://)")
     threads: PositiveInt | None = Field(None, description="shards read at once; by default one a core")
 
-    def cli_cmd(self) -> None:
+    def run(self) -> None:
         from rich.console import Console
 
         from setibl_ray.data.shards import list_shards
@@ -91,34 +92,27 @@ class Verify(BaseModel):
         print(f"{len(report.shards)} shards, {n_records} records: sound")
 
 
-class Data(BaseSettings):
+class Data(cli.Command):
     """Make and check data sets."""
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data", cli_kebab_case=True)
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data")
 
     synth: CliSubCommand[Synth]
     pack: CliSubCommand[Pack]
     verify: CliSubCommand[Verify]
 
-    def cli_cmd(self) -> None:
-        CliApp.run_subcommand(self)
+
+def run(options: Data) -> int:
+    command = get_subcommand(options, is_required=False)
+    if not isinstance(command, Synth | Pack | Verify):
+        raise ConfigError("expected a command: synth, pack or verify (see --help)")
+    command.run()
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a known error is one line on stderr."""
-    argv = _join_pairs(list(sys.argv[1:] if argv is None else argv)) or ["--help"]
-    try:
-        CliApp.run(Data, cli_args=argv)
-    except ValidationError as error:
-        print("; ".join(_problems(error)), file=sys.stderr)
-        return 2
-    except SetiblError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return Interrupted.exit_code
-    return 0
+    return cli.run(Data, run, _join_pairs(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _join_pairs(argv: list[str]) -> list[str]:
@@ -128,16 +122,6 @@ def _join_pairs(argv: list[str]) -> list[str]:
         if argv[i] == "--snr" and number.fullmatch(argv[i + 1]) and number.fullmatch(argv[i + 2]):
             return [*argv[: i + 1], f"{argv[i + 1]},{argv[i + 2]}", *argv[i + 3 :]]
     return argv
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        flag = "-".join(str(part) for part in problem["loc"][1:2]).replace("_", "-")
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            yield f"--{flag} is required"
-        else:
-            yield f"--{flag}: {message}, got {problem['input']!r}" if flag else message
 
 
 @contextmanager

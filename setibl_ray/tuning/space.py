@@ -33,8 +33,10 @@ NUMERIC = (
     "randint", "qrandint", "lograndint", "qlograndint",
 )  # fmt: skip
 LISTED = ("choice", "grid_search")
-# What decides which rows are compared, or where folds run, must be the same in every trial.
-FIXED = ("folds", "split", "seed", "device", "devices-per-fold", "cpus-per-fold", "cache")
+# What decides which rows are compared, what is done to their scores, or where folds run, is the same in every trial.
+FIXED = (
+    "folds", "split", "seed", "postprocess", "calibrate", "device", "devices-per-fold", "cpus-per-fold", "cache",
+)  # fmt: skip
 N_DRAWS = 32  # per field, to catch what its ends do not show, such as fractions of an integer
 
 

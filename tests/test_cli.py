@@ -1,0 +1,53 @@
+"""What every command's --help looks like."""
+
+import pytest
+
+from setibl_ray import cli
+from setibl_ray.blend import Blend
+from setibl_ray.cv import Cv
+from setibl_ray.data.__main__ import Data
+from setibl_ray.evaluate import Evaluate
+from setibl_ray.predict import Predict
+from setibl_ray.report import Report
+from setibl_ray.sweep import Sweep
+
+
+def help_of(capsys, command, *subcommand):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(command, [*subcommand, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+COMMANDS = [
+    (Cv,),
+    (Sweep,),
+    (Predict,),
+    (Evaluate,),
+    (Report,),
+    (Blend,),
+    (Data,),
+    (Data, "synth"),
+    (Data, "pack"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join([c[0].__name__, *c[1:]]))
+def test_help_is_for_people(capsys, command):
+    text = help_of(capsys, *command)
+    assert text.count("usage:") == 1
+    assert text.startswith("usage: python -m setibl_ray.")
+    assert "[options]" in text.splitlines()[0]
+    for python in ("tuple[", "None)", "null", "('", "()"):
+        assert python not in text
+
+
+def test_help_gives_lists_as_they_are_typed(capsys):
+    text = " ".join(help_of(capsys, Cv).split())
+    assert "--image-size str[,…] Height x width" in text
+    assert "(default: 273x256)" in text
+    assert "--snr float,float lowest" in " ".join(help_of(capsys, Data, "synth").split())
+    assert (
+        help_of(capsys, Blend).splitlines()[0]
+        == "usage: python -m setibl_ray.blend [options] RUNS [RUNS ...]"
+    )
