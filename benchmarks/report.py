@@ -23,7 +23,7 @@ from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.shards import DATASET_FILE, INDEX_FILE, read_index
 from setibl_ray.data.synth import write_synthetic
 from setibl_ray.evaluate import evaluate
-from setibl_ray.runs import load_run
+from setibl_ray.run.finished import load_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import runs as fake

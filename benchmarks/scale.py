@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from setibl_ray import driver, oof
 from setibl_ray.config import parse
 from setibl_ray.contract import FoldResult, Job, Place, Plan, Predicted, Started
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.shards import read_index
 from setibl_ray.data.synth import write_synthetic
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.supervisor import Supervisor
+from setibl_ray.run import driver, oof
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.supervisor import Supervisor
 
 N_FOLDS = 5  # that are gathered
 

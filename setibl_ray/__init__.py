@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from setibl_ray.config import Config
-    from setibl_ray.driver import CrossValidation, cross_validate
+    from setibl_ray.run.driver import CrossValidation, cross_validate
     from setibl_ray.where import Where
 
 __all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Config
     if name in __all__:
-        from setibl_ray import driver
+        from setibl_ray.run import driver
 
         return getattr(driver, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

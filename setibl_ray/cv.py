@@ -97,9 +97,9 @@ def main(options: Cv) -> int:
     from rich.console import Console
 
     from setibl_ray.data.synth import demo_dataset
-    from setibl_ray.driver import cross_validate
+    from setibl_ray.evaluation.summary import summary_lines
     from setibl_ray.report import write_report
-    from setibl_ray.summary import summary_lines
+    from setibl_ray.run.driver import cross_validate
 
     console = Console()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)

@@ -43,7 +43,7 @@ def main(options: Predict) -> int:
     from rich.console import Console
 
     from setibl_ray.errors import ConfigError
-    from setibl_ray.prediction import predict
+    from setibl_ray.run.prediction import predict
 
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the predictions to go on with")

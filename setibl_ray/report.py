@@ -10,8 +10,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
 from setibl_ray.errors import ConfigError, DataError
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.runs import load_run
+from setibl_ray.run.finished import load_run
+from setibl_ray.run.folder import RunFolder
 from setibl_ray.storage import Location
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_report(folder: str, data: str | None = None, index: DataIndex | None =
 
 
 def _page(folder: str, data: str | None, index: DataIndex | None = None) -> str:
-    from setibl_ray.pixels import open_pixels
+    from setibl_ray.evaluation.pixels import open_pixels
     from setibl_ray.reporting import build
 
     run = load_run(folder)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from setibl_ray.config import Config
-from setibl_ray.runfolder import FORMAT
+from setibl_ray.run.folder import FORMAT
 
 NEEDLES = ("constant", "quadratic", "sine", "pulsed")
 INTERFERENCE = ("quiet", "stationary", "all-panels", "off-only")

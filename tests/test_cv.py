@@ -111,8 +111,8 @@ def test_ray_gives_the_bytes_of_the_plain_loop(shards, plain_run, tmp_path, work
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_fold_goes_on_and_ends_with_the_same_bytes(shards, plain_run, tmp_path, monkeypatch):
-    from setibl_ray import driver
     from setibl_ray.contract import EpochEnd
+    from setibl_ray.run import driver
 
     killed = []
     update = driver.Progress.update

@@ -45,15 +45,17 @@ def test_layers(module):
     if not module.startswith(PLOTTING):
         assert not uses(module, "matplotlib", "plotly")
     if module.startswith(TENSORFLOW):
-        assert not uses(module, "setibl_ray.cluster", "setibl_ray.driver", "setibl_ray.runfolder")
+        assert not uses(module, "setibl_ray.cluster", "setibl_ray.run")
     if module.startswith("cluster/"):
         # What moves folds about knows nothing of SETI.
-        assert not uses(module, "setibl_ray.data", "setibl_ray.cadence", "setibl_ray.train")
+        assert not uses(module, "setibl_ray.data", "setibl_ray.cadence", "setibl_ray.train", "setibl_ray.run")
+    if module.startswith("evaluation/"):
+        assert not uses(module, "setibl_ray.cluster", "setibl_ray.run.driver", "setibl_ray.run.supervisor")
 
 
 def test_a_driver_has_everything_it_needs_without_tensorflow():
     code = (
-        "import sys, setibl_ray.cv, setibl_ray.driver, setibl_ray.cluster.runner, setibl_ray.data.__main__;"
+        "import sys, setibl_ray.cv, setibl_ray.run.driver, setibl_ray.cluster.runner, setibl_ray.data.__main__;"
         "import setibl_ray.sweep, setibl_ray.tuning.engine;"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'plotly') if name in sys.modules])"
     )

@@ -6,7 +6,7 @@ from setibl_ray import blend, cv, evaluate, predict, report, sweep
 from setibl_ray.data.__main__ import main as data_main
 from setibl_ray.data.shards import read_index
 from setibl_ray.errors import ConfigError
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.run.folder import RunFolder
 from setibl_ray.storage import without_credentials
 
 SECRET = "kUxLzPq7"

@@ -25,7 +25,7 @@ from setibl_ray.planning import assume
 from setibl_ray.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
 from setibl_ray.planning.rates import NAMES, Rates, Share, assumed, flop, measure
 from setibl_ray.planning.simulate import FoldCost, simulate
-from setibl_ray.runfolder import FORMAT
+from setibl_ray.run.folder import FORMAT
 
 CORE = Share("cpu", "CPU", 1, 1)
 V4 = Share("tpu", "TPU-V4", 4, 240)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from datasets import SMALL, cadence_shards
 
-from setibl_ray import driver, folds
-from setibl_ray import resume as taken_up
+from setibl_ray import folds
 from setibl_ray.config import parse
 from setibl_ray.contract import Failed, FoldResult, Job, Place, Plan, Predicted, PredictJob, Started
 from setibl_ray.data.shards import read_index
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.supervisor import SPAN_S, Supervisor
+from setibl_ray.run import driver
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.supervisor import SPAN_S, Supervisor
 
 ROW = {"epoch": 0, "lr": 1.0, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "val_auc": 0.5, "duration_s": 1.0}
 

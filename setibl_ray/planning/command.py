@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from setibl_ray import driver
-from setibl_ray import resume as taken_up
 from setibl_ray.cadence import DEFAULT_LAYOUT
 from setibl_ray.config import Config
 from setibl_ray.data.panels import free_bytes
@@ -20,7 +18,9 @@ from setibl_ray.planning.assume import DEVICES, Assume, Nodes, parse_nodes, pars
 from setibl_ray.planning.forecast import Forecast, Host, Rows, bills, forecast
 from setibl_ray.planning.rates import Measured, Rates, Share, assumed, measure
 from setibl_ray.planning.show import show
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.run import driver
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.folder import RunFolder
 from setibl_ray.where import Where
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from setibl_ray.memory import fold_bytes
 from setibl_ray.planning.assume import DEVICES, Assume
 from setibl_ray.planning.rates import Rates, Share
 from setibl_ray.planning.simulate import Assignment, FoldCost, simulate
-from setibl_ray.supervisor import PREDICT_SPEEDUP, span_rows
+from setibl_ray.run.supervisor import PREDICT_SPEEDUP, span_rows
 
 
 @dataclass(frozen=True)

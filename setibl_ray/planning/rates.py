@@ -15,7 +15,7 @@ from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config, FoldConfig, parse
 from setibl_ray.errors import ConfigError, RunFolderError
 from setibl_ray.planning.assume import Assume, device_of
-from setibl_ray.runfolder import FORMAT, RunFolder
+from setibl_ray.run.folder import FORMAT, RunFolder
 
 BACKWARD = 2.0  # the backward pass in forward passes
 BUILD_TEST = 0.25  # of building to train, which compiles the forward pass twice and the backward one

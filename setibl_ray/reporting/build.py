@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from setibl_ray import metrics as scoring
 from setibl_ray import randomness
 from setibl_ray.cadence import CLASS_NAMES, LAYOUTS
-from setibl_ray.pixels import Pixels
+from setibl_ray.evaluation import metrics as scoring
+from setibl_ray.evaluation.pixels import Pixels
+from setibl_ray.evaluation.summary import gained, number, percent, spread, verdict
 from setibl_ray.reporting import figures, gallery, page
 from setibl_ray.reporting.figures import Figure
 from setibl_ray.reporting.page import Section
-from setibl_ray.runs import Run, same_rows
-from setibl_ray.summary import gained, number, percent, spread, verdict
+from setibl_ray.run.finished import Run, same_rows
 
 N_CARDS = 6
 N_AUGMENTED = 6

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from setibl_ray import calibration
 from setibl_ray.cadence import CLASS_NAMES
+from setibl_ray.evaluation import calibration
 
 Spec = dict[str, Any]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from setibl_ray.evaluation.summary import number, spread
 from setibl_ray.reporting import page
 from setibl_ray.reporting.figures import Figure, Spec
 from setibl_ray.reporting.figures import _layout as layout
 from setibl_ray.reporting.figures import _numbers as numbers
 from setibl_ray.reporting.page import Section
-from setibl_ray.summary import number, spread
 
 COLOURS = {"done": "@c0", "stopped": "@c1", "failed": "@bad", "unfinished": "@muted", "running": "@c5"}
 BEST = "@good"

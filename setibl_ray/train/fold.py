@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from setibl_ray import metrics
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS
 from setibl_ray.contract import (
     AnyJob,
@@ -32,6 +31,7 @@ from setibl_ray.contract import (
 from setibl_ray.data.panels import PanelStore, open_store
 from setibl_ray.data.pipeline import prediction_views, training_epoch
 from setibl_ray.errors import ConfigError
+from setibl_ray.evaluation import metrics
 from setibl_ray.randomness import sample_keys, stream_key
 from setibl_ray.train import device as devices
 from setibl_ray.train.trainer import FoldState, Trainer, trainer_for

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # quantile of Student's t; of the normal for infinite freedom
 
-from setibl_ray import metrics
+from setibl_ray.evaluation import metrics
 
 LEVEL = 0.95
 

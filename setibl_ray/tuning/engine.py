@@ -24,18 +24,19 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from setibl_ray import driver, folds
-from setibl_ray import resume as taken_up
+from setibl_ray import folds
 from setibl_ray.cluster import connect, placement
 from setibl_ray.cluster.placement import Node, Request
 from setibl_ray.cluster.runner import on_every_node
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import Task
 from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.driver import FOLD_TASK
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
-from setibl_ray.manifest import describe
 from setibl_ray.memory import largest_fold_bytes
+from setibl_ray.run import driver
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.driver import FOLD_TASK
+from setibl_ray.run.manifest import describe
 from setibl_ray.tuning.desk import Desk
 from setibl_ray.tuning.ladder import Step, ladder, slots_for
 from setibl_ray.tuning.ledger import DEFAULT, ENDED, Ledger, Trial

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from setibl_ray import metrics
+from setibl_ray.evaluation import metrics
 
 DIVERGED = 0.0  # an AUC that loses against everything: weights that are no numbers rank nothing
 

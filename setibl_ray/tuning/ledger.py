@@ -3,7 +3,7 @@
     OUT/sweep.json          what all trials share, so that --resume can hold itself to it
     OUT/config.yaml         the base config
     OUT/trials.csv  best.yaml  sweep.html  confirm.csv
-    OUT/trials/NNN/         a run folder (see runfolder.py), and in it
+    OUT/trials/NNN/         a run folder (see run/folder.py), and in it
         trial.json          values, state, AUC, times
         epochs.csv          held-out AUC of each epoch of each fold
         reports.csv         the trial's AUC at each step of the ladder
@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.run.folder import RunFolder
 
 State = Literal["running", "done", "stopped", "failed", "unfinished"]
 DEFAULT = 0  # number of the trial that is the base config itself

@@ -14,8 +14,8 @@ import yaml
 
 from setibl_ray.config import Config
 from setibl_ray.data.shards import DataIndex
+from setibl_ray.evaluation.summary import spread
 from setibl_ray.randomness import stream_key
-from setibl_ray.summary import spread
 from setibl_ray.tuning.compare import Comparison, against_base, confirmed
 from setibl_ray.tuning.ledger import DEFAULT, Ledger, Trial
 from setibl_ray.tuning.search import study_of

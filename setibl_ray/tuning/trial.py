@@ -17,18 +17,19 @@ import numpy as np
 import pandas as pd
 from ray import tune
 
-from setibl_ray import driver, folds
-from setibl_ray import resume as taken_up
+from setibl_ray import folds
 from setibl_ray.cluster.placement import Request
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import Config
 from setibl_ray.contract import AnyJob, EpochEnd, Event, Failed, FoldResult, Plan, Predicted, Runner, Task
 from setibl_ray.data.shards import DataIndex
 from setibl_ray.errors import SetiblError
-from setibl_ray.manifest import describe
-from setibl_ray.oof import CoverageError
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.supervisor import Supervisor
+from setibl_ray.run import driver
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.manifest import describe
+from setibl_ray.run.oof import CoverageError
+from setibl_ray.run.supervisor import Supervisor
 from setibl_ray.tuning.ladder import DIVERGED, Standing, ladder
 from setibl_ray.tuning.ledger import run_folder
 from setibl_ray.tuning.space import apply

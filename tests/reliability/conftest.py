@@ -9,7 +9,8 @@ from datasets import SMALL, cadence_shards
 from harness import RUN, start
 from standin import no_plot, no_report, standin
 
-from setibl_ray import cv, driver
+from setibl_ray import cv
+from setibl_ray.run import driver
 
 
 @pytest.fixture(scope="session")

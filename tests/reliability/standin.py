@@ -91,8 +91,9 @@ def no_report(*arguments):
 
 
 if __name__ == "__main__":
-    from setibl_ray import cv, driver, report
+    from setibl_ray import cv, report
     from setibl_ray.reporting import training_plot
+    from setibl_ray.run import driver
 
     training_plot.draw = no_plot
     report.write_report = no_report

@@ -17,8 +17,8 @@ from setibl_ray.cluster.placement import Node, Request
 from setibl_ray.cluster.runner import RayRunner
 from setibl_ray.config import parse
 from setibl_ray.contract import Cause, EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
-from setibl_ray.failures import ACTIONS, decide
 from setibl_ray.memory import largest_fold_bytes
+from setibl_ray.run.failures import ACTIONS, decide
 
 PLAN = SimpleNamespace()
 

@@ -8,8 +8,9 @@ import pytest
 from datasets import SMALL, cadence_shards
 from standin import standin
 
-from setibl_ray import driver, predict
+from setibl_ray import predict
 from setibl_ray.contract import PredictJob
+from setibl_ray.run import driver
 
 
 @pytest.fixture

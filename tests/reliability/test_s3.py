@@ -17,7 +17,7 @@ from standin import standin
 from setibl_ray import cv
 from setibl_ray.contract import EpochEnd
 from setibl_ray.data.shards import read_index
-from setibl_ray.runfolder import STATES_KEPT
+from setibl_ray.run.folder import STATES_KEPT
 
 SECRET = "secret-that-must-not-be-written"
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import runs as fake
 
-from setibl_ray import baselines, evaluate, metrics, probes
+from setibl_ray import evaluate
 from setibl_ray.data.recipe import Recipe
 from setibl_ray.data.synth import write_synthetic
-from setibl_ray.runs import load_run
+from setibl_ray.evaluation import baselines, metrics, probes
+from setibl_ray.run.finished import load_run
 
 SHAPE = (32, 96)
 N = 240

@@ -10,10 +10,11 @@ import pytest
 import runs as fake
 from PIL import Image
 
-from setibl_ray import evaluate, metrics, postprocess, report
+from setibl_ray import evaluate, report
+from setibl_ray.evaluation import metrics, postprocess
 from setibl_ray.reporting import figures, gallery, page
 from setibl_ray.reporting.captions import CAPTIONS
-from setibl_ray.runs import load_run
+from setibl_ray.run.finished import load_run
 
 SECTIONS = {"result", "trust", "found", "candidates", "scores", "training", "time", "data", "making"}
 

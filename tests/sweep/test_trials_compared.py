@@ -168,7 +168,7 @@ def test_a_best_of_many_equals_is_within_noise_and_a_real_gain_is_not():
     false_claims = 0
     for _ in range(6):
         trials = [oof(target, 1.0, rng) for _ in range(12)]
-        from setibl_ray.metrics import auc
+        from setibl_ray.evaluation.metrics import auc
 
         best = max(trials, key=lambda table: auc(table["target"].to_numpy(), table["pred"].to_numpy()))
         found = against_base(best, base, group, n_tried=12)

@@ -29,9 +29,9 @@ from setibl_ray.contract import (
     Started,
 )
 from setibl_ray.errors import ConfigError
-from setibl_ray.failures import Decision, decide
-from setibl_ray.manifest import Manifest
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.run.failures import Decision, decide
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.manifest import Manifest
 
 SPAN_S = 60.0  # a process on an accelerator takes some 20 s to start and compile: shorter spans would mostly do that
 PREDICT_SPEEDUP = 3.0  # images per second, over those of training: a forward pass without the backward one

@@ -14,16 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from setibl_ray import driver, postprocess
-from setibl_ray import resume as taken_up
 from setibl_ray.contract import FoldResult, Plan
 from setibl_ray.data.shards import read_index
 from setibl_ray.errors import RunFolderError
-from setibl_ray.manifest import Manifest
-from setibl_ray.progress import Progress
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.runs import Run, load_run
-from setibl_ray.supervisor import Supervisor
+from setibl_ray.evaluation import postprocess
+from setibl_ray.run import driver
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.finished import Run, load_run
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.manifest import Manifest
+from setibl_ray.run.progress import Progress
+from setibl_ray.run.supervisor import Supervisor
 from setibl_ray.where import Where
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from setibl_ray import baselines, metrics
-from setibl_ray.baselines import Measured
-from setibl_ray.pixels import Pixels
-from setibl_ray.runs import Run
-from setibl_ray.summary import gained
+from setibl_ray.evaluation import baselines, metrics
+from setibl_ray.evaluation.baselines import Measured
+from setibl_ray.evaluation.pixels import Pixels
+from setibl_ray.evaluation.summary import gained
+from setibl_ray.run.finished import Run
 
 SAME_BACKGROUND = 0.9  # cosine; the highest of the demo set's half million pairs is 0.66, a copy has 0.99
 GIVES_AWAY = (

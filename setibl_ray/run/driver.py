@@ -22,18 +22,20 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from setibl_ray import folds, metrics, oof, postprocess
-from setibl_ray import resume as taken_up
+from setibl_ray import folds
 from setibl_ray.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.config import Config, parse
 from setibl_ray.contract import FoldResult, LocalRunner, Plan, Predicted, Runner
 from setibl_ray.data.shards import DataIndex, read_index
 from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError, RunStoppedError
-from setibl_ray.manifest import Manifest, describe
+from setibl_ray.evaluation import metrics, postprocess
 from setibl_ray.memory import largest_fold_bytes
-from setibl_ray.progress import Progress
-from setibl_ray.runfolder import RunFolder
-from setibl_ray.supervisor import Supervisor
+from setibl_ray.run import oof
+from setibl_ray.run import resume as taken_up
+from setibl_ray.run.folder import RunFolder
+from setibl_ray.run.manifest import Manifest, describe
+from setibl_ray.run.progress import Progress
+from setibl_ray.run.supervisor import Supervisor
 from setibl_ray.where import Where
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from setibl_ray import metrics
 from setibl_ray.cadence import N_PANELS, OFF, ON
-from setibl_ray.pixels import Pixels, Split
+from setibl_ray.evaluation import metrics
+from setibl_ray.evaluation.pixels import Pixels, Split
 
 CHUNK = 64  # cadences in memory at once: 27 MB of raw panels
 TIME_BINS = 16  # rows per panel in the de-Doppler search; drift within one is far below a channel

@@ -16,7 +16,7 @@ import yaml
 
 from setibl_ray.config import Config, parse
 from setibl_ray.errors import ConfigError, RunFolderError
-from setibl_ray.runfolder import RunFolder
+from setibl_ray.run.folder import RunFolder
 
 _TEXT = {"image_id": str, "id": str, "group": str, "kind": str}
 

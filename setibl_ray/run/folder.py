@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
-from setibl_ray import locks
 from setibl_ray.contract import FoldResult, Predicted, Span
 from setibl_ray.errors import RunFolderError
+from setibl_ray.run import locks
 from setibl_ray.storage import filesystem, reaching
 
 FORMAT = 2

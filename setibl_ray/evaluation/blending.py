@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from setibl_ray import metrics
+from setibl_ray.evaluation import metrics
 
 STEPS = (0.25, 0.1, 0.05, 0.02, 0.01)
 # One needle overtaking a few haystacks is no reason to go on.

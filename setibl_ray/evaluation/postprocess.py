@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from setibl_ray import calibration, metrics
 from setibl_ray.errors import ConfigError
+from setibl_ray.evaluation import calibration, metrics
 
 Hook = Callable[[pd.DataFrame], np.ndarray]
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from setibl_ray import calibration
 from setibl_ray.errors import DataError
+from setibl_ray.evaluation import calibration
 
 FPR_LEVELS = (0.01, 0.001)  # a survey follows up what it flags: one haystack in a hundred, one in a thousand
 LEVEL = 0.95

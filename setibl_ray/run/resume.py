@@ -11,8 +11,8 @@ import yaml
 from setibl_ray.config import Config, merge, parse
 from setibl_ray.contract import FoldResult, Plan, Predicted
 from setibl_ray.errors import ConfigError, RunFolderError
-from setibl_ray.manifest import Manifest, file_sha256
-from setibl_ray.runfolder import FORMAT, RunFolder
+from setibl_ray.run.folder import FORMAT, RunFolder
+from setibl_ray.run.manifest import Manifest, file_sha256
 
 # What `auto` and unset fields of these became when the run was begun is the run's: on a machine with other
 # cores or devices they would become something else, and the bytes with them.

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from setibl_ray.contract import EpochEnd, Event, FoldResult, Predicted, Started
-from setibl_ray.failures import Decision
+from setibl_ray.run.failures import Decision
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any
 from setibl_ray.config import Config
 from setibl_ray.contract import Failed, FoldResult, Predicted, Span, Started
 from setibl_ray.data.shards import DataIndex
-from setibl_ray.failures import Decision
 from setibl_ray.memory import fold_bytes
-from setibl_ray.runfolder import FORMAT, RunFolder, sha256, to_json
+from setibl_ray.run.failures import Decision
+from setibl_ray.run.folder import FORMAT, RunFolder, sha256, to_json
 
 PACKAGES = (
     "setibl-ray",
