@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -174,7 +175,7 @@ class RayRunner:
         attempt = self._running[stream]
         job = attempt.job
         try:
-            event: str | Event = ray.get(next(stream))
+            event: str | Event = _owned(ray.get(next(stream)))
         except StopIteration:
             yield self._end(stream, Failed(job.fold, "code", "the fold task ended without a result"))
             return
@@ -259,6 +260,18 @@ class RayRunner:
         # Those that wait for a place first: they would take it as soon as one that runs leaves it.
         for has_begun in (False, True):
             _stop([stream for stream, attempt in attempts.items() if bool(attempt.node_id) == has_begun])
+
+
+def _owned(event: Any) -> Any:
+    """`event` with its own arrays. Those that Ray gives are views of the object store: as long as one of them lives,
+    all that came with it does, a fold's weights for instance.
+    """
+    if not isinstance(event, FoldResult | Predicted):
+        return event
+    arrays: dict[str, Any] = {
+        name: value.copy() for name, value in vars(event).items() if isinstance(value, np.ndarray)
+    }
+    return replace(event, **arrays)
 
 
 def _stop(streams: list[Any]) -> None:

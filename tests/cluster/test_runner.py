@@ -77,6 +77,17 @@ def test_events_are_those_of_the_plain_loop():
 
 
 @pytest.mark.usefixtures("own_ray")
+def test_predictions_that_are_kept_hold_nothing_in_the_object_store():
+    """Ray's arrays are views: each would keep the whole message, a fold's weights with it, for the rest of the run."""
+    events = collect(RayRunner(fold_task(), PLAN, Request("cpu", 1)), [Job(0)])
+    result = events[-1]
+    assert isinstance(result, FoldResult)
+    for array in (result.valid_pred, result.valid_pred_no_tta):
+        assert array.flags.owndata
+        assert array.flags.writeable
+
+
+@pytest.mark.usefixtures("own_ray")
 def test_a_fold_that_fails_leaves_its_process_to_others():
     def task(plan, job):
         yield Started(job.fold, Place.here("cpu", 1, 1))
