@@ -22,7 +22,7 @@ DEMO = {
     "weights": "none",
     "image_size": "91x85",
     "batch_size": 16,
-    "epochs": 10,
+    "epochs": 15,
     "augment": {"strength": 0.3},
 }
 
