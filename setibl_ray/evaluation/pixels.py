@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from setibl_ray.errors import DataError
-from setibl_ray.run.finished import Run
+
+if TYPE_CHECKING:
+    from setibl_ray.run.finished import Run
 
 if TYPE_CHECKING:
     from setibl_ray.data.shards import DataIndex

@@ -7,7 +7,7 @@ clean data too.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,9 @@ from setibl_ray.evaluation import baselines, metrics
 from setibl_ray.evaluation.baselines import Measured
 from setibl_ray.evaluation.pixels import Pixels
 from setibl_ray.evaluation.summary import gained
-from setibl_ray.run.finished import Run
+
+if TYPE_CHECKING:
+    from setibl_ray.run.finished import Run
 
 SAME_BACKGROUND = 0.9  # cosine; the highest of the demo set's half million pairs is 0.66, a copy has 0.99
 GIVES_AWAY = (
