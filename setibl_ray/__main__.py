@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
@@ -19,11 +20,16 @@ COMMANDS = {
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    lines = "\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items())
+    usage = f"usage: setibl-ray COMMAND [options]   (setibl-ray COMMAND --help)\n\n{lines}"
+    if name in ("-h", "--help"):
+        print(usage)
+        return
     if name not in COMMANDS:
-        lines = "\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items())
-        print(f"usage: setibl-ray COMMAND [options]   (setibl-ray COMMAND --help)\n\n{lines}")
-        sys.exit(0 if name in ("-h", "--help") else 2)
+        print(f"setibl-ray: expected a command, got {name!r}\n\n{usage}", file=sys.stderr)
+        sys.exit(2)
     del sys.argv[1]
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: --postprocess module:function may lie there
     runpy.run_module(f"setibl_ray.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -1,6 +1,11 @@
-"""What every command's --help looks like."""
+"""What every command's --help looks like, and the one command that calls the others."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from datasets import cadence_shards
 
 from setibl_ray import cli
 from setibl_ray.blend import Blend
@@ -51,3 +56,21 @@ def test_help_gives_lists_as_they_are_typed(capsys):
         help_of(capsys, Blend).splitlines()[0]
         == "usage: python -m setibl_ray.blend [options] RUNS [RUNS ...]"
     )
+
+
+def test_the_console_script_runs_the_same_commands(tmp_path):
+    def setibl_ray(*arguments):
+        script = Path(sys.executable).with_name("setibl-ray")
+        return subprocess.run([script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    assert "cross-validate on Ray" in setibl_ray("--help").stdout
+    unknown = setibl_ray("vc")
+    assert unknown.returncode == 2
+    assert "expected a command, got 'vc'" in unknown.stderr
+    assert setibl_ray("blend", "--help").stdout.startswith("usage: python -m setibl_ray.blend")
+    # A module in the folder where the command is typed is found; it has no such function.
+    (tmp_path / "hooks.py").write_text("")
+    hook = ["--postprocess", "hooks:same", "--folds", "2", "--weights", "none"]
+    refused = setibl_ray("cv", *hook, "--data", str(cadence_shards(tmp_path / "cadences")))
+    assert refused.returncode == 2
+    assert "hooks:same cannot be imported: module 'hooks' has no attribute 'same'" in refused.stderr
