@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 # Eight trials of three folds, then the best config as cv takes it.
 sweep-demo: $(INSTALLED)
 	rm -rf sweeps/demo
-	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --epochs 6 --tta 2 --out sweeps/demo/sweep
+	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --tta 2 --out sweeps/demo/sweep
 	$(PYTHON) -m setibl_ray.cv --config sweeps/demo/sweep/best.yaml --out sweeps/demo/best
 
 # Two at a time, as most tests wait for processes; each file in one of them, as fixtures are a file's. In the order of

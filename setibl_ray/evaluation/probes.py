@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from setibl_ray.run.finished import Run
 
 SAME_BACKGROUND = 0.9  # cosine; the highest of the demo set's half million pairs is 0.66, a copy has 0.99
-GIVES_AWAY = (
-    0.97  # AUC from statistics that know nothing of needles; normalisation alone leaves traces of 0.7
-)
+GIVES_AWAY = 0.97  # AUC of statistics that know nothing of needles; normalisation alone leaves 0.7
 CLOSE = 0.02  # AUC within which statistics count as being as good as the network
 SHIFTED = (0.6, 0.8)  # lower bound of train/test AUC from which to look, and from which it is a problem
 MIN_GAP = 0.01  # AUC that random folds gain over grouped ones before it counts as a leak

@@ -15,9 +15,7 @@ from setibl_ray.reporting.page import image_url
 
 MAX_ROWS = 56  # of one panel in the picture; time is averaged, as drift is slow
 GAP = 3  # rows between panels
-PANEL_ASPECT = (
-    4.4  # width by height of a panel on the page, whatever the pixels: cards can be held side by side
-)
+PANEL_ASPECT = 4.4  # width by height of a panel on the page, whatever its pixels, so that cards compare
 QUALITY = 72
 
 

@@ -55,9 +55,7 @@ def test_a_run_from_bucket_to_bucket(bucket, tmp_path, capsys):
     assert read_index("s3://bucket/shards").fingerprint == read_index(str(local)).fingerprint
 
     flags = "--folds 2 --epochs 1 --tta 1 --batch-size 8 --model efficientnet-nano --weights none --image-size 40x36"
-    flags += (
-        " --device cpu --cpus-per-fold 1 --workers 1"  # one process: TensorFlow is loaded and traced once
-    )
+    flags += " --device cpu --cpus-per-fold 1 --workers 1"  # one process: TensorFlow is loaded once
     for data, out in (("s3://bucket/shards", "s3://bucket/run"), (str(local), str(tmp_path / "run"))):
         assert cv.entry([*flags.split(), "--data", data, "--out", out]) == 0, capsys.readouterr().err
     for name in ("oof.csv", "submission.csv", "config.yaml", "fold-1/test.csv", "fold-1/weights.h5"):
