@@ -1,6 +1,6 @@
 """What ASHA would have spent and chosen, from a sweep whose trials all ran to their ends.
 
-    python -m setibl_ray.sweep --trials 8 --folds 3 --epochs 6 --tta 2 --stopping none --out SWEEP
+    python -m setibl_ray.sweep --trials 16 --folds 3 --tta 2 --stopping none --out SWEEP
     python benchmarks/pruning.py SWEEP
 
 The reports of the whole trials go through the sweep's own scheduler as if they came one after another from as many
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -77,7 +78,12 @@ def main() -> None:
     parser.add_argument("sweep", help="folder of a sweep with --stopping none, all its trials done")
     parser.add_argument("--trials", type=int, help="only the first so many trials")
     parser.add_argument("--at-once", type=int, default=2, help="trials at once")
-    parser.add_argument("--grace", type=int, nargs="*", default=[2], help="fold-epochs before the first rung")
+    parser.add_argument(
+        "--grace",
+        type=int,
+        nargs="*",
+        help="fold-epochs before the first rung [as the sweep itself places it]",
+    )
     parser.add_argument("--reduction-factor", type=float, nargs="*", default=[3.0])
     parser.add_argument(
         "--orders", type=int, default=1000, help="random orders of the trials, the base config first"
@@ -96,8 +102,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     orders = [[DEFAULT, *rng.permutation(others).tolist()] for _ in range(options.orders)]
     print(f"{len(reports)} trials, {whole} fold-epochs, best AUC {best:.4f}")
-    for grace in options.grace:
-        for factor in options.reduction_factor:
+    default = reports[DEFAULT]
+    first_folds = int(default.loc[default["folds_done"] > 0, "fold_epochs"].iloc[0])
+    for factor in options.reduction_factor:
+        for grace in options.grace or [math.ceil(first_folds / factor)]:
             spent, found = replay(reports, [DEFAULT, *others], options.at_once, grace, factor)
             print(
                 f"grace {grace}, reduction factor {factor:g}: {spent} fold-epochs ({spent / whole:.0%}), "
