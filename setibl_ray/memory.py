@@ -4,11 +4,11 @@
 
 | term        | bytes                                                                                           |
 |-------------|-------------------------------------------------------------------------------------------------|
-| process     | 1.5 GB: Python, TensorFlow and its compiled graphs                                              |
-| parameters  | 16 copies of 4 bytes: weights, gradients, Adam's two moments; their last and best values on the |
-|             | host; the state that is serialised and the copy that is sent                                    |
+| process     | 1 GB: Python, TensorFlow and its compiled graphs                                                |
+| parameters  | 30 copies of 4 bytes: weights, gradients, Adam's two moments; their first, last and best values |
+|             | on the host; the state of all those, and it again as it is archived, pickled and sent           |
 | activations | CPU folds only: batch x pixels x what the backbone keeps for a pixel (4 bytes a value)          |
-| pipeline    | (threads + 2) batches of float32 images, twice                                                  |
+| pipeline    | (threads + 4) batches of float32 images, of predictions, which are twice as large               |
 | building    | 0.2 GB: raw panels on their way into the node's panel store                                     |
 
 The panel store itself is not a fold's: a node keeps it once, and `--cache auto` takes memory for it only if half of
@@ -21,9 +21,9 @@ from setibl_ray.backbones import BACKBONES
 from setibl_ray.cadence import LAYOUTS
 from setibl_ray.config import Config
 
-PROCESS = 1500 << 20
+PROCESS = 1000 << 20
 BUILDING = 200 << 20
-COPIES = 16
+COPIES = 30
 
 
 def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
@@ -33,7 +33,7 @@ def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
     activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
-    pipeline = (cpus + 2) * 2 * pixels * channels * 4
+    pipeline = (cpus + 4) * 2 * pixels * channels * 4
     return int(PROCESS + BUILDING + COPIES * 4e6 * backbone.parameters + activations + pipeline)
 
 
