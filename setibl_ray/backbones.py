@@ -11,9 +11,9 @@ class Backbone(NamedTuple):
     Attributes:
       parameters: millions.
       kept: values that the backward pass needs, for each pixel of the input: the published activation counts of a
-        forward pass (per pixel of their image) times 3 for normalised and activated copies; times 5.25 in EfficientNets,
-        whose swish keeps its sigmoid, too, and whose expanded blocks are copied for depthwise convolutions. That factor
-        is fitted to peaks that benchmarks/fold_memory.py measured.
+        forward pass (per pixel of their image) times 3 for normalised and activated copies; times 5.25 in
+        EfficientNets, whose swish keeps its sigmoid, too: a factor fitted to peaks that benchmarks/fold_memory.py
+        measured.
       multiply_adds: of a forward pass, for each pixel of the input: published counts over their image's pixels, which
         TensorFlow's own count confirms within 3 % (b0, resnet50, inception-v3, xception); nano: that count.
     """

@@ -195,9 +195,14 @@ def start(shards, tmp_path):
 
 
 def cut(process, after, tmp_path, number):
-    """Send a signal once so many lines stand in the journal; gives the exit code."""
+    """Send a signal once so many lines stand in the journal, one of them by this process; gives the exit code."""
     path = tmp_path / "journal"
-    while not path.exists() or len(path.read_text().splitlines()) < after:
+
+    def n_lines():
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    after = max(after, n_lines() + 1)  # before its first line it may not even listen to signals yet
+    while n_lines() < after:
         assert process.poll() is None, "it ended before it was cut"
         time.sleep(0.02)
     process.send_signal(number)
