@@ -21,6 +21,7 @@ from setibl_ray.backbones import BACKBONES
 from setibl_ray.config import MODELS, parse
 from setibl_ray.data import panels
 from setibl_ray.errors import ConfigError, RunFolderError
+from setibl_ray.memory import fold_bytes
 from setibl_ray.planning import assume
 from setibl_ray.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
 from setibl_ray.planning.rates import NAMES, Rates, Share, assumed, flop, measure
@@ -454,3 +455,17 @@ def test_the_documented_formulas_are_those_of_the_code():
         first = next(i for i, line in enumerate(lines) if " = " in line)
         formulas = itertools.takewhile(lambda line: line.strip(), lines[first:])
         assert "\n".join(formulas) in between("formulas")
+
+
+def test_documented_memory_is_the_estimate_and_no_fold_took_more():
+    text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    rows = re.findall(
+        r"^\| (\S+) \| (\d+x\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) >= 9
+    for model, image_size, batch_size, estimated, peak, ratio in rows:
+        fields = {"model": model, "image_size": image_size, "batch_size": int(batch_size), "layout": "all6"}
+        config = parse({"folds": 2, "weights": "none", **fields})
+        assert f"{fold_bytes(config, 0, 'cpu', 2) / 1e9:.1f}" == estimated, model
+        assert float(peak) <= float(estimated), model
+        assert float(ratio) <= 1, model
