@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.synth import ShardTask, write_shard
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import ShardTask, write_shard
 
 TURNS = 2
 SHARDS, TEST_SHARDS = 20, 10

@@ -16,20 +16,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import setibl_ray.train  # noqa: F401  (quiets TensorFlow before it starts)
+import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
 
 # isort: split
 import tensorflow as tf
 
-from setibl_ray.config import parse
-from setibl_ray.contract import FoldResult, Job, Plan
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import DataIndex, read_index
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.train import device as devices
-from setibl_ray.train import trainer as trainers
-from setibl_ray.train.fold import FoldData, fit_fold
-from setibl_ray.train.trainer import trainer_for
+from setibl_ray.core.contract import FoldResult, Job, Plan
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.formats.shards import DataIndex, read_index
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train import trainer as trainers
+from setibl_ray.seti.train.fold import FoldData, fit_fold
+from setibl_ray.seti.train.trainer import trainer_for
 
 TURNS = 5
 VIEWS = 4

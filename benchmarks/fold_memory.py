@@ -1,4 +1,4 @@
-"""A fold's peak memory against the estimate by which folds wait for room (setibl_ray/memory.py), on CPUs.
+"""A fold's peak memory against the estimate by which folds wait for room (setibl_ray/seti/memory.py), on CPUs.
 
     python benchmarks/fold_memory.py [--out fold_memory.json]      # ten minutes on two cores; writes fold_memory.md too
 
@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.synth import write_synthetic
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 CASES = (
     ("efficientnet-nano", "91x85", 16),

@@ -18,8 +18,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.synth import write_synthetic
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 SIZE = (91, 85)
 STORE_BYTES_PER_ROW = 6 * SIZE[0] * SIZE[1]

@@ -28,11 +28,11 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from setibl_ray import randomness
-from setibl_ray.cadence import LAYOUTS
-from setibl_ray.config import Augment
-from setibl_ray.data.panels import PanelStore, open_store
-from setibl_ray.data.pipeline import training_epoch
+from setibl_ray.core import randomness
+from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.config import Augment
+from setibl_ray.seti.feeding.panels import PanelStore, open_store
+from setibl_ray.seti.feeding.pipeline import training_epoch
 
 BATCH = 32
 N_IMAGES = 192

@@ -18,12 +18,12 @@ from typing import Any
 from rich.console import Console
 
 from setibl_ray import cv
-from setibl_ray.config import parse
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.planning.assume import Assume
-from setibl_ray.planning.command import plan_run
-from setibl_ray.where import Where
+from setibl_ray.core.where import Where
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.planning.assume import Assume
+from setibl_ray.seti.planning.command import plan_run
 
 DATA = Recipe(train=1000, test=200, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100))
 

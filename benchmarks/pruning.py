@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from setibl_ray.tuning.ledger import DEFAULT, Ledger, Trial
-from setibl_ray.tuning.pruning import Pruning
+from setibl_ray.core.tuning.ledger import DEFAULT, Ledger, Trial
+from setibl_ray.core.tuning.pruning import Pruning
 
 GOAL_SPENT, GOAL_LOST = 0.5, 0.01
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from setibl_ray import report
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import DATASET_FILE, INDEX_FILE, read_index
-from setibl_ray.data.synth import write_synthetic
 from setibl_ray.evaluate import evaluate
-from setibl_ray.run.finished import load_run
+from setibl_ray.seti.evaluation.finished import load_run
+from setibl_ray.seti.formats.shards import DATASET_FILE, INDEX_FILE, read_index
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import runs as fake

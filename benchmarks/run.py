@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import iter_records, read_index, shard_name
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.data.tfrecord import encode_example, frame
-from setibl_ray.run.manifest import versions
+from setibl_ray.core.run.manifest import versions
+from setibl_ray.seti.formats.shards import iter_records, read_index, shard_name
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 HERE = Path(__file__).parent
 JOB = Recipe(train=600, test=200, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100))

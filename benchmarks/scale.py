@@ -30,15 +30,15 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 
-from setibl_ray.config import parse
-from setibl_ray.contract import FoldResult, Job, Place, Plan, Predicted, Started
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import read_index
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.reporting import training_plot
-from setibl_ray.run import driver, oof
-from setibl_ray.run.folder import RunFolder
-from setibl_ray.run.supervisor import Supervisor
+from setibl_ray.core.contract import FoldResult, Job, Place, Plan, Predicted, Started
+from setibl_ray.core.run import driver, oof
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.supervisor import Supervisor
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.reporting import training_plot
 
 N_FOLDS = 5  # that are gathered
 
@@ -89,7 +89,7 @@ def cluster(n_nodes: int) -> Iterator[float]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from setibl_ray.cluster.connect import private_token
+    from setibl_ray.core.cluster.connect import private_token
 
     private_token()
     start = time.perf_counter()
@@ -106,8 +106,8 @@ def cluster(n_nodes: int) -> Iterator[float]:
 
 def follow(n_folds: int, n_nodes: int, folder: str) -> dict[str, float]:
     """Driver milliseconds per fold and how its memory grows over the second half, with and without a run folder."""
-    from setibl_ray.cluster.placement import Request
-    from setibl_ray.cluster.runner import RayRunner
+    from setibl_ray.core.cluster.placement import Request
+    from setibl_ray.core.cluster.runner import RayRunner
 
     recipe = Recipe(train=2 * n_folds, shards=1, shape=(16, 16))
     index = read_index(str(write_synthetic(recipe, f"{folder}/data", n_processes=1)))

@@ -21,7 +21,7 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
-from setibl_ray.config import Augment
+from setibl_ray.seti.config import Augment
 
 SETTINGS = Augment()  # the seed's
 SEED = 42

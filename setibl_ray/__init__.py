@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from setibl_ray.config import Config
-    from setibl_ray.run.driver import CrossValidation, cross_validate
-    from setibl_ray.where import Where
+    from setibl_ray.core.run.driver import CrossValidation, cross_validate
+    from setibl_ray.core.where import Where
+    from setibl_ray.seti.config import Config
 
 __all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
 
@@ -19,11 +19,11 @@ __all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
 def __getattr__(name: str) -> Any:
     # On first use: a command's --help, and a fold task, should not pay for pandas and a driver.
     if name == "Config":
-        from setibl_ray.config import Config
+        from setibl_ray.seti.config import Config
 
         return Config
     if name in __all__:
-        from setibl_ray.run import driver
+        from setibl_ray.core.run import driver
 
         return getattr(driver, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

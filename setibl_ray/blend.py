@@ -11,12 +11,12 @@ import pandas as pd
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.errors import ConfigError, RunFolderError
-from setibl_ray.evaluation import blending, calibration, metrics, postprocess
-from setibl_ray.evaluation.summary import finish_lines, gained
-from setibl_ray.run.finished import Run, load_run, same_rows
-from setibl_ray.run.folder import RunFolder
-from setibl_ray.storage import Location
+from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.evaluation import blending, calibration, metrics, postprocess
+from setibl_ray.seti.evaluation.finished import Run, load_run, same_rows
+from setibl_ray.seti.evaluation.summary import finish_lines, gained
 
 
 class Blend(cli.Command):
@@ -142,7 +142,7 @@ def with_groups(
       DataError: no CSV was given and the shards are not there.
     """
     if path is None:
-        from setibl_ray.evaluation.pixels import open_pixels
+        from setibl_ray.seti.evaluation.pixels import open_pixels
 
         named = open_pixels(run).groups("test") if len(test) else pd.Series(dtype=object)
     else:

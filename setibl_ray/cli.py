@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from setibl_ray import interrupts
-from setibl_ray.config import explain
-from setibl_ray.errors import ConfigError, Interrupted, SetiblError
-from setibl_ray.where import Where
+from setibl_ray.core import interrupts
+from setibl_ray.core.errors import ConfigError, Interrupted, SetiblError
+from setibl_ray.core.where import Where
+from setibl_ray.seti.config import explain
 
 
 class Command(BaseSettings):

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.config import Config, load_yaml, merge, parse
-from setibl_ray.errors import ConfigError, RunFolderError, RunStoppedError
-from setibl_ray.planning.assume import Assume
-from setibl_ray.storage import Location
+from setibl_ray.core.errors import ConfigError, RunFolderError, RunStoppedError
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.config import Config, load_yaml, merge, parse
+from setibl_ray.seti.planning.assume import Assume
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
@@ -96,10 +96,10 @@ def main(options: Cv) -> int:
 
     from rich.console import Console
 
-    from setibl_ray.data.synth import demo_dataset
-    from setibl_ray.evaluation.summary import summary_lines
+    from setibl_ray.core.run.driver import cross_validate
     from setibl_ray.report import write_report
-    from setibl_ray.run.driver import cross_validate
+    from setibl_ray.seti.evaluation.summary import summary_lines
+    from setibl_ray.seti.making.synth import demo_dataset
 
     console = Console()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -110,7 +110,7 @@ def main(options: Cv) -> int:
         say("no --data: running on the embedded demo set of simulated cadences")
         data = str(demo_dataset())
     if options.plan:
-        from setibl_ray.planning.command import plan_run
+        from setibl_ray.seti.planning.command import plan_run
 
         plan_run(
             config,

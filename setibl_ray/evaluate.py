@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.evaluation import metrics
-from setibl_ray.evaluation.summary import number, percent, spread, summary_lines
-from setibl_ray.run.finished import Run, load_run
-from setibl_ray.storage import Location
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.evaluation import metrics
+from setibl_ray.seti.evaluation.finished import Run, load_run
+from setibl_ray.seti.evaluation.summary import number, percent, spread, summary_lines
 
 
 class Evaluate(cli.Command):
@@ -66,8 +66,8 @@ def main(options: Evaluate) -> int:
     seed = run.config.seed if options.seed is None else options.seed
     summary = evaluate(run, n_bootstrap=options.bootstrap, seed=seed)
     if options.baselines:
-        from setibl_ray.evaluation import probes
-        from setibl_ray.evaluation.pixels import open_pixels
+        from setibl_ray.seti.evaluation import probes
+        from setibl_ray.seti.evaluation.pixels import open_pixels
 
         summary |= probes.examine(run, open_pixels(run, options.data), max_rows=options.rows, seed=seed)
     run.folder.write_json("metrics.json", summary)

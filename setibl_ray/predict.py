@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.storage import Location
+from setibl_ray.core.storage import Location
 
 
 class Predict(cli.ClusterFlags, cli.Command):
@@ -42,8 +42,8 @@ class Predict(cli.ClusterFlags, cli.Command):
 def main(options: Predict) -> int:
     from rich.console import Console
 
-    from setibl_ray.errors import ConfigError
-    from setibl_ray.run.prediction import predict
+    from setibl_ray.core.errors import ConfigError
+    from setibl_ray.core.run.prediction import predict
 
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the predictions to go on with")

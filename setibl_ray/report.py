@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.errors import ConfigError, DataError
-from setibl_ray.run.finished import load_run
-from setibl_ray.run.folder import RunFolder
-from setibl_ray.storage import Location
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.evaluation.finished import load_run
 
 if TYPE_CHECKING:
-    from setibl_ray.data.shards import DataIndex
+    from setibl_ray.seti.formats.shards import DataIndex
 
 
 class Report(cli.Command):
@@ -50,8 +50,8 @@ def write_report(folder: str, data: str | None = None, index: DataIndex | None =
 
 
 def _page(folder: str, data: str | None, index: DataIndex | None = None) -> str:
-    from setibl_ray.evaluation.pixels import open_pixels
-    from setibl_ray.reporting import build
+    from setibl_ray.seti.evaluation.pixels import open_pixels
+    from setibl_ray.seti.reporting import build
 
     run = load_run(folder)
     try:
@@ -72,7 +72,7 @@ def main(options: Report) -> int:
     if len(options.runs) == 1:
         text = _page(options.runs[0], options.data)
     else:
-        from setibl_ray.reporting import build
+        from setibl_ray.seti.reporting import build
 
         text = build.comparison([load_run(run) for run in options.runs])
     place, _, name = (options.out or "comparison.html").rpartition("/")

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli, cv
-from setibl_ray.config import Config, load_yaml, parse
-from setibl_ray.errors import ConfigError
-from setibl_ray.storage import Location
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.config import Config, load_yaml, parse
 
 
 def _names(value: Any) -> Any:
@@ -96,9 +96,9 @@ def main(options: Sweep) -> int:
 
     from rich.console import Console
 
-    from setibl_ray.data.synth import demo_dataset
-    from setibl_ray.tuning.engine import sweep
-    from setibl_ray.where import Where
+    from setibl_ray.core.tuning.engine import sweep
+    from setibl_ray.core.where import Where
+    from setibl_ray.seti.making.synth import demo_dataset
 
     console = Console()
     data = options.data

@@ -28,7 +28,7 @@ def own_ray():
     """A Ray of this test process's own, two CPUs; the same one for all modules, unless one has shut it down."""
     import ray
 
-    from setibl_ray.cluster import connect
+    from setibl_ray.core.cluster import connect
 
     if not ray.is_initialized():
         _started.enter_context(connect.connected(None, n_cpus=2))

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import iter_records, read_index, shard_name
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.data.tfrecord import encode_example, frame
+from setibl_ray.seti.formats.shards import iter_records, read_index, shard_name
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 SMALL = Recipe(train=60, test=14, shards=6, test_shards=2, seed=3, shape=(40, 36), snr=(60, 100))
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from setibl_ray.config import Config
-from setibl_ray.run.folder import FORMAT
+from setibl_ray.core.run.folder import FORMAT
+from setibl_ray.seti.config import Config
 
 NEEDLES = ("constant", "quadratic", "sine", "pulsed")
 INTERFERENCE = ("quiet", "stationary", "all-panels", "off-only")

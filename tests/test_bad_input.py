@@ -7,9 +7,9 @@ import pytest
 from datasets import cadence_shards, seed_shards
 
 from setibl_ray import cv
-from setibl_ray.data.records import Record, encode_record
-from setibl_ray.data.shards import shard_name
-from setibl_ray.data.tfrecord import frame
+from setibl_ray.seti.formats.records import Record, encode_record
+from setibl_ray.seti.formats.shards import shard_name
+from setibl_ray.seti.formats.tfrecord import frame
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from datasets import cadence_shards
 from setibl_ray import cli
 from setibl_ray.blend import Blend
 from setibl_ray.cv import Cv
-from setibl_ray.data.__main__ import Data
+from setibl_ray.data import Data
 from setibl_ray.evaluate import Evaluate
 from setibl_ray.predict import Predict
 from setibl_ray.report import Report

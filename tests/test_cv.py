@@ -14,8 +14,8 @@ from datasets import SMALL, cadence_shards, seed_shards
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
-from setibl_ray.data.shards import read_index
-from setibl_ray.reporting.figures import PHASES
+from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.reporting.figures import PHASES
 
 TINY = ["--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8"]
 QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1", "--device", "cpu"]
@@ -111,8 +111,8 @@ def test_ray_gives_the_bytes_of_the_plain_loop(shards, plain_run, tmp_path, work
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_fold_goes_on_and_ends_with_the_same_bytes(shards, plain_run, tmp_path, monkeypatch):
-    from setibl_ray.contract import EpochEnd
-    from setibl_ray.run import driver
+    from setibl_ray.core.contract import EpochEnd
+    from setibl_ray.core.run import driver
 
     killed = []
     update = driver.Progress.update

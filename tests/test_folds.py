@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from sklearn.model_selection import KFold
 
-from setibl_ray import folds
-from setibl_ray.config import parse
-from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.core import folds
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.seti.config import parse
 
 
 def table(n_shards, per_shard, groups=7):

@@ -11,9 +11,9 @@ import setibl_ray
 
 PACKAGE = Path(setibl_ray.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-RAY = ("cluster/", "sweep", "tuning/")
-TENSORFLOW = ("train/", "data/pipeline.py")
-PLOTTING = ("reporting/",)
+RAY = ("core/cluster/", "cluster", "sweep", "core/tuning/")
+TENSORFLOW = ("seti/train/", "seti/feeding/pipeline.py")
+PLOTTING = ("core/reporting/", "seti/reporting/")
 
 
 def imported(module: str) -> set[str]:
@@ -41,22 +41,30 @@ def test_layers(module):
         assert not uses(
             module, "tensorflow", "tensorflow_addons", "efficientnet", "keras_cv_attention_models"
         )
-        assert not uses(module, "setibl_ray.train")
+        assert not uses(module, "setibl_ray.seti.train")
     if not module.startswith(PLOTTING):
         assert not uses(module, "matplotlib", "plotly")
     if module.startswith(TENSORFLOW):
-        assert not uses(module, "setibl_ray.cluster", "setibl_ray.run")
-    if module.startswith("cluster/"):
+        assert not uses(module, "setibl_ray.core.cluster", "setibl_ray.core.run")
+    if module.startswith("core/cluster/"):
         # What moves folds about knows nothing of SETI.
-        assert not uses(module, "setibl_ray.data", "setibl_ray.cadence", "setibl_ray.train", "setibl_ray.run")
-    if module.startswith("evaluation/"):
-        assert not uses(module, "setibl_ray.cluster", "setibl_ray.run.driver", "setibl_ray.run.supervisor")
+        assert not uses(
+            module,
+            "setibl_ray.seti.feeding",
+            "setibl_ray.seti.cadence",
+            "setibl_ray.seti.train",
+            "setibl_ray.core.run",
+        )
+    if module.startswith("seti/evaluation/"):
+        assert not uses(
+            module, "setibl_ray.core.cluster", "setibl_ray.core.run.driver", "setibl_ray.core.run.supervisor"
+        )
 
 
 def test_a_driver_has_everything_it_needs_without_tensorflow():
     code = (
-        "import sys, setibl_ray.cv, setibl_ray.run.driver, setibl_ray.cluster.runner, setibl_ray.data.__main__;"
-        "import setibl_ray.sweep, setibl_ray.tuning.engine;"
+        "import sys, setibl_ray.cv, setibl_ray.core.run.driver, setibl_ray.core.cluster.runner, setibl_ray.data;"
+        "import setibl_ray.sweep, setibl_ray.core.tuning.engine;"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'plotly') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

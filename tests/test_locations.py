@@ -3,11 +3,11 @@
 import pytest
 
 from setibl_ray import blend, cv, evaluate, predict, report, sweep
-from setibl_ray.data.__main__ import main as data_main
-from setibl_ray.data.shards import read_index
-from setibl_ray.errors import ConfigError
-from setibl_ray.run.folder import RunFolder
-from setibl_ray.storage import without_credentials
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.storage import without_credentials
+from setibl_ray.data import main as data_main
+from setibl_ray.seti.formats.shards import read_index
 
 SECRET = "kUxLzPq7"
 URLS = (

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from setibl_ray.config import parse
-from setibl_ray.run import oof
+from setibl_ray.core.run import oof
+from setibl_ray.seti.config import parse
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.randoms())

@@ -17,16 +17,16 @@ from datasets import cadence_shards
 from hypothesis import given
 
 from setibl_ray import cv
-from setibl_ray.backbones import BACKBONES
-from setibl_ray.config import MODELS, parse
-from setibl_ray.data import panels
-from setibl_ray.errors import ConfigError, RunFolderError
-from setibl_ray.memory import fold_bytes
-from setibl_ray.planning import assume
-from setibl_ray.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
-from setibl_ray.planning.rates import NAMES, Rates, Share, assumed, flop, measure
-from setibl_ray.planning.simulate import FoldCost, simulate
-from setibl_ray.run.folder import FORMAT
+from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.run.folder import FORMAT
+from setibl_ray.seti.backbones import BACKBONES
+from setibl_ray.seti.config import MODELS, parse
+from setibl_ray.seti.feeding import panels
+from setibl_ray.seti.memory import fold_bytes
+from setibl_ray.seti.planning import assume
+from setibl_ray.seti.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
+from setibl_ray.seti.planning.rates import NAMES, Rates, Share, assumed, flop, measure
+from setibl_ray.seti.planning.simulate import FoldCost, simulate
 
 CORE = Share("cpu", "CPU", 1, 1)
 V4 = Share("tpu", "TPU-V4", 4, 240)

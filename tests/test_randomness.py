@@ -3,7 +3,7 @@ import numpy as np
 from hypothesis import given
 from scipy import stats
 
-from setibl_ray import randomness
+from setibl_ray.core import randomness
 
 
 def test_streams_with_different_names_are_different():

@@ -1,6 +1,6 @@
 import pytest
 
-from setibl_ray.config import parse
+from setibl_ray.seti.config import parse
 
 
 def seed_schedule(epoch, lr_max, start=5e-6, floor=1e-6, ramp=5, sustain=0, decay=0.8):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from datasets import SMALL, cadence_shards
 
-from setibl_ray import folds
-from setibl_ray.config import parse
-from setibl_ray.contract import Failed, FoldResult, Job, Place, Plan, Predicted, PredictJob, Started
-from setibl_ray.data.shards import read_index
-from setibl_ray.run import driver
-from setibl_ray.run import resume as taken_up
-from setibl_ray.run.folder import RunFolder
-from setibl_ray.run.supervisor import SPAN_S, Supervisor
+from setibl_ray.core import folds
+from setibl_ray.core.contract import Failed, FoldResult, Job, Place, Plan, Predicted, PredictJob, Started
+from setibl_ray.core.run import driver
+from setibl_ray.core.run import resume as taken_up
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.supervisor import SPAN_S, Supervisor
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.formats.shards import read_index
 
 ROW = {"epoch": 0, "lr": 1.0, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "val_auc": 0.5, "duration_s": 1.0}
 
@@ -36,7 +36,7 @@ def plan(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch):
-    monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", lambda history, title: b"")
+    monkeypatch.setattr("setibl_ray.seti.reporting.training_plot.draw", lambda history, title: b"")
 
 
 class Scripted:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from setibl_ray.data.tfrecord import encode_example, frame
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
 
 SHAPE = (91, 85)
 

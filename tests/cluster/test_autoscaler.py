@@ -14,8 +14,8 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-from setibl_ray.cluster.placement import Node, Request, request_for, with_memory
-from setibl_ray.config import parse
+from setibl_ray.core.cluster.placement import Node, Request, request_for, with_memory
+from setibl_ray.seti.config import parse
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from setibl_ray.cluster import check
-from setibl_ray.cluster.__main__ import entry
-from setibl_ray.cluster.rules import image, pinned_versions, read_lock, tpu
-from setibl_ray.errors import ConfigError
+from setibl_ray.cluster import entry
+from setibl_ray.core.cluster import check
+from setibl_ray.core.cluster.rules import image, pinned_versions, read_lock, tpu
+from setibl_ray.core.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHIPPED = [PROJECT / "cluster.yaml", *sorted((PROJECT / "clusters").glob("*.yaml"))]

@@ -5,9 +5,9 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray.cluster.placement import Node, Request, request_for, wait_for_placement, with_memory
-from setibl_ray.config import parse
-from setibl_ray.errors import PlacementError
+from setibl_ray.core.cluster.placement import Node, Request, request_for, wait_for_placement, with_memory
+from setibl_ray.core.errors import PlacementError
+from setibl_ray.seti.config import parse
 
 
 def cpu(n, name="cpu", **labels):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from setibl_ray.cluster.placement import Request, cluster_nodes
-from setibl_ray.cluster.runner import RayRunner
-from setibl_ray.contract import (
+from setibl_ray.core.cluster.placement import Request, cluster_nodes
+from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.core.contract import (
     EpochEnd,
     Failed,
     FoldResult,
@@ -22,7 +22,7 @@ from setibl_ray.contract import (
     PredictJob,
     Started,
 )
-from setibl_ray.errors import DataError
+from setibl_ray.core.errors import DataError
 
 PLAN = SimpleNamespace(n_epochs=3)
 

@@ -34,10 +34,10 @@ DRIVER = f"""
 import json, time
 from types import SimpleNamespace
 import numpy as np
-from setibl_ray.cluster import connect, placement
-from setibl_ray.cluster.runner import RayRunner
-from setibl_ray.config import parse
-from setibl_ray.contract import FoldResult, Job, Place, Started
+from setibl_ray.core.cluster import connect, placement
+from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.seti.config import parse
+from setibl_ray.core.contract import FoldResult, Job, Place, Started
 
 def task(plan, job):
     yield Started(job.fold, Place.here("tpu", 4, 240))

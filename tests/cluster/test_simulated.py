@@ -12,11 +12,11 @@ from ray.cluster_utils import Cluster
 from raylets import until_it_starts
 
 from setibl_ray import cv
-from setibl_ray.cluster import connect
-from setibl_ray.cluster.placement import cluster_nodes, request_for
-from setibl_ray.cluster.runner import RayRunner
-from setibl_ray.config import parse
-from setibl_ray.contract import FoldResult, Job, Place, Started
+from setibl_ray.core.cluster import connect
+from setibl_ray.core.cluster.placement import cluster_nodes, request_for
+from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.core.contract import FoldResult, Job, Place, Started
+from setibl_ray.seti.config import parse
 
 TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}}
 GPU_HOST = {"num_cpus": 4, "num_gpus": 2}

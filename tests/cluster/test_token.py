@@ -18,7 +18,7 @@ import pytest
 # This program's own Ray (with a dashboard besides), in a process tree of its own, until its stdin is closed.
 CLUSTER = """
 import json, sys, psutil, ray
-from setibl_ray.cluster.connect import connected
+from setibl_ray.core.cluster.connect import connected
 init = ray.init
 ray.init = lambda **options: init(**{**options, "include_dashboard": True, "num_cpus": 1})
 with connected(None):

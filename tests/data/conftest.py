@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from data_sets import SMALL, seed_features, write_frames
 
-from setibl_ray.data.synth import write_synthetic
+from setibl_ray.seti.making.synth import write_synthetic
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.tfrecord import encode_example, frame
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
+from setibl_ray.seti.making.recipe import Recipe
 
 SMALL = Recipe(train=48, test=12, shards=4, test_shards=2, seed=7, shape=(32, 24), hard=0.5)
 

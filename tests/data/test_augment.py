@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from setibl_ray import randomness
-from setibl_ray.config import Augment
-from setibl_ray.data import augment as module
-from setibl_ray.data.augment import augment, draw, plain
+from setibl_ray.core import randomness
+from setibl_ray.seti.config import Augment
+from setibl_ray.seti.feeding import augment as module
+from setibl_ray.seti.feeding.augment import augment, draw, plain
 
 OFF = {
     "rotation": 0,
@@ -356,7 +356,7 @@ def test_it_works_where_nothing_can_be_cached(tmp_path) -> None:  # type: ignore
     blocked = tmp_path / "file"
     blocked.write_text("")
     code = (
-        "import numpy as np; from setibl_ray.data.augment import plain;"
+        "import numpy as np; from setibl_ray.seti.feeding.augment import plain;"
         "print(plain(np.full((1, 2, 2, 3), 255, np.uint8), np.array([0]), (0.0, 1.0)).sum())"
     )
     done = subprocess.run(

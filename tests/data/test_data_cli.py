@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from setibl_ray.data.__main__ import main
-from setibl_ray.data.shards import read_index
+from setibl_ray.data import main
+from setibl_ray.seti.formats.shards import read_index
 
 SIZES = [
     "--train",
@@ -73,7 +73,7 @@ def test_unknown_flags_and_missing_ones_are_exit_2(capsys):
 
 def test_help_loads_neither_pandas_nor_numpy():
     code = (
-        "import sys; from setibl_ray.data.__main__ import main\n"
+        "import sys; from setibl_ray.data import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: print(*[m for m in ('numpy', 'pandas', 'tensorflow') if m in sys.modules], 'end')"
     )

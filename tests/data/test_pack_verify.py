@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from setibl_ray.data.pack import pack, widen
-from setibl_ray.data.records import quantise
-from setibl_ray.data.shards import iter_records, read_index
-from setibl_ray.data.verify import verify
-from setibl_ray.errors import DataError
+from setibl_ray.core.errors import DataError
+from setibl_ray.seti.formats.records import quantise
+from setibl_ray.seti.formats.shards import iter_records, read_index
+from setibl_ray.seti.making.pack import pack, widen
+from setibl_ray.seti.making.verify import verify
 
 N_TRAIN, N_TEST = 30, 8
 

@@ -17,8 +17,8 @@ from fakes import FakeIndex, fake_index, read_fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setibl_ray.data import panels
-from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.seti.feeding import panels
 
 ON = (0, 2, 4)
 SIDE = st.integers(1, 40)

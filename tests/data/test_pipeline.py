@@ -14,13 +14,13 @@ import pytest
 import tensorflow as tf
 from fakes import fake_index, read_fake
 
-from setibl_ray import randomness
-from setibl_ray.cadence import LAYOUTS, Layout
-from setibl_ray.config import Augment
-from setibl_ray.data.augment import augment, plain
-from setibl_ray.data.panels import PanelStore, open_store
-from setibl_ray.data.pipeline import prediction_views, training_epoch
-from setibl_ray.errors import ConfigError
+from setibl_ray.core import randomness
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.seti.cadence import LAYOUTS, Layout
+from setibl_ray.seti.config import Augment
+from setibl_ray.seti.feeding.augment import augment, plain
+from setibl_ray.seti.feeding.panels import PanelStore, open_store
+from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
 
 N = 11
 SETTINGS = Augment(height_shift=2, width_shift=2)

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from data_sets import png, seed_features
 
-from setibl_ray.data.records import CLIP, Record, decode_labels, decode_record, encode_record, quantise
-from setibl_ray.data.tfrecord import encode_example
-from setibl_ray.errors import DataError
+from setibl_ray.core.errors import DataError
+from setibl_ray.seti.formats.records import (
+    CLIP,
+    Record,
+    decode_labels,
+    decode_record,
+    encode_record,
+    quantise,
+)
+from setibl_ray.seti.formats.tfrecord import encode_example
 
 PANELS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from data_sets import SMALL, seed_features, write_frames
 
-from setibl_ray.data import shards
-from setibl_ray.data.records import Record, encode_record
-from setibl_ray.data.shards import iter_records, list_shards, read_index, read_panels
-from setibl_ray.data.tfrecord import encode_example, frame
-from setibl_ray.errors import ConfigError, DataError
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.seti.formats import shards
+from setibl_ray.seti.formats.records import Record, encode_record
+from setibl_ray.seti.formats.shards import iter_records, list_shards, read_index, read_panels
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
 
 
 def equal(a, b):
@@ -59,7 +59,7 @@ def test_index_pickles(small_set):
 
 
 def test_ids_and_groups_that_look_like_numbers_stay_text(tmp_path):
-    from setibl_ray.data.writer import ShardWriter, write_dataset
+    from setibl_ray.seti.formats.writer import ShardWriter, write_dataset
 
     panels = np.zeros((6, 4, 5), np.uint8)
     with ShardWriter(tmp_path, "train", 0) as writer:

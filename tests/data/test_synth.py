@@ -11,11 +11,11 @@ from data_sets import SMALL
 from pydantic import ValidationError
 from scipy.stats import chi2, kstest
 
-from setibl_ray.cadence import OFF, ON
-from setibl_ray.data import synth
-from setibl_ray.data.recipe import HARD_KINDS, HAYSTACK, NEEDLE_KINDS, Recipe
-from setibl_ray.data.shards import iter_records, read_index
-from setibl_ray.errors import DataError
+from setibl_ray.core.errors import DataError
+from setibl_ray.seti.cadence import OFF, ON
+from setibl_ray.seti.formats.shards import iter_records, read_index
+from setibl_ray.seti.making import synth
+from setibl_ray.seti.making.recipe import HARD_KINDS, HAYSTACK, NEEDLE_KINDS, Recipe
 
 FULL = Recipe(train=10, shards=1)
 
@@ -180,7 +180,7 @@ def test_demo_dataset_is_made_once_under_the_given_cache(tmp_path, monkeypatch):
 
 def test_concurrent_demo_calls_make_one_set(tmp_path):
     code = (
-        "import pickle, sys; from setibl_ray.data.synth import demo_dataset;"
+        "import pickle, sys; from setibl_ray.seti.making.synth import demo_dataset;"
         f"print(demo_dataset({str(tmp_path)!r}, pickle.loads({pickle.dumps(SMALL)!r}), n_processes=1))"
     )
     runs = [

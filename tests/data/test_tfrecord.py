@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setibl_ray.data.tfrecord import decode_example, encode_example, frame, frames, masked_crc
-from setibl_ray.errors import DataError
+from setibl_ray.core.errors import DataError
+from setibl_ray.seti.formats.tfrecord import decode_example, encode_example, frame, frames, masked_crc
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOAT32 = st.floats(width=32, allow_nan=False)

@@ -10,7 +10,7 @@ from harness import RUN, start
 from standin import no_plot, no_report, standin
 
 from setibl_ray import cv
-from setibl_ray.run import driver
+from setibl_ray.core.run import driver
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def local_cv(monkeypatch, shards):
 
     def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
         monkeypatch.setattr(driver, "FOLD_TASK", task or standin())
-        monkeypatch.setattr("setibl_ray.reporting.training_plot.draw", no_plot)
+        monkeypatch.setattr("setibl_ray.seti.reporting.training_plot.draw", no_plot)
         monkeypatch.setattr("setibl_ray.report.write_report", no_report)
         return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])
 

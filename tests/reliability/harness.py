@@ -11,10 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from setibl_ray.cadence import LAYOUTS
-from setibl_ray.config import parse
-from setibl_ray.data import panels
-from setibl_ray.data.shards import read_index
+from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.feeding import panels
+from setibl_ray.seti.formats.shards import read_index
 
 ARGUMENTS = (
     "--model",

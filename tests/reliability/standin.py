@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from setibl_ray.cadence import LAYOUTS
-from setibl_ray.contract import EpochEnd, FoldResult, Place, Predicted, PredictJob, Started
-from setibl_ray.data.panels import open_store
+from setibl_ray.core.contract import EpochEnd, FoldResult, Place, Predicted, PredictJob, Started
+from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.feeding.panels import open_store
 
 
 def standin(epoch_s=0.0, broken=None):
@@ -92,8 +92,8 @@ def no_report(*arguments):
 
 if __name__ == "__main__":
     from setibl_ray import cv, report
-    from setibl_ray.reporting import training_plot
-    from setibl_ray.run import driver
+    from setibl_ray.core.run import driver
+    from setibl_ray.seti.reporting import training_plot
 
     training_plot.draw = no_plot
     report.write_report = no_report

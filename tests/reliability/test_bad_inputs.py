@@ -17,10 +17,10 @@ from standin import standin
 from test_bad_input import copied, put, record
 
 from setibl_ray import cv
-from setibl_ray.data.shards import read_index
-from setibl_ray.data.tfrecord import encode_example, frame
-from setibl_ray.run import driver
-from setibl_ray.run.folder import FORMAT
+from setibl_ray.core.run import driver
+from setibl_ray.core.run.folder import FORMAT
+from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.formats.tfrecord import encode_example, frame
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 CASES = {}

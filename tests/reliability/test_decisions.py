@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from ray import exceptions
 
-from setibl_ray.cluster import placement, runner
-from setibl_ray.cluster.placement import Node, Request
-from setibl_ray.cluster.runner import RayRunner
-from setibl_ray.config import parse
-from setibl_ray.contract import Cause, EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
-from setibl_ray.memory import largest_fold_bytes
-from setibl_ray.run.failures import ACTIONS, decide
+from setibl_ray.core.cluster import placement, runner
+from setibl_ray.core.cluster.placement import Node, Request
+from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.core.contract import Cause, EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
+from setibl_ray.core.run.failures import ACTIONS, decide
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.memory import largest_fold_bytes
 
 PLAN = SimpleNamespace()
 
@@ -157,7 +157,7 @@ def test_the_memory_of_a_fold_grows_with_what_it_holds():
 
 
 def test_a_tpu_lock_is_taken_from_the_dead_only(tmp_path):
-    from setibl_ray.train.device import clear_stale_lock
+    from setibl_ray.seti.train.device import clear_stale_lock
 
     path = tmp_path / "libtpu_lockfile"
     code = (

@@ -54,8 +54,8 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
     # A task that takes a minute to clear up: it is not waited for.
     script = (
         "import os, sys, time\n"
-        "from setibl_ray import cv\nfrom setibl_ray.run import driver\n"
-        "from setibl_ray.contract import Place, Started\n"
+        "from setibl_ray import cv\nfrom setibl_ray.core.run import driver\n"
+        "from setibl_ray.core.contract import Place, Started\n"
         "def task(plan, job):\n"
         "    try:\n"  # around the event, too: the driver may be at work on it when the signal comes
         "        yield Started(job.fold, Place.here('cpu', 1, 1))\n"

@@ -10,7 +10,7 @@ from harness import ARGUMENTS
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import blend
-from setibl_ray.run.finished import load_run
+from setibl_ray.seti.evaluation.finished import load_run
 
 ASKED = ("--postprocess", "group-mean", "--calibrate", "platt")
 

@@ -9,8 +9,8 @@ from datasets import SMALL, cadence_shards
 from standin import standin
 
 from setibl_ray import predict
-from setibl_ray.contract import PredictJob
-from setibl_ray.run import driver
+from setibl_ray.core.contract import PredictJob
+from setibl_ray.core.run import driver
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 from harness import RUN, leftovers, manifest, same_results, start
 from standin import standin
 
-from setibl_ray.contract import EpochEnd
+from setibl_ray.core.contract import EpochEnd
 from setibl_ray.report import write_report
 
 

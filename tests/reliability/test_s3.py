@@ -15,9 +15,9 @@ from moto.server import ThreadedMotoServer
 from standin import standin
 
 from setibl_ray import cv
-from setibl_ray.contract import EpochEnd
-from setibl_ray.data.shards import read_index
-from setibl_ray.run.folder import STATES_KEPT
+from setibl_ray.core.contract import EpochEnd
+from setibl_ray.core.run.folder import STATES_KEPT
+from setibl_ray.seti.formats.shards import read_index
 
 SECRET = "secret-that-must-not-be-written"
 

@@ -14,11 +14,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from harness import leftovers, manifest, same_results, wait_for
 from standin import standin
 
-from setibl_ray.contract import Failed, Job
-from setibl_ray.data.shards import read_index, read_panels
-from setibl_ray.errors import RunFolderError, StorageError
-from setibl_ray.run import locks
-from setibl_ray.run.folder import RunFolder
+from setibl_ray.core.contract import Failed, Job
+from setibl_ray.core.errors import RunFolderError, StorageError
+from setibl_ray.core.run import locks
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.seti.formats.shards import read_index, read_panels
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import blend
-from setibl_ray.errors import RunFolderError
-from setibl_ray.evaluation import blending, metrics, postprocess
-from setibl_ray.run.finished import load_run
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.seti.evaluation import blending, metrics, postprocess
+from setibl_ray.seti.evaluation.finished import load_run
 
 
 def complementary(n, seed=0):

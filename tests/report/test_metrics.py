@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from setibl_ray.errors import DataError
-from setibl_ray.evaluation import calibration, metrics
-from setibl_ray.evaluation.summary import summary_lines
+from setibl_ray.core.errors import DataError
+from setibl_ray.seti.evaluation import calibration, metrics
+from setibl_ray.seti.evaluation.summary import summary_lines
 
 # Few distinct scores, so that most draws have ties across classes.
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=60)

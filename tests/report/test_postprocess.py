@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from setibl_ray.errors import ConfigError, DataError
-from setibl_ray.evaluation import calibration, metrics, postprocess
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.seti.evaluation import calibration, metrics, postprocess
 
 
 def tables(n=240, n_test=60, seed=0, folds=4):

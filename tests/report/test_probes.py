@@ -9,10 +9,10 @@ import pytest
 import runs as fake
 
 from setibl_ray import evaluate
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.evaluation import baselines, metrics, probes
-from setibl_ray.run.finished import load_run
+from setibl_ray.seti.evaluation import baselines, metrics, probes
+from setibl_ray.seti.evaluation.finished import load_run
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.making.synth import write_synthetic
 
 SHAPE = (32, 96)
 N = 240

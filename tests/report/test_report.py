@@ -11,10 +11,11 @@ import runs as fake
 from PIL import Image
 
 from setibl_ray import evaluate, report
-from setibl_ray.evaluation import metrics, postprocess
-from setibl_ray.reporting import figures, gallery, page
-from setibl_ray.reporting.captions import CAPTIONS
-from setibl_ray.run.finished import load_run
+from setibl_ray.core.reporting import page
+from setibl_ray.seti.evaluation import metrics, postprocess
+from setibl_ray.seti.evaluation.finished import load_run
+from setibl_ray.seti.reporting import figures, gallery
+from setibl_ray.seti.reporting.captions import CAPTIONS
 
 SECTIONS = {"result", "trust", "found", "candidates", "scores", "training", "time", "data", "making"}
 
@@ -161,8 +162,8 @@ def test_waterfalls_show_panels_in_order_with_gaps():
 
 
 def test_every_figure_has_a_caption_and_every_token_a_colour():
-    css = page.resources.files("setibl_ray.reporting").joinpath("page.css").read_text()
-    source = page.resources.files("setibl_ray.reporting").joinpath("figures.py").read_text()
+    css = page.resources.files("setibl_ray.core.reporting").joinpath("page.css").read_text()
+    source = page.resources.files("setibl_ray.seti.reporting").joinpath("figures.py").read_text()
     tokens = set(re.findall(r'"@([a-z]+\d?)(?=["/])', source))
     assert tokens
     assert all(f"--{token}:" in css for token in tokens)
@@ -205,7 +206,7 @@ def lab(rgb):
 
 
 def test_colours_can_be_told_apart_by_everybody():
-    css = page.resources.files("setibl_ray.reporting").joinpath("page.css").read_text()
+    css = page.resources.files("setibl_ray.core.reporting").joinpath("page.css").read_text()
     themes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(themes) == 2  # light and dark
     for theme in themes:

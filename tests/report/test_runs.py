@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from setibl_ray import evaluate
-from setibl_ray.errors import RunFolderError
-from setibl_ray.evaluation import metrics, postprocess
-from setibl_ray.evaluation.summary import MAX_LINES, curve, sparkline, summary_lines
-from setibl_ray.reporting import training_plot
-from setibl_ray.run.finished import load_run
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.seti.evaluation import metrics, postprocess
+from setibl_ray.seti.evaluation.finished import load_run
+from setibl_ray.seti.evaluation.summary import MAX_LINES, curve, sparkline, summary_lines
+from setibl_ray.seti.reporting import training_plot
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import browser
 import pandas as pd
 import pytest
 
-from setibl_ray.reporting import sweep_page
-from setibl_ray.reporting.sweep_page import Searched, Sweep
+from setibl_ray.core.reporting import sweep_page
+from setibl_ray.core.reporting.sweep_page import Searched, Sweep
 
 FIELDS = [
     Searched("schedule.lr-max", "lr-max", True, []),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from setibl_ray.config import parse
-from setibl_ray.errors import ConfigError
-from setibl_ray.tuning.space import Field, apply, check_space, default_space, parse_space
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.tuning.space import Field, apply, check_space, default_space, parse_space
+from setibl_ray.seti.config import parse
 
 BASE = parse({"model": "efficientnet-nano", "weights": "none", "batch_size": 16, "folds": 3})
 

@@ -21,11 +21,11 @@ import yaml
 from datasets import cadence_shards
 from rich.console import Console
 
-from setibl_ray.config import load_yaml, merge, parse
-from setibl_ray.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
-from setibl_ray.tuning import desk, engine
-from setibl_ray.tuning.engine import sweep
-from setibl_ray.tuning.ledger import Ledger
+from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
+from setibl_ray.core.tuning import desk, engine
+from setibl_ray.core.tuning.engine import sweep
+from setibl_ray.core.tuning.ledger import Ledger
+from setibl_ray.seti.config import load_yaml, merge, parse
 
 SPACE = {"augment.strength": {"uniform": [0, 2]}, "augment.dropout-size": {"uniform": [0, 0.2]}}
 BASE = {
@@ -163,8 +163,8 @@ import toys
 from ray._private import ray_constants
 ray_constants.ENABLE_RAY_CLUSTER = not {joins}  # else one that listens on loopback is not found
 from setibl_ray import cli, sweep as command
-from setibl_ray.tuning.engine import sweep
-from setibl_ray.where import Where
+from setibl_ray.core.tuning.engine import sweep
+from setibl_ray.core.where import Where
 task = toys.toy_task(Path({journal!r}), epoch_s={epoch_s})
 sys.exit(cli.run(command.Sweep, lambda options: bool(sweep(
     {base!r}, {space!r}, data={data!r}, out={out!r}, plan={plan!r}, where=Where(address=options.address),

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import toys
 
-from setibl_ray.config import parse
-from setibl_ray.tuning.compare import against_base, confirmed
-from setibl_ray.tuning.ladder import DIVERGED, Standing, ladder, slots_for
-from setibl_ray.tuning.ledger import Trial
-from setibl_ray.tuning.pruning import Pruning
-from setibl_ray.tuning.search import suggest
-from setibl_ray.tuning.space import parse_space
+from setibl_ray.core.tuning.compare import against_base, confirmed
+from setibl_ray.core.tuning.ladder import DIVERGED, Standing, ladder, slots_for
+from setibl_ray.core.tuning.ledger import Trial
+from setibl_ray.core.tuning.pruning import Pruning
+from setibl_ray.core.tuning.search import suggest
+from setibl_ray.core.tuning.space import parse_space
+from setibl_ray.seti.config import parse
 
 SPACE = parse_space(
     {name: {"loguniform" if "lr" in name else "uniform": list(ends)} for name, ends in toys.BOUNDS.items()}
@@ -168,7 +168,7 @@ def test_a_best_of_many_equals_is_within_noise_and_a_real_gain_is_not():
     false_claims = 0
     for _ in range(6):
         trials = [oof(target, 1.0, rng) for _ in range(12)]
-        from setibl_ray.evaluation.metrics import auc
+        from setibl_ray.seti.evaluation.metrics import auc
 
         best = max(trials, key=lambda table: auc(table["target"].to_numpy(), table["pred"].to_numpy()))
         found = against_base(best, base, group, n_tried=12)

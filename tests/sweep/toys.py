@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from ray import cloudpickle
 
-from setibl_ray.contract import EpochEnd, FoldResult, Place, Predicted, PredictJob, Started
-from setibl_ray.randomness import generator
+from setibl_ray.core.contract import EpochEnd, FoldResult, Place, Predicted, PredictJob, Started
+from setibl_ray.core.randomness import generator
 
 # Worker processes cannot import tests: what is here travels to them by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -72,7 +72,7 @@ def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
             stream.write(text + "\n")
 
     def task(plan, job):
-        from setibl_ray.errors import DataError
+        from setibl_ray.core.errors import DataError
 
         config = plan.config
         name = f"{config.augment.strength:.6f}"

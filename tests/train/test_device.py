@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from setibl_ray.train.device import clear_stale_lock
+from setibl_ray.seti.train.device import clear_stale_lock
 
 
 def in_new_process(code):
@@ -12,8 +12,8 @@ def in_new_process(code):
 
 def test_threads_are_set_once_and_another_number_is_refused():
     out = in_new_process("""
-from setibl_ray.train.device import acquire
-from setibl_ray.errors import ConfigError
+from setibl_ray.seti.train.device import acquire
+from setibl_ray.core.errors import ConfigError
 import tensorflow as tf
 device = acquire("auto", 2)
 tf.constant(1) + 1
@@ -35,12 +35,12 @@ import tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from pathlib import Path
-from setibl_ray.config import parse
-from setibl_ray.contract import Job, Plan, PredictJob
-from setibl_ray.data.recipe import Recipe
-from setibl_ray.data.shards import read_index
-from setibl_ray.data.synth import write_synthetic
-from setibl_ray.train.fold import fold_task
+from setibl_ray.seti.config import parse
+from setibl_ray.core.contract import Job, Plan, PredictJob
+from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.train.fold import fold_task
 if __name__ == "__main__":
     folder = tempfile.mkdtemp()
     recipe = Recipe(train=40, test=6, shards=2, test_shards=1, shape=(40, 36))

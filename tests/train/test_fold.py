@@ -8,13 +8,13 @@ import tensorflow as tf
 from datasets import SMALL, cadence_shards
 from sklearn.metrics import roc_auc_score
 
-from setibl_ray import folds
-from setibl_ray.config import parse
-from setibl_ray.contract import EpochEnd, FoldResult, Job, Plan, Predicted, PredictJob, Started
-from setibl_ray.data.shards import read_index
-from setibl_ray.train import device
-from setibl_ray.train.fold import FoldData, fold_task
-from setibl_ray.train.trainer import trainer_for
+from setibl_ray.core import folds
+from setibl_ray.core.contract import EpochEnd, FoldResult, Job, Plan, Predicted, PredictJob, Started
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.train import device
+from setibl_ray.seti.train.fold import FoldData, fold_task
+from setibl_ray.seti.train.trainer import trainer_for
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from setibl_ray.config import MODELS, parse
-from setibl_ray.errors import ConfigError
-from setibl_ray.train import models
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.seti.config import MODELS, parse
+from setibl_ray.seti.train import models
 
 BIG = {
     f"efficientnet-b{size}" for size in range(1, 7)

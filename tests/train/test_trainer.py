@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from setibl_ray.config import parse
-from setibl_ray.train import trainer as trainers
-from setibl_ray.train.device import Device
-from setibl_ray.train.trainer import FoldState, Trainer
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.train import trainer as trainers
+from setibl_ray.seti.train.device import Device
+from setibl_ray.seti.train.trainer import FoldState, Trainer
 
 SHAPE = (40, 36, 3)
 

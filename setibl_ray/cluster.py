@@ -1,0 +1,67 @@
+"""`python -m setibl_ray.cluster check FILE …`: validate cluster files offline."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
+
+from setibl_ray import cli
+from setibl_ray.core.errors import ConfigError
+
+
+class Check(BaseModel):
+    """Find what is wrong in cluster files (`ray up` or KubeRay), without a cloud account or a network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    files: CliPositionalArg[list[Path]]
+    """Files to check."""
+    lock: Path | None = None
+    """Versions to hold them to [the requirements.lock above the file]."""
+
+
+class Cluster(cli.Command):
+    """Clusters that folds run on."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cluster")
+
+    check: CliSubCommand[Check]
+
+
+def main(options: Cluster) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from setibl_ray.core.cluster.check import check_files
+
+    command = get_subcommand(options, is_required=False)
+    if not isinstance(command, Check):
+        raise ConfigError("expected a command: check FILE …")
+    logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
+    findings = check_files(command.files, command.lock)
+    console = Console()
+    if not any(findings.values()):
+        for path in findings:
+            console.print(f"{path}: nothing wrong found", highlight=False, markup=False, soft_wrap=True)
+        return 0
+    table = Table("file", "field", "expected", "got")
+    for column in table.columns:
+        column.overflow = "fold"
+    for path, found in findings.items():
+        for finding in found:
+            table.add_row(str(path), finding.field, finding.expected, finding.got)
+    console.print(table, highlight=False, markup=False)
+    return 2
+
+
+def entry(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Cluster, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

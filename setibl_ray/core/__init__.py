@@ -1,0 +1,1 @@
+"""The orchestrator: folds, jobs, events, runners, a run through time, sweeps; for any model and any data."""

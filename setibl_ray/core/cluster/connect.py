@@ -1,0 +1,118 @@
+"""Start Ray on this machine, or join a cluster that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+
+from setibl_ray.core.errors import ConfigError
+
+ATTEMPTS = 3  # at starting Ray here
+
+
+@contextmanager
+def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
+    """Ray for the length of a `with` block; yields a line that says which Ray it is.
+
+    Args:
+      address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
+        job submit` sets), else a Ray of this process's own. A bare `ray.init()` would join any leftover it finds.
+
+      n_cpus: cores of a Ray started here; None for all of this machine.
+
+    Raises:
+      ConfigError: nothing answers at `address`, or it refuses this client.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
+        yield "joined the Ray of this process"
+        return
+    # Tracebacks reach the driver as values; the workers' own chatter (TensorFlow's start-up) helps nobody.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
+    os.environ.setdefault("RAY_task_oom_retries", "0")
+    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
+    options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {"include_dashboard": False, "num_cpus": n_cpus}
+    with _own_sigterm():
+        _init(address, options)
+    try:
+        if address:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            yield f"joined the Ray cluster at {address}, {nodes} nodes"
+        else:
+            yield "started Ray on this machine"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the caller's SIGTERM handler: `ray.init` puts one in its place that exits without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _init(address: str | None, options: dict) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            if address:
+                ray.init(address=address, **options)
+            else:
+                private_token()
+                with _loopback_only():
+                    ray.init(address="local", **options)
+            return
+        # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
+        except Exception as error:
+            ray.shutdown()
+            if address or attempt == ATTEMPTS:
+                what = (
+                    f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+                )
+                raise ConfigError(f"address: {what}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray started here listens on 127.0.0.1 only.
+
+    On Linux it would listen on every interface, whatever address it is given; this constant is how it keeps to
+    loopback on macOS and Windows. tests/cluster/test_token.py notices when that changes.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_token() -> None:
+    """Ray's token file, there before Ray writes one that everybody on this machine may read."""
+    path = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another run was faster: its token stands
+            os.link(name, path)
+        os.unlink(name)
+    path.chmod(0o600)

@@ -1,0 +1,348 @@
+"""What a fold asks of a node, and whether any node can give it: decided from the cluster's totals before anything runs.
+
+Ray lets an impossible request wait for ever without a word; here it ends at once with what was asked, what
+the cluster has, and the nearest request that fits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from setibl_ray.core.cluster.rules import tpu
+from setibl_ray.core.errors import PlacementError
+from setibl_ray.seti.config import Config
+
+NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
+POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
+_TYPE_PREFIX = "accelerator_type:"  # to Ray, a generation is a resource that its nodes have one of
+TPU_CHIP_COUNTS = (1, 2, 4, 8)  # what Ray can mask on one host; anything else it refuses
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's totals, as the cluster reports them."""
+
+    name: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
+
+    def total(self, resource: str) -> float:
+        return self.resources.get(resource, 0.0)
+
+    def devices(self, kind: str) -> int:
+        """How many devices of a kind (`gpu`, `tpu`) one fold could have here."""
+        return 0 if kind == "tpu" and self.is_slice_part else int(self.total(kind.upper()))
+
+    @property
+    def accelerator_types(self) -> list[str]:
+        return [name.removeprefix(_TYPE_PREFIX) for name in self.resources if name.startswith(_TYPE_PREFIX)]
+
+    @property
+    def is_slice_part(self) -> bool:
+        """Whether this is one of several hosts of a TPU slice: TensorFlow would wait on it for the others, for ever."""
+        try:
+            return tpu.from_type(self.labels.get(POD_TYPE_LABEL, "")).hosts > 1
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one fold takes from one node."""
+
+    device: str  # "cpu", "gpu" or "tpu"
+    cpus: int
+    gpus: int = 0
+    tpu_chips: int = 0
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    # Of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait.
+    memory_bytes: int = 0
+    slices: tuple[str, ...] = ()  # types of TPU slices whose hosts it must not run on
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Ray's resource names and amounts."""
+        wanted: dict[str, float] = {"CPU": self.cpus}
+        if self.gpus:
+            wanted["GPU"] = self.gpus
+        if self.tpu_chips:
+            wanted["TPU"] = self.tpu_chips
+        if self.memory_bytes:
+            wanted["memory"] = self.memory_bytes
+        if self.accelerator_type:
+            wanted[_TYPE_PREFIX + self.accelerator_type] = 0.001
+        return wanted
+
+    def options(self, spread: bool = True, avoid: Sequence[str] = (), prefer: str | None = None) -> dict:
+        """Keyword arguments of a Ray task's `.options`.
+
+        Args:
+          spread: over the cluster; otherwise it stays in its caller's placement group.
+          avoid: ids of nodes that it must not run on.
+          prefer: id of a node to run on if it has room.
+        """
+        custom = {
+            name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")
+        }
+        options: dict = {"num_cpus": self.cpus, "resources": custom}
+        if spread:
+            near = prefer and NodeAffinitySchedulingStrategy(prefer, soft=True, _spill_on_unavailable=True)
+            options["scheduling_strategy"] = near or "SPREAD"
+        if self.gpus:
+            options["num_gpus"] = self.gpus
+        if self.memory_bytes:
+            options["memory"] = self.memory_bytes
+        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
+        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
+        selector = dict(self.labels) | {
+            key: f"!in({','.join(values)})" for key, values in never.items() if values
+        }
+        if selector:
+            options["label_selector"] = selector
+        return options
+
+    def matches(self, node: Node) -> bool:
+        """Whether `node` is of the kind that is asked for, however much it has."""
+        typed = not self.accelerator_type or self.accelerator_type in node.accelerator_types
+        return typed and all(node.labels.get(key) == value for key, value in self.labels.items())
+
+    def slots(self, node: Node) -> int:
+        """How many such folds `node` can hold at once."""
+        if not self.matches(node) or (self.tpu_chips and not node.devices("tpu")):
+            return 0
+        return int(min(node.total(name) / amount + 1e-9 for name, amount in self.resources.items()))
+
+    def __str__(self) -> str:
+        parts = [f"{self.gpus} GPU" * bool(self.gpus), f"{self.tpu_chips} TPU chips" * bool(self.tpu_chips)]
+        parts += [f"{self.cpus} CPU"]
+        parts += [f"accelerator type {self.accelerator_type}"] if self.accelerator_type else []
+        parts += [f"label {key}={value}" for key, value in self.labels.items()]
+        return ", ".join(part for part in parts if part) + " on one node"
+
+
+class _Ask(NamedTuple):
+    """What a user asks for; a request is made from it and the nodes that there are."""
+
+    config: Config
+    accelerator_type: str | None
+    labels: Mapping[str, str]
+
+
+def cluster_nodes() -> list[Node]:
+    """The live nodes of the connected cluster."""
+    return [
+        Node(node["NodeManagerHostname"], node["Resources"], node.get("Labels") or {}, node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def request_for(
+    config: Config,
+    nodes: Sequence[Node],
+    accelerator_type: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Request:
+    """The request of every fold of a run.
+
+    `--device auto` takes TPUs where there are any, else GPUs, else CPUs. A fold takes a whole TPU VM (the chips that
+    its hosts turn out to have), or one GPU, unless `devices_per_fold` says otherwise; and `cpus_per_fold`, by default
+    its even share of the cores.
+
+    Raises:
+      PlacementError: no node can ever hold it.
+    """
+    ask = _Ask(config, accelerator_type, labels or {})
+    request = _wanted(ask, nodes)
+    if not any(request.slots(node) for node in nodes):
+        raise PlacementError(_explain(request, nodes, _nearest(ask, nodes)))
+    return request
+
+
+def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> Request:
+    """The request with an amount of memory, at most what the largest node that can hold it has.
+
+    The amount is an estimate: where it is more than any node has, a fold runs alone on its node instead of not at all.
+    Where each node has memory for as many folds as it can hold anyway, none is asked for: an autoscaler starts no node
+    for what the node's entry in the cluster file does not name, and few entries name memory.
+    """
+    able = [node for node in nodes if request.slots(node)]
+    most = max((node.total("memory") for node in able), default=0)
+    asking = replace(request, memory_bytes=min(wanted_bytes, int(most)))
+    return asking if any(asking.slots(node) < request.slots(node) for node in able) else request
+
+
+def wait_for_placement(
+    config: Config,
+    accelerator_type: str | None,
+    labels: Mapping[str, str],
+    timeout_s: float,
+    say: Callable[[str], None],
+    *,
+    look: Callable[[], Sequence[Node]] = cluster_nodes,
+    poll_s: float = 2.0,
+) -> Request:
+    """The request of every fold, once the cluster can hold one.
+
+    Args:
+      config, accelerator_type, labels: what is asked for, as `request_for` takes it.
+      timeout_s: how long the cluster has to grow. Meanwhile a task that asks for the least of it waits in Ray's
+        queue, which is what makes an autoscaler start a node.
+      say: hears that there is something to wait for.
+      look: the nodes of the cluster.
+      poll_s: how often it looks.
+
+    Raises:
+      PlacementError: still impossible after `timeout_s`.
+    """
+    nodes = look()
+    try:
+        return request_for(config, nodes, accelerator_type, labels)
+    except PlacementError as error:
+        if not timeout_s:
+            raise
+        say(f"waiting up to {timeout_s:g} s for the cluster to grow: {error}")
+    deadline = time.monotonic() + timeout_s
+    with _demand(_least(_Ask(config, accelerator_type, labels), nodes)):
+        while True:
+            time.sleep(poll_s)
+            try:
+                return request_for(config, look(), accelerator_type, labels)
+            except PlacementError as error:
+                if time.monotonic() >= deadline:
+                    raise PlacementError(
+                        f"{error} (waited {timeout_s:g} s for the cluster to grow)"
+                    ) from None
+
+
+@ray.remote(max_retries=0)
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _demand(request: Request) -> Iterator[None]:
+    task = _nothing.options(**request.options(), name="waiting for a node").remote()
+    try:
+        yield
+    finally:
+        with suppress(ray.exceptions.RayError):
+            ray.cancel(task)
+
+
+def _wanted(ask: _Ask, nodes: Sequence[Node]) -> Request:
+    """The request, whether or not a node can hold it."""
+    config, bare = ask.config, _least(ask, nodes)
+    if bare.device == "tpu":
+        chips = config.devices_per_fold or _common_chip_count(bare, nodes)
+        if chips not in TPU_CHIP_COUNTS:
+            raise PlacementError(
+                f"devices-per-fold: a fold takes {', '.join(map(str, TPU_CHIP_COUNTS[:-1]))} or "
+                f"{TPU_CHIP_COUNTS[-1]} TPU chips of one host; got {chips}"
+            )
+        slices = {node.labels[POD_TYPE_LABEL] for node in nodes if node.is_slice_part}
+        bare = replace(bare, tpu_chips=chips, slices=tuple(sorted(slices)))
+    return replace(bare, cpus=config.cpus_per_fold or _cpu_share(bare, nodes, config.folds))
+
+
+def _least(ask: _Ask, nodes: Sequence[Node]) -> Request:
+    """The least that a fold can do with: one of whatever the config does not count."""
+    config, accelerator_type, labels = ask
+    wanted = Request("cpu", config.cpus_per_fold or 1, accelerator_type=accelerator_type, labels=labels)
+    device: str = config.device
+    if device == "auto":
+        device = _best_device([node for node in nodes if wanted.matches(node)])
+    count = config.devices_per_fold or 1
+    return replace(wanted, device=device, gpus=count * (device == "gpu"), tpu_chips=count * (device == "tpu"))
+
+
+def _best_device(nodes: Sequence[Node]) -> str:
+    return next((kind for kind in ("tpu", "gpu") if any(node.devices(kind) for node in nodes)), "cpu")
+
+
+def _common_chip_count(request: Request, nodes: Sequence[Node]) -> int:
+    """Chips per host that most folds can use at once; 4 where there is no TPU, for the refusal to name."""
+    counts = [node.devices("tpu") for node in nodes if node.devices("tpu") and request.matches(node)]
+    return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
+
+
+def _cpu_share(bare: Request, nodes: Sequence[Node], folds: int) -> int:
+    """Cores of a fold: on CPUs as many as still let all folds run at once, else its device's share of the node's."""
+    able = [(node.total("CPU"), bare.slots(node)) for node in nodes if bare.slots(node)]
+    if bare.device != "cpu":
+        return max(1, int(min((cpus / slots for cpus, slots in able), default=1)))
+    shares = range(int(max(able, default=(1, 0))[0]), 1, -1)
+    return next((share for share in shares if sum(cpus // share for cpus, _ in able) >= folds), 1)
+
+
+def _explain(request: Request, nodes: Sequence[Node], nearest: list[str]) -> str:
+    kinds = Counter(_description(node, request.labels) for node in nodes)
+    has = "; ".join(f"{count} x {text}" for text, count in sorted(kinds.items())) or "no nodes"
+    fits = f"Nearest that fits: {', '.join(nearest)}."
+    if not nearest:
+        fits = "Nodes that an autoscaler has yet to start are waited for with --placement-timeout-s."
+    return f"a fold asks for {request}, but no node has that. The cluster has: {has}. {fits}"
+
+
+def _description(node: Node, label_keys: Iterable[str]) -> str:
+    shown = {name: node.total(name) for name in ("CPU", "GPU", "TPU") if node.total(name)}
+    text = " + ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"
+    remarks = [
+        *node.accelerator_types,
+        *(f"{key}={node.labels[key]}" for key in label_keys if key in node.labels),
+        *([f"one host of a {node.labels[POD_TYPE_LABEL]} slice"] if node.is_slice_part else []),
+    ]
+    return text + (f" ({', '.join(remarks)})" if remarks else "")
+
+
+def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
+    """The fewest changes that make the request fit, as flags: another device only if nothing else helps."""
+    kinds = {
+        _description(node, ask.labels): node for node in nodes if node.total("CPU")
+    }  # none: kept free of folds
+    ways = [
+        (rank, len(flags), sum(flag.startswith("no ") for flag in flags), flags, changed)
+        for node in kinds.values()
+        for rank, device in enumerate((ask.config.device, "tpu", "gpu", "cpu"))
+        for flags, changed in [_changes(ask, node, device)]
+    ]
+    for *_, flags, changed in sorted(ways, key=lambda way: way[:3]):
+        request = _wanted(changed, nodes)
+        if any(request.slots(node) for node in nodes):
+            return flags
+    return []
+
+
+def _changes(ask: _Ask, node: Node, device: str) -> tuple[list[str], _Ask]:
+    """What would have to be asked for instead, to run on a `device` of `node`, and the same as flags."""
+    config, accelerator_type, labels = ask
+    flags = [f"no --label {key}" for key in labels if key not in node.labels]
+    fitting = {key: node.labels[key] for key in labels if key in node.labels}
+    flags += [f"--label {key}={value}" for key, value in fitting.items() if value != labels[key]]
+    if accelerator_type and accelerator_type not in node.accelerator_types:
+        accelerator_type = next(iter(node.accelerator_types), None)
+        flags.append(
+            f"--accelerator-type {accelerator_type}" if accelerator_type else "no --accelerator-type"
+        )
+    values: dict[str, Any] = {} if device == config.device else {"device": device}
+    device = _best_device([node]) if device == "auto" else device
+    if config.devices_per_fold and device != "cpu":
+        most = min(config.devices_per_fold, node.devices(device))
+        if device == "tpu":
+            most = max((count for count in TPU_CHIP_COUNTS if count <= most), default=0)
+        if 0 < most < config.devices_per_fold:
+            values["devices_per_fold"] = most
+    if (config.cpus_per_fold or 1) > node.total("CPU"):
+        values["cpus_per_fold"] = int(node.total("CPU"))
+    flags += [f"--{name.replace('_', '-')} {value}" for name, value in values.items()]
+    return flags, _Ask(config.model_copy(update=values), accelerator_type, fitting)

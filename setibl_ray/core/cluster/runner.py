@@ -1,0 +1,326 @@
+"""Run fold tasks on Ray: one streaming task per attempt, its events handed to the driver as they come.
+
+A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared; they go out
+the same way to whoever predicts a span of the test set with them. Retries are the driver's: Ray's own would start
+a fold from its beginning, and some of them without end.
+"""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
+from setibl_ray.core.contract import (
+    AnyJob,
+    Cause,
+    Event,
+    Failed,
+    FoldResult,
+    Plan,
+    Predicted,
+    PredictJob,
+    Started,
+    Task,
+    events_of,
+)
+from setibl_ray.core.errors import RunStoppedError
+
+SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
+NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
+_LOOK_S = 2.0  # how often attempts are held against the cluster
+
+
+def _run_job(task: Task | str, plan: Plan, job: AnyJob, weights: bytes | None) -> Iterator[str | Event]:
+    yield ray.get_runtime_context().get_node_id()  # before any import: a process may die of one
+    if isinstance(job, PredictJob) and weights is not None:
+        job = replace(job, weights=weights)
+    yield from events_of(task, plan, job)
+
+
+# On a CPU the next job finds TensorFlow loaded and its model traced. An accelerator is held until the process that
+# opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
+# is the default for GPUs only.
+run_job = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
+run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=1)(_run_job)
+
+
+@ray.remote(max_retries=0, num_cpus=0)
+def _call(function: str) -> Any:
+    return pkgutil.resolve_name(function)()
+
+
+@dataclass
+class _Attempt:
+    job: AnyJob
+    node_id: str = ""  # empty while it waits for a place
+    preferred: str | None = None  # node that it was sent to; it may find itself on another
+    ends_by: float = math.inf
+
+
+class RayRunner:
+    """A `contract.Runner` on the connected Ray cluster.
+
+    Training goes before prediction: a span of the test set starts only in a slot that all folds which run or wait leave
+    over. Folds are handed to Ray at once, so that an autoscaler sees what is wanted.
+
+    Args:
+      task: the fold task or its dotted name.
+      plan: put into the object store once, read by every job.
+      request: what each job takes from a node.
+      max_parallel: at most this many jobs at once; None for as many as fit.
+      spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
+      timeout_s: an attempt that runs for longer is stopped and fails.
+      no_node_s: how long jobs wait for a node when none can hold them any more.
+    """
+
+    def __init__(
+        self,
+        task: Task | str,
+        plan: Plan,
+        request: Request,
+        max_parallel: int | None = None,
+        spread: bool = True,
+        *,
+        timeout_s: float | None = None,
+        no_node_s: float = NO_NODE_S,
+    ) -> None:
+        self._task = task
+        self._plan = ray.put(plan)
+        self._request = request
+        self._max_parallel = max_parallel or math.inf
+        self._spread = spread
+        self._timeout_s = timeout_s
+        self._no_node_s = no_node_s
+        self._waiting: deque[AnyJob] = deque()
+        self._waiting_spans: deque[PredictJob] = deque()
+        self._weights: dict[int, Any] = {}  # fold -> its weights in the object store, while spans want them
+        self._running: dict[Any, _Attempt] = {}
+        self._look_at = 0.0
+        self._nodes: list[Node] = []
+        self._nodes_until = 0.0
+        self._no_node_since: float | None = None
+
+    @property
+    def slots(self) -> int:
+        return int(min(self._max_parallel, sum(self._request.slots(node) for node in cluster_nodes())))
+
+    def submit(self, job: AnyJob) -> None:
+        if isinstance(job, PredictJob):
+            if job.fold not in self._weights:
+                self._weights[job.fold] = ray.put(job.weights)
+            self._waiting_spans.append(replace(job, weights=b""))
+        else:
+            self._waiting.append(job)
+
+    def events(self) -> Iterator[Event]:
+        while self._waiting or self._waiting_spans or self._running:
+            while self._waiting and len(self._running) < self._max_parallel:
+                self._start(self._waiting.popleft())
+            while self._waiting_spans and len(self._running) < max(self.slots, 1):
+                self._start(self._waiting_spans.popleft())
+            try:
+                ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
+            except (exceptions.LocalRayletDiedError, exceptions.RaySystemError) as error:
+                raise RunStoppedError(f"the Ray cluster was lost: {_one_line(error)}") from error
+            for stream in ready:
+                yield from self._next_of(stream)
+            yield from self._overdue()
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_S
+                yield from self._on_lost_nodes()
+                yield from self._without_node()
+
+    def _start(self, job: AnyJob) -> None:
+        # A placement group has its nodes already: a task that may not go there would wait for ever.
+        avoid = job.avoid if self._spread and self._fits_outside(job.avoid) else ()
+        prefer = self._emptiest(avoid) if self._spread else None
+        options = self._request.options(self._spread, avoid, prefer) | {"name": job.name}
+        run = run_job
+        if self._request.device != "cpu":
+            run = run_job_and_exit
+            # Another environment per attempt keeps it out of a process that has already done something else.
+            options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": f"{job.name}.{job.attempt}"}}
+        weights = self._weights[job.fold] if isinstance(job, PredictJob) else None
+        stream = run.options(**options).remote(self._task, self._plan, job, weights)
+        self._running[stream] = _Attempt(job, preferred=prefer)
+
+    def _emptiest(self, avoid: tuple[str, ...]) -> str | None:
+        """The node with the fewest of this run's jobs, if one has room for another.
+
+        Ray's own SPREAD goes round the nodes and now and then past one: two jobs on a node beside an empty one.
+        """
+        jobs = Counter(attempt.node_id or attempt.preferred for attempt in self._running.values())
+        if time.monotonic() >= self._nodes_until:
+            self._nodes, self._nodes_until = cluster_nodes(), time.monotonic() + _LOOK_S
+        room = [
+            (jobs[node.node_id], number, node.node_id)
+            for number, node in enumerate(self._nodes)
+            if node.node_id not in avoid and jobs[node.node_id] < self._request.slots(node)
+        ]
+        return min(room)[-1] if room else None
+
+    def _next_of(self, stream: Any) -> Iterator[Event]:
+        attempt = self._running[stream]
+        job = attempt.job
+        try:
+            event: str | Event = _owned(ray.get(next(stream)))
+        except StopIteration:
+            yield self._end(stream, Failed(job.fold, "code", "the fold task ended without a result"))
+            return
+        except exceptions.RayError as error:
+            yield self._end(stream, Failed(job.fold, _cause(error), _one_line(error)))
+            return
+        if isinstance(event, str):
+            attempt.node_id = event
+            attempt.ends_by = time.monotonic() + (self._timeout_s or math.inf)
+        elif isinstance(event, Failed):
+            yield self._end(stream, event)
+        elif isinstance(event, Started):
+            yield replace(event, place=replace(event.place, node_id=attempt.node_id))
+        else:
+            if isinstance(event, FoldResult | Predicted):
+                del self._running[stream]
+                self._forget_weights(job.fold)
+            yield event
+
+    def _overdue(self) -> Iterator[Failed]:
+        now = time.monotonic()
+        for stream, attempt in list(self._running.items()):
+            if now > attempt.ends_by:
+                yield self._end(stream, Failed.late(attempt.job, self._timeout_s), stop=True)
+
+    def _on_lost_nodes(self) -> Iterator[Failed]:
+        """Attempts on nodes that Ray has given up: its connection to a host that fell silent takes minutes to fail."""
+        alive = {node.node_id for node in cluster_nodes()}
+        for stream, attempt in list(self._running.items()):
+            if attempt.node_id and attempt.node_id not in alive:
+                yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"), stop=True)
+
+    def _without_node(self) -> Iterator[Failed]:
+        """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
+        waiting = {stream: attempt for stream, attempt in self._running.items() if not attempt.node_id}
+        now = time.monotonic()
+        if not waiting:
+            return
+        if not self._fits_outside(()):
+            self._no_node_since = self._no_node_since or now
+            if now - self._no_node_since > self._no_node_s:
+                text = (
+                    f"no node that can hold {self._request} is left, and none came in {self._no_node_s:g} s"
+                )
+                for stream, attempt in waiting.items():
+                    yield self._end(stream, Failed(attempt.job.fold, "no-node", text), stop=True)
+            return
+        self._no_node_since = None
+        for stream, attempt in waiting.items():
+            if attempt.job.avoid and not self._fits_outside(
+                attempt.job.avoid
+            ):  # all but the avoided have gone
+                del self._running[stream]
+                ray.cancel(stream, force=True)
+                self._waiting.append(replace(attempt.job, avoid=()))
+
+    def _fits_outside(self, avoid: tuple[str, ...]) -> bool:
+        return any(self._request.slots(node) for node in cluster_nodes() if node.node_id not in avoid)
+
+    def _end(self, stream: Any, failed: Failed, *, stop: bool = False) -> Failed:
+        """Forget a failed attempt, which may have to be stopped first, and say where it was."""
+        attempt = self._running.pop(stream)
+        if stop:  # only what has not ended by itself: Ray would kill the process, which may work on another job by now
+            with suppress(exceptions.RayError, ValueError):
+                ray.cancel(stream, force=True)
+        node = next((node for node in ray.nodes() if node["NodeID"] == attempt.node_id), None)
+        if node and failed.cause == "worker-died" and not node["Alive"]:
+            failed = replace(failed, cause="node-died")
+        name = node["NodeManagerHostname"] if node else ""
+        return replace(failed, node=name, node_id=attempt.node_id, span=attempt.job.span)
+
+    def _forget_weights(self, fold: int) -> None:
+        jobs = [*self._waiting_spans, *(attempt.job for attempt in self._running.values())]
+        if not any(isinstance(job, PredictJob) and job.fold == fold for job in jobs):
+            self._weights.pop(fold, None)
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+        self._waiting_spans.clear()
+        attempts = self._running
+        self._running = {}
+        # Those that wait for a place first: they would take it as soon as one that runs leaves it.
+        for has_begun in (False, True):
+            _stop([stream for stream, attempt in attempts.items() if bool(attempt.node_id) == has_begun])
+
+
+def _owned(event: Any) -> Any:
+    """`event` with its own arrays. Those that Ray gives are views of the object store: as long as one of them lives,
+    all that came with it does, a fold's weights for instance.
+    """
+    if not isinstance(event, FoldResult | Predicted):
+        return event
+    arrays: dict[str, Any] = {
+        name: value.copy() for name, value in vars(event).items() if isinstance(value, np.ndarray)
+    }
+    return replace(event, **arrays)
+
+
+def _stop(streams: list[Any]) -> None:
+    """End tasks, politely and then firmly."""
+    for stream in streams:
+        ray.cancel(stream, force=False)
+    ends = {stream.completed(): stream for stream in streams}
+    if not ends:
+        return
+    _, unfinished = ray.wait(list(ends), num_returns=len(ends), timeout=SOFT_CANCEL_S)
+    for end in unfinished:
+        ray.cancel(ends[end], force=True)
+    if unfinished:
+        ray.wait(unfinished, num_returns=len(unfinished), timeout=SOFT_CANCEL_S)
+
+
+def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    """Call the function named `package.module:function` on each other node, and wait for it no longer than that.
+
+    Returns:
+      What it returned, by node id; nodes that failed or took longer are left out.
+    """
+    answers: dict[str, Any] = {}
+    with suppress(exceptions.RayError):  # of a cluster that is gone there is nothing to call
+        here = ray.get_runtime_context().get_node_id()
+        others = [node.node_id for node in cluster_nodes() if node.node_id != here]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+        calls = [_call.options(scheduling_strategy=place).remote(function) for place in places]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        for node, call in zip(others, calls):
+            with suppress(exceptions.RayError):
+                answers[node] = ray.get(call, timeout=0)
+    return answers
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _cause(error: exceptions.RayError) -> Cause:
+    if isinstance(
+        error, exceptions.OutOfMemoryError | exceptions.ObjectStoreFullError | exceptions.OutOfDiskError
+    ):
+        return "host-memory"
+    if isinstance(error, exceptions.NodeDiedError | exceptions.ObjectLostError):
+        return "node-died"
+    if isinstance(error, exceptions.TaskUnschedulableError):
+        return "no-node"
+    if isinstance(error, exceptions.RayTaskError):
+        return "code"
+    return "worker-died"

@@ -1,0 +1,141 @@
+"""One driver for each run folder: a lock that the kernel gives back on a local disk, a lock object elsewhere.
+
+A local lock is an flock on `.lock` and ends with its process, however that ends. An object store has none: there the
+owner writes `.lock` with its name and the time, and writes it again every `REFRESH_S`. One that has not been
+written for `ABANDONED_S` counts as abandoned. The limits: hosts' clocks must agree to within a minute, and on a store
+that cannot create an object only where there is none, two drivers that start in the same second may both go on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.core.storage import reaching
+
+NAME = ".lock"
+REFRESH_S = 30.0
+ABANDONED_S = 180.0
+
+
+@contextmanager
+def local(folder: Path, shown: str) -> Iterator[None]:
+    """Hold `folder`'s lock, making the folder if there is none.
+
+    Raises:
+      RunFolderError: another process has it, or the folder cannot be written.
+    """
+    path = folder / NAME
+    while True:
+        with reaching(shown, "written", RunFolderError):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(_refusal(shown, _parsed(os.pread(descriptor, 4096, 0)))) from None
+            if os.fstat(descriptor).st_nlink == 0:  # its owner removed it between our open and our flock
+                continue
+            try:
+                with suppress(
+                    OSError
+                ):  # the name is a courtesy, the flock is the lock: a full disk can hold it
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+            return
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[None]:
+    """Hold the lock object of a folder in an object store.
+
+    Raises:
+      RunFolderError: another driver has it and shows signs of life, or the place cannot be written.
+    """
+    path = f"{folder}/{NAME}"
+    owner = _owner()
+    with reaching(shown, "written", RunFolderError):
+        _claim(fs, path, owner, shown)
+    done = threading.Event()
+
+    def refresh() -> None:
+        while not done.wait(REFRESH_S):
+            # The driver's own writes will say if the store is gone for good.
+            with suppress(RunFolderError), reaching(shown, "written", RunFolderError):
+                fs.pipe_file(path, json.dumps(owner | {"time_s": time.time()}).encode())
+
+    thread = threading.Thread(target=refresh, name="run folder lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=REFRESH_S)
+        with suppress(RunFolderError), reaching(shown, "written", RunFolderError):
+            fs.rm_file(path)
+
+
+def _claim(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, Any], shown: str) -> None:
+    fs.invalidate_cache()
+    mine = json.dumps(owner).encode()
+    try:
+        fs.pipe_file(path, mine, mode="create")
+    except FileExistsError:
+        there = _parsed(fs.cat_file(path))
+        if not _abandoned(there):
+            raise RunFolderError(_refusal(shown, there)) from None
+        fs.pipe_file(path, mine)
+    there = _parsed(fs.cat_file(path))
+    if there.get("id") != owner["id"]:  # somebody claimed it at the same moment, and later
+        raise RunFolderError(_refusal(shown, there))
+
+
+def _owner() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "time_s": time.time(), "id": uuid4().hex}
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _abandoned(there: dict[str, Any]) -> bool:
+    try:
+        if there["host"] == socket.gethostname():
+            os.kill(there["pid"], 0)
+        return time.time() - there["time_s"] > ABANDONED_S
+    except ProcessLookupError:
+        return True
+    except (KeyError, TypeError, OSError):
+        return False
+
+
+def _refusal(shown: str, there: dict[str, Any]) -> str:
+    text = f"{shown} is in use by process {there.get('pid', '?')} on {there.get('host', '?')}"
+    if "time_s" in there:
+        text += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(there['time_s']))}"
+    return (
+        f"{text}. Wait for it or stop it; two drivers on one run folder would overwrite each other's files."
+    )

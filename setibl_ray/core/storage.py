@@ -1,0 +1,84 @@
+"""Where data and results lie: a local path, or a URL of an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+
+from setibl_ray.core.errors import ConfigError, SetiblError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
+_CLIENTS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google"}
+
+
+def without_credentials(url: str) -> str:
+    """`url` itself, if it may be shown and written down.
+
+    Raises:
+      ValueError: it carries a password, a key or a token; the message does not repeat it.
+    """
+    _, is_url, rest = url.partition("://")
+    if is_url and (":" in rest.split("/")[0].rpartition("@")[0] or "?" in rest):
+        raise ValueError(
+            "expected a URL without credentials (KEY:SECRET@…, …?token=…): a URL stands in manifest.json, in logs and "
+            "in the list of processes. Put them where the store's own tools look, such as ~/.aws/credentials."
+        )
+    return url
+
+
+Location = Annotated[str, AfterValidator(without_credentials)]
+"""A path or URL that a command takes."""
+
+
+def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a location, and its path there, without a slash at the end.
+
+    Raises:
+      ConfigError: no such protocol, a package that it needs is missing, or the URL carries credentials.
+    """
+    import fsspec
+
+    try:
+        without_credentials(location)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        fs, path = fsspec.core.url_to_fs(location)
+    except ImportError as error:
+        extra = _EXTRAS.get(location.split(":")[0])
+        what = (
+            f"needs another package: pip install 'setibl-ray[{extra}]'"
+            if extra
+            else f"cannot be opened: {error}"
+        )
+        raise ConfigError(f"{location} {what}") from None
+    except ValueError as error:  # fsspec's word for an unknown protocol
+        raise ConfigError(f"{location}: {error}. Expected a local path, gs:// or s3://.") from None
+    return fs, path.rstrip("/")
+
+
+@contextmanager
+def reaching(location: str, what: str, error: type[SetiblError]) -> Iterator[None]:
+    """Turn what a disk or an object store says when it cannot do something into one line.
+
+    Object stores' clients have errors of their own besides OSError, for keys that are missing or a network that is
+    down; they are known by their packages.
+
+    Args:
+      location: what is read or written, as a user would type it.
+      what: "read" or "written".
+      error: what to raise.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if not isinstance(problem, OSError) and type(problem).__module__.split(".")[0] not in _CLIENTS:
+            raise
+        reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+        raise error(f"{location} could not be {what}: {' '.join(reason.split())}") from problem

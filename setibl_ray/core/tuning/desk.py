@@ -1,0 +1,175 @@
+"""A sweep as a person follows it: a live table on a terminal, a line per event elsewhere; the ledger is kept here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from setibl_ray.core.errors import PlacementError
+from setibl_ray.core.tuning.ledger import Ledger, Trial
+
+MAX_FAILURES_IN_A_ROW = 5
+STUCK_S = 60.0  # a trial's process takes this long to start on the busiest machine
+ROWS = 24
+COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}
+
+
+class Desk(tune.Callback):
+    """Takes what Tune says about trials into the ledger and onto the screen, and says when the sweep must end.
+
+    Args:
+      ledger: of the sweep.
+      labels: searched field -> its column's head.
+      n_trials: how many there will be.
+      n_folds: of each.
+      can_place: raises PlacementError when the cluster can hold no trial any more.
+      console: where.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        labels: Mapping[str, str],
+        n_trials: int,
+        n_folds: int,
+        can_place: Callable[[], None],
+        console: Console,
+    ) -> None:
+        self.ledger = ledger
+        self.ends_because: PlacementError | str | None = None
+        self.interrupted = False
+        self._labels = labels
+        self._n_trials, self._n_folds = n_trials, n_folds
+        self._can_place = can_place
+        self.console = console
+        self._failures_in_a_row = 0
+        self._running: set[int] = set()
+        self._began = self._idle_since = time.monotonic()
+        on_terminal = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, refresh_per_second=4) if on_terminal else None
+
+    def __enter__(self) -> Desk:
+        if self._live:
+            self._live.start()
+            self._live.update(self.table())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.update(self.table(), refresh=True)
+            self._live.stop()
+
+    def follow(self, ledger: Ledger, n_trials: int) -> None:
+        """Turn to other trials: those that confirm."""
+        self.ledger, self._n_trials = ledger, n_trials
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def must_end(self) -> bool:
+        """Asked by Tune again and again; while nothing runs it looks whether anything ever can."""
+        if self.ends_because is None and not self._running and time.monotonic() - self._idle_since > STUCK_S:
+            self._idle_since = time.monotonic()
+            try:
+                self._can_place()
+                self.say("no trial runs yet: the cluster has the room for one, but others use it")
+            except PlacementError as error:
+                self.ends_because = error
+        return self.ends_because is not None
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        self._running.add(record.number)
+        self._show(record, f"started  {self._point(record)}")
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        record = self._record(trial)
+        if "failed" in result:
+            self._failed(record, result["failed"], result["fatal"])
+            return
+        folds_before = record.folds_done
+        record.auc, record.folds_done = result["auc"], result["folds_done"]
+        record.fold_epochs = max(record.fold_epochs, result["spent"])
+        if result["complete"]:
+            self._failures_in_a_row = 0
+            self.ledger.end(record, "done")
+            self._show(record, f"done, out-of-fold AUC {record.auc:.4f}")
+        elif record.state == "stopped":  # by the scheduler, a moment ago
+            self.ledger.save(record)
+            self._show(record, f"stopped at AUC {record.auc:.4f} after {record.fold_epochs} fold-epochs")
+        else:
+            self.ledger.save(record)
+            line = f"{record.folds_done} of {self._n_folds} folds done, AUC {record.auc:.4f}"
+            self._show(record, line if record.folds_done > folds_before else "")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._left(self._record(trial))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        error = trial.get_error()
+        self._failed(record, " ".join(str(error).split())[-500:] if error else "its process died", False)
+        self._left(record)
+
+    def _failed(self, record: Trial, message: str, fatal: bool) -> None:
+        self.ledger.end(record, "failed", message)
+        self._show(record, f"failed: {message}", always=True)
+        self._failures_in_a_row += 1
+        if fatal:
+            self.ends_because = f"trial {record.number} met what every trial would meet: {message}"
+        elif self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            self.ends_because = f"{self._failures_in_a_row} trials in a row failed, the last one: {message}"
+
+    def _left(self, record: Trial) -> None:
+        self._running.discard(record.number)
+        self._idle_since = time.monotonic()
+
+    def _record(self, trial: Any) -> Trial:
+        return self.ledger.trials[trial.config["trial"]]
+
+    def _point(self, record: Trial) -> str:
+        if not record.values:
+            return "the base config"
+        labels = {"seed": "seed", **self._labels}
+        return "  ".join(f"{labels[name]} {_shown(value)}" for name, value in record.values.items())
+
+    def _show(self, record: Trial, line: str, always: bool = False) -> None:
+        """Bring the screen up to date; `line` stands for it where there is no live table, or `always`."""
+        if self._live:
+            self._live.update(self.table())
+        if line and (always or not self._live):
+            self.say(f"trial {record.number}  {line}")
+
+    def table(self) -> Table:
+        """Trials that run, then the best; of a long sweep only as many as a screen holds."""
+        known = self.ledger.trials.values()
+        ended = sum(trial.state != "running" for trial in known)
+        spent = sum(trial.fold_epochs for trial in known)
+        minutes = (time.monotonic() - self._began) / 60
+        title = f"{ended} of {self._n_trials} trials, {spent} fold-epochs, {minutes:.1f} min"
+        table = Table(title=title, title_justify="left", expand=False, box=box.SIMPLE_HEAD)
+        for name in ("trial", "state", "OOF AUC", "folds", "epochs", *self._labels.values()):
+            table.add_column(name, justify="left" if name == "state" else "right")
+        order = {"running": 0, "done": 1, "stopped": 2, "unfinished": 3, "failed": 4}
+        best = self.ledger.best
+        for trial in sorted(known, key=lambda trial: (order[trial.state], -(trial.auc or 0.0)))[:ROWS]:
+            mark = "* " if trial is best else ""
+            auc = f"{trial.auc:.4f}" if trial.auc is not None else ""
+            if auc and trial.state != "done":
+                auc = f"({auc})"  # at an earlier step than the others'
+            values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._labels]
+            state = f"[{COLOURS.get(trial.state, 'dim')}]{trial.state}[/]"
+            folds = f"{trial.folds_done}/{self._n_folds}"
+            table.add_row(f"{mark}{trial.number}", state, auc, folds, str(trial.fold_epochs), *values)
+        return table
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

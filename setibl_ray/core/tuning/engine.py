@@ -1,0 +1,482 @@
+"""A sweep from start to end: check, hand trials to Tune, compare, write.
+
+Tune places trials, keeps them within their placement groups, stops them and logs them. What is known about them lies in
+the ledger, so that a sweep which was killed goes on with the same trials, and each at its last epoch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from rich.console import Console
+
+from setibl_ray.core import folds
+from setibl_ray.core.cluster import connect, placement
+from setibl_ray.core.cluster.placement import Node, Request
+from setibl_ray.core.cluster.runner import on_every_node
+from setibl_ray.core.contract import Task
+from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
+from setibl_ray.core.run import driver
+from setibl_ray.core.run import resume as taken_up
+from setibl_ray.core.run.driver import FOLD_TASK
+from setibl_ray.core.run.manifest import describe
+from setibl_ray.core.tuning.desk import Desk
+from setibl_ray.core.tuning.ladder import Step, ladder, slots_for
+from setibl_ray.core.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
+from setibl_ray.core.tuning.pruning import Pruning
+from setibl_ray.core.tuning.results import Results, confirm_root, confirm_seeds, write_results
+from setibl_ray.core.tuning.search import Queue, Search, suggest
+from setibl_ray.core.tuning.space import Space, check_space, default_space, parse_space
+from setibl_ray.core.tuning.trial import CrossValidationTrial, Shared
+from setibl_ray.core.where import Where
+from setibl_ray.seti.config import Config, parse
+from setibl_ray.seti.formats.shards import DataIndex, read_index
+from setibl_ray.seti.memory import largest_fold_bytes
+
+FORMAT = 1
+SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
+WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; its folder lets it go on
+
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV and JSON say again what the ledger says
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports why, and no AUC
+    "RAY_AIR_NEW_OUTPUT": "0",  # and its tables what the desk says
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for running epochs; everything is on disk already
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in the command
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # of snapshots that nobody reads
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep goes about its trials.
+
+    Attributes:
+      trials: how many, the base config among them.
+      search: how points are chosen.
+      stopping: `asha`, or `none` to run every trial to its end.
+      reduction_factor: ASHA lets one in so many past a rung.
+      grace_epochs: epochs of its first folds that every trial gets; None for one in `reduction_factor` of them, so that
+        the next rung lies at the end of those folds.
+      folds_at_once: slots of a trial; None for as many as fit and divide the folds.
+      trials_at_once: None for as many as fit.
+      time_budget_s: begin and train nothing after this; None for no end.
+      confirm_seeds: repeat the best and the base config with so many other seeds.
+      predict_test: also predict the test set in every trial.
+      keep_weights: keep each fold's weights.
+      log_to: `mlflow`, `wandb`: Tune's own callbacks, besides TensorBoard.
+    """
+
+    trials: int = 20
+    search: Search = "optuna"
+    stopping: Literal["asha", "none"] = "asha"
+    reduction_factor: float = 3.0
+    grace_epochs: int | None = None
+    folds_at_once: int | None = None
+    trials_at_once: int | None = None
+    time_budget_s: float | None = None
+    confirm_seeds: int = 0
+    predict_test: bool = False
+    keep_weights: bool = False
+    log_to: Sequence[str] = ()
+
+
+def sweep(
+    base: Config | Mapping[str, Any] | None = None,
+    space: Space | Mapping[str, Any] | None = None,
+    *,
+    data: str | None = None,
+    out: str,
+    plan: Mapping[str, Any] | None = None,
+    where: Where | None = None,
+    resume: bool = False,
+    task: Task | str = FOLD_TASK,
+    console: Console | None = None,
+) -> Results:
+    """Search for a better config; every trial is a whole cross-validation.
+
+    With `resume`, what is left out is the sweep's own; what is given must not contradict it.
+
+    Args:
+      base: what every trial starts from, and trial 0.
+      space: what varies, as a `Space` or in its YAML form; None for `default_space`.
+      data: folder or URL of shards.
+      out: folder to write.
+      plan: fields of `Plan`; those left out have its defaults.
+      where: the cluster, and what a fold takes of it; `runner` and `workers` do not apply.
+      resume: go on with the sweep at `out`.
+      task: the fold task or its dotted name.
+      console: where progress is shown.
+
+    Raises:
+      ConfigError, DataError, RunFolderError: found before any trial.
+      FoldFailedError: trials failed; what the others found is written.
+      Interrupted: Ctrl-C; what was found so far is written.
+    """
+    where, console = where or Where(), console or Console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    given = base if isinstance(base, Config) else parse(dict(base or {}))
+    ledger = Ledger(out)
+    with ledger.folder.locked(), driver.caches_removed():
+        begun = _begun(ledger, resume)
+        if begun:
+            given = taken_up.run_config(ledger.folder, parse(begun["config"]), given)
+            data = data or begun["data_root"]
+            space = space or begun["space"]
+        settings = Plan(**{**begun.get("plan", {}), **(plan or {})})
+        callbacks = _loggers(settings.log_to)
+        if data is None:
+            raise ConfigError(
+                "data: expected a folder or URL of shards; only a sweep that is resumed knows its own"
+            )
+        index = read_index(data)
+        base = settled = driver.check(given, index)
+        if not isinstance(space, Space):
+            space = default_space(base) if space is None else parse_space(space)
+        configs = _check(space, base, settings, index, data)
+        with connect.connected(where.address) as greeting:
+            say(greeting)
+            request = placement.wait_for_placement(
+                settled, where.accelerator_type, where.labels, where.placement_timeout_s, say
+            )
+            base = base.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
+            most = max(largest_fold_bytes(config, request.device, request.cpus) for config in configs)
+            request = placement.with_memory(request, most, placement.cluster_nodes())
+            slots = begun.get("slots") or _slots(settings, base, request, placement.cluster_nodes())
+            place = _Placement(request, slots)
+            _open(ledger, begun, base, space, settings, index, slots)
+            shared = Shared(
+                root=ledger.root,
+                base=base,
+                index=index,
+                scratch=driver.scratch_of(index),
+                request=request,
+                slots=slots,
+                task=task,
+                predict_test=settings.predict_test,
+                keep_weights=settings.keep_weights,
+                max_retries=where.max_retries,
+                command=shlex.join(sys.argv),
+            )
+            at_once = place.trials_at_once(settings.trials_at_once)
+            say(
+                f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
+                f"{slots} folds at once in each; results in {ledger.root}"
+            )
+            steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
+            scheduler = _scheduler(ledger, steps, settings)
+            desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
+            try:
+                with desk:
+                    left = _to_do(ledger, space, base, settings)
+                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
+                    if settings.confirm_seeds and desk.ends_because is None:
+                        _confirm(desk, shared, at_once, settings, callbacks, place)
+            except KeyboardInterrupt:
+                desk.interrupted = True
+            on_every_node("setibl_ray.seti.feeding.panels:remove_all_unused")
+        for kept in (ledger, desk.ledger):
+            for trial in kept.trials.values():
+                if trial.state == "running":
+                    kept.end(trial, "unfinished")
+        rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
+        results = write_results(ledger, space, base, index, rungs)
+        for line in results.lines():
+            say(line)
+        return _end(desk, ledger, results)
+
+
+def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
+    """What the sweep at the ledger's folder was begun with; empty for a new one.
+
+    Raises:
+      RunFolderError: there is a sweep but no `resume`, or the other way round.
+    """
+    if ledger.exists and not resume:
+        raise RunFolderError(
+            f"{ledger.root} holds a sweep already. Add --resume to go on with it, or choose another --out."
+        )
+    if resume and not ledger.exists:
+        raise RunFolderError(
+            f"--resume: {ledger.root} holds no sweep (no sweep.json). Leave --resume out to begin one."
+        )
+    return ledger.folder.read_json("sweep.json") if resume else {}
+
+
+def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
+    """Give the results back, or say why the sweep is not whole."""
+    kept = (
+        "Finished trials, folds and epochs are kept. "
+        f"Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
+    )
+    if desk.interrupted:
+        raise Interrupted(f"interrupted. {kept}")
+    if isinstance(desk.ends_because, PlacementError):
+        raise PlacementError(f"{desk.ends_because} {kept}")
+    if desk.ends_because:
+        raise FoldFailedError(f"the sweep was ended: {desk.ends_because}. {kept}")
+    failed = [trial for trial in ledger.trials.values() if trial.state == "failed"]
+    if failed:
+        raise FoldFailedError(
+            f"{len(failed)} of {len(ledger.trials)} trials failed, the first (trial {failed[0].number}): "
+            f"{failed[0].message}. The others are compared as usual. --resume tries the failed ones again."
+        )
+    return results
+
+
+def _check(space: Space, base: Config, plan: Plan, index: DataIndex, data: str) -> list[Config]:
+    """Everything that can be known before Ray starts; gives the configs that were tried for it."""
+    fold_of_row = folds.assign(base, index.train, describe(index)["n_train_shards"], data)
+    configs = [base, *check_space(space, base)]
+    for config in configs:
+        driver.check(config, index)
+        driver.check_batches(config, fold_of_row)
+    if "epochs" in space.names and plan.stopping == "asha":
+        raise ConfigError(
+            "space: with epochs searched, trials have no epochs in common that ASHA could compare. Add --stopping none."
+        )
+    if plan.search == "grid":
+        points = len(space.grid())
+        if plan.trials > points + 1:
+            raise ConfigError(
+                f"trials: the grid has {points} points, with the base config {points + 1} trials; got {plan.trials}"
+            )
+    return configs
+
+
+def _slots(plan: Plan, base: Config, request: Request, nodes: Sequence[Node]) -> int:
+    available = sum(request.slots(node) for node in nodes)
+    if plan.folds_at_once is None:
+        return slots_for(base.folds, available)
+    return min(plan.folds_at_once, base.folds)
+
+
+class _Placement:
+    """A trial's placement group: nothing but this node's name for the trial itself, one bundle per fold at once."""
+
+    def __init__(self, request: Request, slots: int) -> None:
+        self._request, self._slots = request, slots
+        here = f"node:{ray.util.get_node_ip_address()}"
+        # An empty bundle would let the trial's process go to any node, and it writes to this one's disk.
+        self.group = tune.PlacementGroupFactory(
+            [{here: 0.001}] + [request.resources] * slots, strategy="PACK"
+        )
+        self.check()
+
+    @property
+    def _available(self) -> int:
+        return sum(self._request.slots(node) for node in placement.cluster_nodes())
+
+    def check(self) -> None:
+        """Raises:
+        PlacementError: the cluster as it is now can never hold one trial.
+        """
+        if self._available < self._slots:
+            raise PlacementError(
+                f"folds-at-once: a trial asks for {self._slots} x {self._request}, but the cluster's nodes hold "
+                f"{self._available} of those together. Lower --folds-at-once or --cpus-per-fold."
+            )
+
+    def trials_at_once(self, most: int | None) -> int:
+        fit = self._available // self._slots
+        return min(fit, most or fit)
+
+
+def _open(
+    ledger: Ledger,
+    begun: dict[str, Any],
+    base: Config,
+    space: Space,
+    plan: Plan,
+    index: DataIndex,
+    slots: int,
+) -> None:
+    """Write down what the sweep is, after holding it against what it was begun with.
+
+    Raises:
+      RunFolderError: the trials to come would not be comparable with those that are there; says why.
+    """
+    settings = {name: value for name, value in vars(plan).items() if name not in SESSION}
+    now = {
+        "format": FORMAT,
+        "config": yaml.safe_load(base.to_yaml()),
+        "space": space.plain(),
+        "plan": {**settings, "log_to": list(plan.log_to)},
+        "slots": slots,
+        "data_root": index.root,
+        "data_fingerprint": index.fingerprint,
+    }
+    if begun:
+        same = ("format", "config", "space", "slots", "data_fingerprint")
+        changed = list(
+            taken_up.differences({name: begun[name] for name in same}, {name: now[name] for name in same})
+        )
+        for name in ("search", "predict_test", "stopping", "folds_at_once"):
+            changed += taken_up.differences({name: begun["plan"][name]}, {name: settings[name]})
+        if changed:
+            raise RunFolderError(
+                f"{ledger.root} was begun otherwise: {'; '.join(changed)}. Leave that out, or choose another --out."
+            )
+        ledger.load()
+    ledger.folder.write("config.yaml", base.to_yaml())
+    ledger.folder.write_json("sweep.json", now)
+
+
+def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialScheduler:
+    if plan.stopping == "none":
+        return FIFOScheduler()
+    n_epochs = sum(step.folds == steps[0].folds for step in steps)
+    grace = plan.grace_epochs or math.ceil(n_epochs / plan.reduction_factor)
+    before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
+    pruning = Pruning(
+        ledger, grace=before.fold_epochs, total=steps[-1].fold_epochs, reduction_factor=plan.reduction_factor
+    )
+    for trial in ledger.trials.values():
+        if trial.state in ENDED:
+            pruning.replay(trial.number, ledger.reports(trial))
+    return pruning
+
+
+def _to_do(ledger: Ledger, space: Space, base: Config, plan: Plan) -> Iterator[Trial]:
+    """Trials that are left, each on disk before Tune hears of it; points are chosen when Tune asks for them."""
+    for number in range(plan.trials):
+        trial = ledger.trials.get(number)
+        if trial is not None and trial.state in ENDED:
+            continue
+        if trial is None:
+            values = {}
+            if number != DEFAULT:
+                values = suggest(plan.search, space, base, number, ledger.trials.values(), ledger.reports)
+            trial = Trial(number, values)
+        trial.state, trial.message = "running", ""
+        ledger.save(trial)
+        yield trial
+
+
+def _run(
+    desk: Desk,
+    shared: Shared,
+    trials: Iterator[Trial],
+    scheduler: TrialScheduler,
+    at_once: int,
+    plan: Plan,
+    callbacks: list[tune.Callback],
+    place: _Placement,
+) -> None:
+    """Let Tune run `trials` to their ends."""
+    os.environ |= QUIET
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # a failed trial is a line on the desk, not a traceback
+    # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
+    interrupt: BaseException | None = None
+    try:
+        tune.run(
+            tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
+            num_samples=plan.trials,
+            search_alg=Queue(trials),
+            scheduler=scheduler,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            stop=_Ends(desk),
+            time_budget_s=plan.time_budget_s,
+            max_failures=WORKER_DEATHS,
+            storage_path=shared.root,
+            name="tune",
+            trial_name_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+            callbacks=[desk, *callbacks],
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    except Exception:
+        raise
+    except BaseException as error:
+        interrupt = error.with_traceback(None)
+    if interrupt is not None:
+        # Tune frees its placement groups after an Exception only. After a Ctrl-C they last as long as its controller,
+        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
+        gc.collect()
+        raise interrupt
+
+
+class _Ends(tune.Stopper):
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into its own snapshots, which nobody reads
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._desk.must_end()
+
+
+def _confirm(
+    desk: Desk, shared: Shared, at_once: int, plan: Plan, callbacks: list[tune.Callback], place: _Placement
+) -> None:
+    """Run the best trial and the base config again with other seeds, to their ends."""
+    best = desk.ledger.best
+    if best is None or best.number == DEFAULT:
+        return
+    again = Ledger(confirm_root(shared.root, best))
+    again.load()
+    seeds = confirm_seeds(shared.base, plan.confirm_seeds)
+    points: list[dict[str, Any]] = [
+        {"seed": seed, **values} for seed in seeds for values in ({}, best.values)
+    ]
+
+    def left() -> Iterator[Trial]:
+        for number, values in enumerate(points):
+            trial = again.trials.get(number) or Trial(number, values, "unfinished")
+            if trial.state not in ENDED:
+                trial.state = "running"
+                again.save(trial)
+                yield trial
+
+    desk.follow(again, len(points))
+    shared, plan = replace(shared, root=again.root), replace(plan, trials=len(points))
+    _run(desk, shared, left(), FIFOScheduler(), at_once, plan, callbacks, place)
+
+
+def _loggers(names: Sequence[str]) -> list[tune.Callback]:
+    """Tune's callbacks.
+
+    Raises:
+      ConfigError: a package is not installed, or the name is not known.
+    """
+    import importlib.util
+
+    callbacks: list[tune.Callback] = [TBXLoggerCallback()]
+    for name in names:
+        if name not in ("mlflow", "wandb"):
+            raise ConfigError(f"log-to: expected mlflow or wandb, got {name!r}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f'log-to: {name} is not installed. Install it with: pip install "setibl-ray[{name}]"'
+            )
+        if name == "mlflow":
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            callbacks.append(MLflowLoggerCallback(experiment_name="setibl-ray-sweep"))
+        else:
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            callbacks.append(WandbLoggerCallback(project="setibl-ray-sweep"))
+    return callbacks

@@ -1,0 +1,122 @@
+"""What makes trials comparable: the order in which a trial's folds and epochs count, and its AUC at each step.
+
+A trial runs its folds in waves of as many as it has slots. A step is over when every fold of the wave has
+finished that epoch, so at any step all trials of a sweep have spent the same epochs on the same folds, however
+their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out AUC so far; from
+then on the out-of-fold AUC of the waves that are done, which after the last wave is the sweep's objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from setibl_ray.seti.evaluation import metrics
+
+DIVERGED = 0.0  # an AUC that loses against everything: weights that are no numbers rank nothing
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rung that a trial may be measured at.
+
+    Attributes:
+      number: from 0.
+      folds: folds of the wave.
+      epoch: the epoch that all of them have finished.
+      ends_wave: it takes their results, not only their last epoch.
+      fold_epochs: epochs of all folds up to here.
+    """
+
+    number: int
+    folds: tuple[int, ...]
+    epoch: int
+    ends_wave: bool
+    fold_epochs: int
+
+
+def ladder(epochs: Sequence[int], slots: int) -> list[Step]:
+    """Steps of a trial whose fold k trains `epochs[k]` epochs, `slots` folds at once."""
+    steps: list[Step] = []
+    spent = 0
+    for first in range(0, len(epochs), slots):
+        wave = tuple(range(first, min(first + slots, len(epochs))))
+        longest = max(epochs[fold] for fold in wave)
+        for epoch in range(longest):
+            spent += sum(epoch < epochs[fold] for fold in wave)
+            steps.append(Step(len(steps), wave, epoch, epoch == longest - 1, spent))
+    return steps
+
+
+def slots_for(folds: int, available: int) -> int:
+    """Folds that a trial runs at once: the most that fit and divide the folds, so that no slot waits for a last one."""
+    return max(slots for slots in range(1, folds + 1) if folds % slots == 0 and slots <= max(available, 1))
+
+
+@dataclass
+class Standing:
+    """How far a trial is.
+
+    Attributes:
+      steps: its ladder.
+      target: (n,) 0 or 1 for every training row.
+      fold_of_row: (n,) the fold that holds a row out.
+    """
+
+    steps: Sequence[Step]
+    target: np.ndarray
+    fold_of_row: np.ndarray
+    epochs: dict[int, dict[int, float]] = field(default_factory=dict)  # fold -> epoch -> held-out AUC
+    results: dict[int, np.ndarray] = field(default_factory=dict)  # fold -> (m,) out-of-fold predictions
+    _next: int = 0
+
+    def saw_epoch(self, fold: int, epoch: int, auc: float) -> None:
+        self.epochs.setdefault(fold, {})[epoch] = auc
+
+    def saw_result(self, fold: int, pred: np.ndarray) -> None:
+        self.results[fold] = pred
+
+    @property
+    def spent(self) -> int:
+        """Epochs trained, those beyond the last common step too."""
+        return sum(len(epochs) for epochs in self.epochs.values())
+
+    def reached(self) -> list[tuple[Step, float]]:
+        """Steps that are over now and have not been given out, with the AUC at each."""
+        out = []
+        while self._next < len(self.steps) and self._is_over(self.steps[self._next]):
+            step = self.steps[self._next]
+            out.append((step, self.auc(step)))
+            self._next += 1
+        return out
+
+    def _is_over(self, step: Step) -> bool:
+        if step.ends_wave:
+            return all(fold in self.results for fold in step.folds)
+        return all(
+            fold in self.results or max(self.epochs.get(fold, {-1: 0.0})) >= step.epoch for fold in step.folds
+        )
+
+    def auc(self, step: Step) -> float:
+        done = range(step.folds[-1] + 1) if step.ends_wave else range(step.folds[0])
+        if done:
+            return pooled_auc(self.target, self.fold_of_row, {fold: self.results[fold] for fold in done})
+        return self.wave_auc(step)
+
+    def wave_auc(self, step: Step) -> float:
+        """Mean over the step's wave of each fold's best held-out AUC up to the step's epoch."""
+        best = []
+        for fold in step.folds:
+            seen = self.epochs.get(fold, {}).items()
+            finite = [auc for epoch, auc in seen if epoch <= step.epoch and np.isfinite(auc)]
+            best.append(max(finite, default=DIVERGED))
+        return float(np.mean(best))
+
+
+def pooled_auc(target: np.ndarray, fold_of_row: np.ndarray, results: Mapping[int, np.ndarray]) -> float:
+    """AUC of the predictions of some folds over their rows together; `DIVERGED` where one is no number."""
+    rows = np.concatenate([(fold_of_row == fold).nonzero()[0] for fold in results])
+    pred = np.concatenate(list(results.values()))
+    return metrics.auc(target[rows], pred) if np.isfinite(pred).all() else DIVERGED

@@ -1,0 +1,135 @@
+"""The sweep folder: what was tried, how far it came and how it ended, each fact on disk when it becomes one.
+
+    OUT/sweep.json          what all trials share, so that --resume can hold itself to it
+    OUT/config.yaml         the base config
+    OUT/trials.csv  best.yaml  sweep.html  confirm.csv
+    OUT/trials/NNN/         a run folder (see core/run/folder.py), and in it
+        trial.json          values, state, AUC, times
+        epochs.csv          held-out AUC of each epoch of each fold
+        reports.csv         the trial's AUC at each step of the ladder
+    OUT/tune/               what Tune's own loggers write (TensorBoard)
+
+Tune's `Tuner.restore` goes back to its last snapshot, loses the trials begun since, and forgets what its
+scheduler had seen; from this folder a sweep goes on after any crash with the same trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from setibl_ray.core.run.folder import RunFolder
+
+State = Literal["running", "done", "stopped", "failed", "unfinished"]
+DEFAULT = 0  # number of the trial that is the base config itself
+ENDED = ("done", "stopped")  # states that --resume leaves alone
+
+
+@dataclass
+class Trial:
+    """One point of a sweep.
+
+    Attributes:
+      number: from 0; 0 is the base config.
+      values: field -> value; empty for the base config.
+      state: `done` with all folds, `stopped` early, `failed`, or `unfinished` when the sweep ended before it.
+      auc: out-of-fold AUC when done, else the last comparable AUC; None before the first.
+      fold_epochs: epochs trained, all folds together.
+      folds_done: folds with results.
+      message: why it failed.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: State = "running"
+    auc: float | None = None
+    fold_epochs: int = 0
+    folds_done: int = 0
+    message: str = ""
+    started_s: float = field(default_factory=time.time)
+    ended_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:03d}"
+
+
+class Ledger:
+    """The folder of one sweep; `trials` is what stands in it, by number."""
+
+    def __init__(self, root: str) -> None:
+        self.folder = RunFolder(os.path.abspath(root))
+        self.trials: dict[int, Trial] = {}
+
+    @property
+    def root(self) -> str:
+        return self.folder.root
+
+    @property
+    def exists(self) -> bool:
+        return self.folder.exists("sweep.json")
+
+    def load(self) -> None:
+        names = sorted(os.listdir(f"{self.root}/trials")) if self.folder.exists("trials") else []
+        for name in names:
+            if self.folder.exists(f"trials/{name}/trial.json"):
+                trial = Trial(**self.folder.read_json(f"trials/{name}/trial.json"))
+                self.trials[trial.number] = trial
+
+    def save(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        self.folder.write_json(f"trials/{trial.name}/trial.json", dataclasses.asdict(trial))
+
+    def end(self, trial: Trial, state: State, message: str = "") -> None:
+        trial.state, trial.message, trial.ended_s = state, message, time.time()
+        self.save(trial)
+
+    def run_folder(self, trial: Trial) -> RunFolder:
+        return run_folder(self.root, trial.number)
+
+    def reports(self, trial: Trial) -> pd.DataFrame:
+        """step, fold_epochs, spent, folds_done, auc, wave_auc, time_s; a line per step that the trial reached."""
+        folder = self.run_folder(trial)
+        if not folder.exists("reports.csv"):
+            return pd.DataFrame(
+                columns=["step", "fold_epochs", "spent", "folds_done", "auc", "wave_auc", "time_s"]
+            )
+        return folder.read_csv("reports.csv")
+
+    @property
+    def done(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.state == "done"]
+
+    @property
+    def best(self) -> Trial | None:
+        """The finished trial with the highest out-of-fold AUC; the earlier one of two equals."""
+        return max(self.done, key=lambda trial: (trial.auc or 0.0, -trial.number), default=None)
+
+    def table(self, names: list[str]) -> pd.DataFrame:
+        """trials.csv: a line per trial, with the values of the searched fields `names` (empty: the base config's)."""
+        rows = []
+        for trial in sorted(self.trials.values(), key=lambda trial: trial.number):
+            rows.append(
+                {"trial": trial.number, "state": trial.state, "auc": trial.auc, **self._interval(trial)}
+                | {name: trial.values.get(name) for name in names}
+                | {"folds_done": trial.folds_done, "fold_epochs": trial.fold_epochs}
+                | {"started_s": trial.started_s, "ended_s": trial.ended_s, "message": trial.message}
+            )
+        return pd.DataFrame(rows)
+
+    def _interval(self, trial: Trial) -> Mapping[str, float | None]:
+        bounds = None
+        if trial.state == "done" and self.run_folder(trial).exists("metrics.json"):
+            bounds = self.run_folder(trial).read_json("metrics.json")["intervals"].get("oof_auc")
+        low, high = bounds or (None, None)
+        return {"auc_low": low, "auc_high": high}
+
+
+def run_folder(root: str, number: int) -> RunFolder:
+    return RunFolder(f"{root}/trials/{number:03d}")

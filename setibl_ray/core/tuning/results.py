@@ -1,0 +1,215 @@
+"""What a sweep found: trials.csv, best.yaml, sweep.html, confirm.csv, and the same in a few lines of text."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from setibl_ray.core.randomness import stream_key
+from setibl_ray.core.tuning.compare import Comparison, against_base, confirmed
+from setibl_ray.core.tuning.ledger import DEFAULT, Ledger, Trial
+from setibl_ray.core.tuning.search import study_of
+from setibl_ray.core.tuning.space import Space, apply
+from setibl_ray.seti.config import Config
+from setibl_ray.seti.evaluation.summary import spread
+from setibl_ray.seti.formats.shards import DataIndex
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep's outcome, complete or so far.
+
+    Attributes:
+      root: the sweep's folder.
+      table: trials.csv.
+      best: the best finished trial; None before one is finished.
+      config: its config.
+      labels: searched field -> its short name.
+      full: fold-epochs of all trials, had each run to its end.
+      against_base: the best against the base config on the same rows; None where the base is the best or is missing.
+      confirmed: the same with other seeds, where that was asked for.
+    """
+
+    root: str
+    table: pd.DataFrame
+    best: Trial | None
+    config: Config | None
+    labels: dict[str, str]
+    full: int
+    against_base: Comparison | None
+    confirmed: Comparison | None
+
+    def verdict(self) -> str:
+        """Whether the best trial differs from the base config, in a sentence."""
+        if self.best is None:
+            return "No trial is finished."
+        if self.best.number == DEFAULT:
+            return f"No finished trial is better than the base config: out-of-fold AUC {self.best.auc:.4f}."
+        trial = f"Trial {self.best.number}"
+        if self.against_base is None:
+            return f"{trial} is the best; the base config is not finished to compare with."
+        found = self.against_base
+        if found.beyond_noise:
+            return f"{trial} beats the base config beyond noise: {found.figures}."
+        return f"{trial} ranks first, but these rows cannot tell it from the base config: {found.figures}."
+
+    def lines(self) -> list[str]:
+        """At most 20 lines."""
+        if self.best is None:
+            return [f"no trial is finished; {self.root}/trials.csv says how far each came"]
+        width = {name: max(len(label), 8) for name, label in self.labels.items()}
+        heads = [label.rjust(width[name]) for name, label in self.labels.items()]
+        lines = ["  ".join(["trial  OOF AUC  95 % interval", *heads])]
+        done = self.table[self.table["state"] == "done"].sort_values("auc", ascending=False, kind="stable")
+        place = np.arange(len(done))
+        for row in done[(place < SHOWN) | (done["trial"] == DEFAULT)].to_dict("records"):
+            values = [_shown(row[name]).rjust(width[name]) for name in self.labels]
+            if row["trial"] == DEFAULT:
+                values = ["(the base config)"]
+            known = f"{row['trial']:5d}   {row['auc']:.4f}  {spread((row['auc_low'], row['auc_high'])):13}"
+            lines.append("  ".join([known, *values]))
+        counts = self.table["state"].value_counts()
+        spent = int(self.table["fold_epochs"].sum())
+        lines.append(
+            ", ".join(f"{count} {state}" for state, count in counts.items())
+            + f"; {spent} of {self.full} fold-epochs trained"
+        )
+        lines.append(self.verdict())
+        if self.confirmed is not None:
+            lines.append(f"With other seeds: {self.confirmed}.")
+        elif self.against_base is not None:
+            lines.append(
+                f"Other seeds may say otherwise: python -m setibl_ray.sweep --out {self.root} --resume --confirm"
+            )
+        lines.append(f"train it: python -m setibl_ray.cv --config {self.root}/best.yaml")
+        lines.append(f"page: {self.root}/sweep.html")
+        return lines
+
+
+def confirm_root(root: str, best: Trial) -> str:
+    """The folder of the confirmation of `best`; another best has another."""
+    return f"{root}/confirm/trial-{best.name}"
+
+
+def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
+    """Seeds other than the sweep's own, the same each time they are asked for."""
+    return [stream_key(base.seed, "confirm", i) % 2**32 for i in range(n_seeds)]
+
+
+def write_results(
+    ledger: Ledger, space: Space, base: Config, index: DataIndex, rungs: Sequence[int]
+) -> Results:
+    """Compare what is finished and write the sweep's tables and page.
+
+    Args:
+      ledger, space, base, index: of the sweep.
+      rungs: fold-epochs at which trials are stopped.
+    """
+    table = ledger.table(space.names)
+    ledger.folder.write_csv("trials.csv", table)
+    best, config, against, again = ledger.best, None, None, None
+    if best is not None:
+        config = apply(base, best.values)
+        ledger.folder.write("best.yaml", config.to_yaml())
+        group = index.train["group"]
+        default = ledger.trials.get(DEFAULT)
+        if best.number != DEFAULT and default is not None and default.state == "done":
+            n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
+            against = against_base(_oof(ledger, best), _oof(ledger, default), group, n_tried)
+            again = _confirmed(ledger, best, group)
+    full = sum(_fold_epochs(apply(base, trial.values)) for trial in ledger.trials.values())
+    results = Results(ledger.root, table, best, config, space.labels, full, against, again)
+    ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
+    return results
+
+
+def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
+    from setibl_ray.core.reporting import sweep_page
+
+    against, again, labels = results.against_base, results.confirmed, space.labels
+    gain = None
+    if against is not None:
+        detail = ", ".join(filter(None, (against.interval, against.corrected)))
+        gain = (f"{against.gain:+.4f}", "best against base config", detail)
+    texts = {"Base config": base.to_yaml(), "Search space": yaml.safe_dump(space.plain(), sort_keys=False)}
+    if results.config is not None:
+        texts["Best config: best.yaml"] = results.config.to_yaml()
+    return sweep_page.draw(
+        sweep_page.Sweep(
+            name=os.path.basename(ledger.root),
+            table=results.table,
+            fields=[
+                sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
+                for field in space
+            ],
+            base=space.default(base) or {},
+            reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
+            importance=_importance(ledger, space, base),
+            best=None if results.best is None else results.best.number,
+            default=DEFAULT,
+            rungs=rungs,
+            full=results.full,
+            verdict=results.verdict(),
+            gain=gain,
+            confirmed="" if again is None else f"Repeated with other seeds: {again}.",
+            seeds=None if again is None else ledger.folder.read_csv("confirm.csv"),
+            texts=texts,
+        )
+    )
+
+
+def _confirmed(ledger: Ledger, best: Trial, group: pd.Series) -> Comparison | None:
+    again = Ledger(confirm_root(ledger.root, best))
+    again.load()
+    by_seed: dict[int, dict[bool, Trial]] = {}
+    for trial in again.done:
+        by_seed.setdefault(trial.values["seed"], {})[len(trial.values) > 1] = trial
+    whole = {seed: pair for seed, pair in by_seed.items() if len(pair) == 2}
+    if not whole:
+        return None
+    pairs = [(_oof(again, pair[True]), _oof(again, pair[False])) for pair in whole.values()]
+    rows = [
+        {"seed": seed, "auc_best": pair[True].auc, "auc_base": pair[False].auc}
+        for seed, pair in whole.items()
+    ]
+    table = pd.DataFrame(rows).assign(difference=lambda t: t["auc_best"] - t["auc_base"])
+    ledger.folder.write_csv("confirm.csv", table)
+    return confirmed(pairs, [group] * len(pairs))
+
+
+def _fold_epochs(config: Config) -> int:
+    return sum(config.for_fold(fold).epochs for fold in range(config.folds))
+
+
+def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
+    return ledger.run_folder(trial).read_csv("oof.csv")
+
+
+def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
+    """Field -> share of the finished trials' variance in AUC (fANOVA); empty where there are too few to say."""
+    import optuna
+
+    if len(ledger.done) < 4:
+        return {}
+    study = study_of(space, base, ledger.done, ledger.reports)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        except (RuntimeError, ValueError):  # all finished trials are equal, or stand at one point
+            return {}
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

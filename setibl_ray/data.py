@@ -1,0 +1,152 @@
+"""`python -m setibl_ray.data synth | pack | verify`: make a data set, or look whether one is sound.
+
+Only what parses is imported here; each command imports what it needs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, PositiveInt
+from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
+
+from setibl_ray import cli
+from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.seti.making.recipe import Recipe
+
+_PROCESSES = Field(None, description="processes; by default one a core")
+
+
+class Synth(Recipe):
+    """Synthesise cadences with needles, interference and hard negatives."""
+
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    processes: PositiveInt | None = _PROCESSES
+
+    def run(self) -> None:
+        from setibl_ray.seti.making.synth import write_synthetic
+
+        recipe = Recipe(**self.model_dump(exclude={"out", "processes"}))
+        with _progress("synthesising", recipe.n_shards("train") + recipe.n_shards("test")) as step:
+            path = write_synthetic(recipe, self.out, n_processes=self.processes, on_shard=step)
+        _say_written(path)
+
+
+class Pack(BaseModel):
+    """Turn Kaggle's folder of .npy files into shards."""
+
+    kaggle: Path = Field(description="folder with train/, test/ and train_labels.csv")
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    shards: PositiveInt = Field(20, description="train shards")
+    test_shards: PositiveInt = Field(10, description="test shards")
+    seed: int = Field(0, description="of which shard a cadence goes to")
+    processes: PositiveInt | None = _PROCESSES
+
+    def run(self) -> None:
+        from setibl_ray.seti.making.pack import pack
+
+        with _progress("packing", self.shards + self.test_shards) as step:
+            path = pack(
+                self.kaggle,
+                self.out,
+                n_shards=self.shards,
+                n_test_shards=self.test_shards,
+                seed=self.seed,
+                n_processes=self.processes,
+                on_shard=step,
+            )
+        _say_written(path)
+
+
+class Verify(BaseModel):
+    """Decode every record of a set, compare checksums and counts, and show its balance."""
+
+    dir: CliPositionalArg[str] = Field(description="folder or URL (gs://, s3://)")
+    threads: PositiveInt | None = Field(None, description="shards read at once; by default one a core")
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from setibl_ray.seti.formats.shards import list_shards
+        from setibl_ray.seti.making.verify import balance_tables, verify
+
+        with _progress("verifying", len(list_shards(self.dir))) as step:
+            report = verify(self.dir, threads=self.threads, on_shard=step)
+        console = Console()
+        for table in balance_tables(report):
+            if table.row_count:
+                console.print(table)
+        print(f"fingerprint {report.fingerprint}")
+        for problem in report.problems:
+            print(problem, file=sys.stderr)
+        if report.problems:
+            raise DataError(
+                f"{self.dir}: {len(report.problems)} problems, listed above. Copy or make the set again."
+            )
+        n_records = sum(len(table) for table in report.tables.values())
+        print(f"{len(report.shards)} shards, {n_records} records: sound")
+
+
+class Data(cli.Command):
+    """Make and check data sets."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data")
+
+    synth: CliSubCommand[Synth]
+    pack: CliSubCommand[Pack]
+    verify: CliSubCommand[Verify]
+
+
+def run(options: Data) -> int:
+    command = get_subcommand(options, is_required=False)
+    if not isinstance(command, Synth | Pack | Verify):
+        raise ConfigError("expected a command: synth, pack or verify (see --help)")
+    command.run()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; a known error is one line on stderr."""
+    return cli.run(Data, run, _join_pairs(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _join_pairs(argv: list[str]) -> list[str]:
+    """`--snr 30 100` as `--snr 30,100`, the one form that pydantic-settings reads."""
+    number = re.compile(r"[-+.\d][\d.e+-]*")
+    for i in range(len(argv) - 2):
+        if argv[i] == "--snr" and number.fullmatch(argv[i + 1]) and number.fullmatch(argv[i + 2]):
+            return [*argv[: i + 1], f"{argv[i + 1]},{argv[i + 2]}", *argv[i + 3 :]]
+    return argv
+
+
+@contextmanager
+def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
+    """A bar over shards, drawn on a terminal only."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=n_shards)
+        yield lambda _: progress.advance(task)
+
+
+def _say_written(path: Path) -> None:
+    from setibl_ray.seti.formats.shards import read_index
+
+    index = read_index(path)
+    needles = int(index.train["target"].sum())
+    print(
+        f"{path}: {len(index.shards)} shards, {len(index.train)} train ({needles} needles) and "
+        f"{len(index.test)} test cadences, fingerprint {index.fingerprint[:16]}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From shards to a network's batches: panels, augmentation, tf.data."""

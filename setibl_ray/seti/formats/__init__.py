@@ -1,0 +1,1 @@
+"""File formats: TFRecord shards, their records and indexes."""

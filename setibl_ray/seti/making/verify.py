@@ -1,0 +1,122 @@
+"""Reads a whole data set, every checksum and every picture, and lists everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.table import Column, Table
+
+from setibl_ray.seti.cadence import CLASS_NAMES
+from setibl_ray.seti.formats.shards import (
+    INDEX_FILE,
+    ShardInfo,
+    ShardScan,
+    Split,
+    count_problem,
+    fingerprint,
+    id_problems,
+    join_tables,
+    layout_problems,
+    list_shards,
+    read_metadata,
+    scan_shard,
+    stored_tables,
+)
+from setibl_ray.seti.formats.tfrecord import BadRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What verifying found. `problems` are sentences, empty if the set is sound."""
+
+    shards: tuple[ShardInfo, ...]
+    tables: dict[Split, pd.DataFrame]
+    problems: tuple[str, ...]
+    fingerprint: str
+
+
+def verify(
+    root: str, *, threads: int | None = None, on_shard: Callable[[ShardInfo], None] = lambda shard: None
+) -> Report:
+    """Decode every record of a set and compare it with its names, checksums and index.
+
+    Args:
+      root: folder or URL.
+      threads: shards read at once; by default one a core.
+      on_shard: called after each shard, e.g. to show progress.
+
+    Raises:
+      DataError: there is no set to look at (`list_shards`, `read_metadata`); all else is listed in the
+        report.
+    """
+    shards = list_shards(root)
+    metadata = read_metadata(root)
+
+    def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
+        bad: list[BadRecord] = []
+        found = scan_shard(shard, bad, pixels=True)
+        on_shard(shard)
+        return found, bad
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        scans = list(pool.map(scan, shards))
+    tables = join_tables(shards, [found.table for found, _ in scans])
+
+    problems: list[str] = []
+    described = {shard["name"]: shard for shard in metadata.get("shards", ())}
+    for shard, (found, bad) in zip(shards, scans):
+        problems += map(str, bad)
+        if miscount := count_problem(shard, found.n_found):
+            problems.append(miscount)
+        expected = described.pop(shard.name, None)
+        if metadata and expected is None:
+            problems.append(f"{shard.name} is not listed in dataset.json")
+        elif expected and expected["crc32c"] != found.crc32c:
+            problems.append(
+                f"{shard.name}: dataset.json says CRC32C {expected['crc32c']}, the file has {found.crc32c}"
+            )
+    problems += [f"{name} is listed in dataset.json but missing" for name in described]
+    problems += layout_problems(
+        {key: shard.name for shard, (found, _) in zip(shards, scans) for key in found.layouts}
+    )
+    problems += id_problems(shards, tables)
+    if metadata and not problems:
+        stored = stored_tables(root, metadata, shards)
+        if stored is None:
+            problems.append(f"{INDEX_FILE} is missing or damaged; readers scan the shards instead")
+        elif any(not stored[split].equals(table) for split, table in tables.items()):
+            problems.append(f"{INDEX_FILE} differs from the shards. Remove it.")
+    return Report(tuple(shards), tables, tuple(problems), fingerprint(tables))
+
+
+def balance_tables(report: Report) -> tuple[Table, Table]:
+    """For a terminal: classes, groups and kinds of every shard; then records and S/N of every kind."""
+    by_shard = Table("shard", *_right("records", *CLASS_NAMES, "groups", "kinds"))
+    for split, table in report.tables.items():
+        names = [shard.name for shard in report.shards if shard.split == split]
+        for position, name in enumerate(names):
+            by_shard.add_row(name, *_balance(table[table["shard"] == position]))
+        if names:
+            by_shard.add_row(f"all {split}", *_balance(table), style="bold", end_section=True)
+    by_kind = Table("kind", *_right(*report.tables, "S/N"))
+    both = pd.concat(report.tables.values())
+    for kind, rows in both.groupby("kind"):
+        counts = (str(int((table["kind"] == kind).sum())) for table in report.tables.values())
+        known = rows["snr"].dropna()
+        by_kind.add_row(str(kind), *counts, f"{known.min():.0f}–{known.max():.0f}" if len(known) else "–")
+    return by_shard, by_kind
+
+
+def _right(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right") for heading in headings]
+
+
+def _balance(table: pd.DataFrame) -> list[str]:
+    classes = [
+        str(int((table["target"] == c).sum())) if "target" in table else "–" for c in range(len(CLASS_NAMES))
+    ]
+    return [str(len(table)), *classes, str(table["group"].nunique()), str(table["kind"].nunique())]

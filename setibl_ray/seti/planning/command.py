@@ -1,0 +1,217 @@
+"""`cv --plan`: all that `cv` does up to its first fold, and then what the rest of it would take."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.run import driver
+from setibl_ray.core.run import resume as taken_up
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.where import Where
+from setibl_ray.seti.cadence import DEFAULT_LAYOUT
+from setibl_ray.seti.config import Config
+from setibl_ray.seti.feeding.panels import free_bytes
+from setibl_ray.seti.planning.assume import DEVICES, Assume, Nodes, parse_nodes, parse_rows
+from setibl_ray.seti.planning.forecast import Forecast, Host, Rows, bills, forecast
+from setibl_ray.seti.planning.rates import Measured, Rates, Share, assumed, measure
+from setibl_ray.seti.planning.show import show
+
+if TYPE_CHECKING:
+    from setibl_ray.core.cluster.placement import Node, Request
+
+FREE_MEMORY = 0.5  # of an assumed node's memory: /dev/shm is half of it by default
+RAYS_SHARE = 0.7  # of a node's memory that Ray counts as its own; the rest is its object store's
+
+
+class Ground(NamedTuple):
+    """Nodes that a run can use, and what a fold takes of one."""
+
+    hosts: list[Host]
+    share: Share
+    n_devices: int  # of a node
+    config: Config  # with the device and cores that folds get
+
+
+def plan_run(
+    config: Config,
+    *,
+    data: str | None,
+    out: str | None,
+    rates: str | None,
+    assume: Assume,
+    where: Where,
+    resume: bool,
+    on_bad_record: Literal["fail", "skip"] | None,
+    console: Console,
+) -> Forecast:
+    """Print the schedule that a run is expected to have, without running or writing anything.
+
+    Args:
+      data: folder or URL of shards; None with `assume.rows`, and with `resume` for the run's own.
+      out: run folder; with `resume`, only what is left of that run is planned.
+      rates: run folder whose rates are taken; by default those of `out`, if it has some.
+      assume: what stands for rates, nodes and rows that are not there.
+      config, where, resume, on_bad_record, console: as in `driver.cross_validate`.
+
+    Raises:
+      ConfigError, DataError, RunFolderError: what `cross_validate` would refuse, and rates that are not there.
+    """
+    done: dict[int, int] = {}
+    finished: set[int] = set()
+    notes: list[str] = []
+    if resume:
+        folder = RunFolder(out or "")
+        manifest, own = taken_up.load(folder)
+        config = taken_up.run_config(folder, own, config)
+        data = data or manifest.content["data"]["root"]
+        on_bad_record = on_bad_record or manifest.content["data"]["on_bad_record"]
+        all_epochs = {fold: config.for_fold(fold).epochs for fold in range(config.folds)}
+        done = {
+            fold: epochs if manifest.is_trained(fold) else min(folder.next_epoch(fold), epochs)
+            for fold, epochs in all_epochs.items()
+        }
+        finished = {fold for fold in all_epochs if manifest.is_done(fold)}
+        notes.append("Only what is left of the run is planned.")
+    elif out and RunFolder(out).exists():
+        notes.append(f"{out} holds a run already: this one would need another --out.")
+    config, rows = _rows(config, data, assume, on_bad_record, console)
+    ground = _ground(config, assume, where, console)
+    measured, why_not = _measured(rates, out, ground.share)
+    notes += [why_not] if why_not else []
+    todo = [fold for fold in range(config.folds) if fold not in finished]
+    if not todo:
+        raise RunFolderError(f"{out}: every fold is done, there is nothing left to plan")
+
+    def rates_of(fold: int) -> Rates:
+        if measured:
+            return measured.of(ground.config, fold, ground.share)
+        return assumed(ground.config, fold, ground.share, assume)
+
+    plan = forecast(
+        ground.config,
+        rows,
+        ground.hosts,
+        ground.share,
+        {fold: rates_of(fold) for fold in todo},
+        workers=where.workers,
+        training_first=where.runner == "ray",
+        epochs_done=done,
+    )
+    show(plan, bills(plan, assume, ground.n_devices), assume, notes, console)
+    return plan
+
+
+def _rows(
+    config: Config,
+    data: str | None,
+    assume: Assume,
+    on_bad_record: Literal["fail", "skip"] | None,
+    console: Console,
+) -> tuple[Config, Rows]:
+    """The config as the data settle it, and how many rows its folds hold out."""
+    if assume.rows is None:
+        assert data is not None
+        plan = driver.plan_for(config, data, on_bad_record or "fail", console)
+        return plan.config, Rows.of(plan.fold_of_row, plan.n_test)
+    if data is not None:
+        raise ConfigError("assume.rows: it stands for data that are not there; leave out --data or this")
+    n_train, n_test = parse_rows(assume.rows)
+    if n_train < 2 * config.folds:
+        raise ConfigError(f"assume.rows: {config.folds} folds need more than {n_train} training cadences")
+    fold_of_row = np.arange(n_train) % config.folds
+    driver.check_batches(config, fold_of_row)
+    config = config.model_copy(update={"layout": config.layout or DEFAULT_LAYOUT["cadence"]})
+    return config, Rows.of(fold_of_row, n_test)
+
+
+def _ground(config: Config, assume: Assume, where: Where, console: Console) -> Ground:
+    if assume.nodes is not None:
+        from setibl_ray.core.cluster import placement
+
+        nodes = _assumed_nodes(parse_nodes(assume.nodes), assume)
+        request = placement.request_for(config, nodes, where.accelerator_type, where.labels)
+        wanted = driver.largest_fold_bytes(config, request.device, request.cpus)
+        request = placement.with_memory(request, wanted, nodes)
+        assumed_free = {node.node_id: {"memory": FREE_MEMORY * _memory(node)} for node in nodes}
+        return _ground_of(config, request, nodes, assumed_free)
+    if where.runner == "local":
+        cpus = driver.cores_here(config)
+        device = "cpu" if config.device == "auto" else config.device
+        share = Share(device, device.upper(), cpus if device == "cpu" else config.devices_per_fold or 1, cpus)
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        config = config.model_copy(update={"device": device, "cpus_per_fold": cpus})
+        return Ground([Host(socket.gethostname(), 1, total, free_bytes())], share, share.count, config)
+    from setibl_ray.core.cluster import placement
+    from setibl_ray.core.cluster.runner import on_every_node
+
+    with driver.cluster_for(config, where, console) as request:
+        nodes = placement.cluster_nodes()
+        here = socket.gethostname()
+        free: dict[str, Mapping[str, float]] = {n.node_id: free_bytes() for n in nodes if n.name == here}
+        return _ground_of(
+            config, request, nodes, free | on_every_node("setibl_ray.seti.feeding.panels:free_bytes")
+        )
+
+
+def _assumed_nodes(nodes: Nodes, assume: Assume) -> list[Node]:
+    from setibl_ray.core.cluster.placement import Node
+
+    device = DEVICES.get(nodes.device)
+    cpus = assume.cpus_per_node or (device and int(device.cpus * nodes.n_devices))
+    memory_gb = assume.memory_gb_per_node or (device and device.memory_gb * nodes.n_devices)
+    if not cpus or not memory_gb:
+        raise ConfigError(
+            f"assume.nodes: nothing is known of a node with {nodes.device}, only with {', '.join(DEVICES)}. Give "
+            "--assume.cpus-per-node and --assume.memory-gb-per-node."
+        )
+    resources: dict[str, float] = {
+        "CPU": cpus,
+        "memory": RAYS_SHARE * memory_gb * 1e9,
+        "object_store_memory": (1 - RAYS_SHARE) * memory_gb * 1e9,
+    }
+    if nodes.kind != "cpu":
+        resources |= {nodes.kind.upper(): nodes.n_devices, f"accelerator_type:{nodes.device}": 1.0}
+    return [Node(f"node-{i}", resources, {}, f"node-{i}") for i in range(nodes.n_nodes)]
+
+
+def _memory(node: Node) -> float:
+    """All that Ray found free on a node when it began there."""
+    return node.total("memory") + node.total("object_store_memory")
+
+
+def _ground_of(
+    config: Config, request: Request, nodes: Sequence[Node], free: Mapping[str, Mapping[str, float]]
+) -> Ground:
+    able = [node for node in nodes if request.slots(node)]
+    hosts = [Host(node.name, request.slots(node), _memory(node), free.get(node.node_id, {})) for node in able]
+    types = able[0].accelerator_types if request.device != "cpu" else ()
+    device = next(iter(types), request.device.upper())
+    count = request.tpu_chips or request.gpus or request.cpus
+    config = config.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
+    share = Share(request.device, device, count, request.cpus)
+    return Ground(hosts, share, int(able[0].total(request.device.upper())), config)
+
+
+def _measured(rates: str | None, out: str | None, share: Share) -> tuple[Measured | None, str]:
+    """Rates of `rates`, or of the run in `out` if there is one that can serve; and why it cannot."""
+    path = rates or out
+    if path is None or (rates is None and not RunFolder(path).exists()):
+        return None, ""
+    try:
+        measured = measure(path)
+        if measured.share.kind != share.kind:
+            raise RunFolderError(
+                f"{path}: its folds ran on {measured.share.kind}, these would on {share.kind}"
+            )
+    except RunFolderError as error:
+        if rates is not None:
+            raise
+        return None, f"No rates of {error}"
+    return measured, ""

@@ -1,0 +1,101 @@
+"""Cadences as pictures: panels one below the other, labelled ON or OFF, with seconds and hertz if known."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from setibl_ray.core.reporting.page import image_url
+from setibl_ray.seti.cadence import N_PANELS, ON
+
+MAX_ROWS = 56  # of one panel in the picture; time is averaged, as drift is slow
+GAP = 3  # rows between panels
+PANEL_ASPECT = 4.4  # width by height of a panel on the page, whatever its pixels, so that cards compare
+QUALITY = 72
+
+
+@lru_cache(maxsize=1)
+def _colours() -> np.ndarray:
+    """(256, 3) uint8: viridis, even to the eye and to the colour-blind."""
+    from matplotlib import colormaps
+
+    return (colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+
+
+def waterfall(panels: np.ndarray) -> bytes:
+    """WebP of a cadence.
+
+    Args:
+      panels: (H, W, P) of any number type, P panels in the order of the cadence; time runs down.
+
+    Returns:
+      A picture P * min(H, 56) rows high (plus gaps) and W columns wide, from its 1st to its 99.8th
+      percentile.
+    """
+    from PIL import Image
+
+    height, width, count = panels.shape
+    rows = min(height, MAX_ROWS)
+    edges = np.arange(rows + 1) * height // rows
+    small = np.add.reduceat(panels.astype(np.float32), edges[:-1], axis=0) / np.diff(edges)[:, None, None]
+    # One scale for all six: the reader compares ON with OFF.
+    low, high = np.percentile(small, [1, 99.8])
+    levels = np.clip((small - low) / max(high - low, 1e-6), 0, 1)
+    coloured = _colours()[(levels * 255).astype(np.uint8)]
+    picture = np.full((count * (rows + GAP) - GAP, width, 3), 128, np.uint8)
+    for position in range(count):
+        top = position * (rows + GAP)
+        picture[top : top + rows] = coloured[:, :, position]
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "webp", quality=QUALITY, method=4)
+    return buffer.getvalue()
+
+
+def positions(n_panels: int) -> Sequence[int]:
+    """Cadence positions of stored panels: all six, or the three ON ones."""
+    return range(N_PANELS) if n_panels == N_PANELS else ON
+
+
+def card(panels: np.ndarray, caption: str, axes: Mapping[str, Any]) -> str:
+    """HTML of one labelled cadence.
+
+    Args:
+      panels: (H, W, P).
+      caption: HTML.
+      axes: `df_hz`, `dt_s` of a raw pixel and `panel_shape` of a raw panel, where known; `f_start_mhz`
+        likewise.
+    """
+    height, width = axes.get("panel_shape") or panels.shape[:2]
+    dt, df = axes.get("dt_s"), axes.get("df_hz")
+    lanes = []
+    for position in positions(panels.shape[2]):
+        on = position in ON
+        since = f"<i>{position * height * dt:.0f} s</i>" if dt else ""
+        lanes.append(f"<span{' class=on' if on else ''}>{'ON' if on else 'OFF'}{since}</span>")
+    return (
+        f'<figure class="cadence"><div class="stack"><div class="lanes">{"".join(lanes)}</div>'
+        f'<img alt="waterfall of {panels.shape[2]} panels" style="aspect-ratio:{PANEL_ASPECT}/{panels.shape[2]}" '
+        f'src="{image_url(waterfall(panels), "webp")}"></div>'
+        f'<div class="axis">{_frequencies(width, df, axes.get("f_start_mhz"))}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _frequencies(width: int, df_hz: float | None, f_start_mhz: float | None) -> str:
+    if not df_hz:
+        return f"<span>channel 0</span><span>{width - 1}</span>"
+    if f_start_mhz is not None:
+        ends = f_start_mhz, f_start_mhz + width * df_hz / 1e6
+        return f"<span>{ends[0]:.5f}</span><span>{ends[1]:.5f} MHz</span>"
+    return f"<span>0</span><span>frequency</span><span>{width * df_hz:.0f} Hz</span>"
+
+
+def sheet(title: str, lead: str, cards: Sequence[str]) -> str:
+    return (
+        f'<h3>{escape(title)}</h3><p class="how">{escape(lead)}</p><div class="sheet">{"".join(cards)}</div>'
+    )

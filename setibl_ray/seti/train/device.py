@@ -1,0 +1,128 @@
+"""What a fold computes on: the TPU, the GPUs or the CPU share that its task was given, as a TensorFlow strategy."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+
+from setibl_ray.core.contract import Place
+from setibl_ray.core.errors import ConfigError
+
+TPU_LOCK_FILE = Path("/tmp/libtpu_lockfile")
+
+
+@dataclass(frozen=True)
+class Device:
+    kind: str  # "cpu", "gpu" or "tpu"
+    strategy: tf.distribute.Strategy
+    threads: int
+
+    @property
+    def n_replicas(self) -> int:
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def place(self) -> Place:
+        return Place.here(self.kind, self.n_replicas, self.threads)
+
+
+def acquire(kind: str, threads: int) -> Device:
+    """Set this process up for one fold.
+
+    Args:
+      kind: `auto` takes the TPU, else the GPUs, else the CPU, of those this process may see.
+      threads: CPU cores of the task. TensorFlow ignores what Ray grants a task and would take every core of the
+        node, so its pools are set from this. Threads are part of a CPU run's identity: sums are split by them.
+
+    Raises:
+      ConfigError: `tpu` or `gpu` was asked for and this process sees none, or TensorFlow already runs with
+        another number of threads.
+    """
+    _set_threads(threads, n_replicas=len(tf.config.list_physical_devices("GPU")) or _n_logical_cpus())
+    if kind in ("auto", "tpu"):
+        strategy = _tpu_strategy(required=kind == "tpu")
+        if strategy is not None:
+            return Device("tpu", strategy, threads)
+    gpus = tf.config.list_physical_devices("GPU") if kind in ("auto", "gpu") else []
+    if gpus:
+        for gpu in gpus:
+            # Without growth the first fold would take all the memory of a GPU that it may share.
+            with suppress(RuntimeError):  # already initialised by an earlier fold of this process
+                tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_op_determinism()
+        names = [f"/gpu:{number}" for number in range(len(gpus))]
+        one = tf.distribute.OneDeviceStrategy(names[0])
+        return Device("gpu", tf.distribute.MirroredStrategy(names) if len(gpus) > 1 else one, threads)
+    if kind == "gpu":
+        raise ConfigError(
+            "device: gpu was asked for, but TensorFlow sees none "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). Is setibl-ray[cuda] installed?"
+        )
+    with suppress(
+        RuntimeError
+    ):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
+        tf.config.set_visible_devices([], "GPU")
+    logical = tf.config.list_logical_devices("CPU")
+    if len(logical) > 1:  # CPUs split on purpose: the way to exercise replicas where there is no accelerator
+        return Device("cpu", tf.distribute.MirroredStrategy([device.name for device in logical]), threads)
+    return Device("cpu", tf.distribute.get_strategy(), threads)
+
+
+def _n_logical_cpus() -> int:
+    cpus = tf.config.list_physical_devices("CPU")
+    return len(tf.config.get_logical_device_configuration(cpus[0]) or cpus)
+
+
+def _set_threads(threads: int, n_replicas: int) -> None:
+    config = tf.config.threading
+    try:
+        config.set_intra_op_parallelism_threads(threads)
+        # Replicas wait for each other in an all-reduce: with fewer threads than replicas they would wait for ever.
+        config.set_inter_op_parallelism_threads(max(threads, 2 * n_replicas if n_replicas > 1 else 1))
+    except RuntimeError:
+        running = config.get_intra_op_parallelism_threads()
+        if running != threads:
+            raise ConfigError(
+                f"cpus-per-fold: this process's TensorFlow already runs with {running or 'all'} threads and cannot "
+                f"change to {threads}. Start a new process, or ask for the same number."
+            ) from None
+
+
+def _tpu_strategy(*, required: bool) -> tf.distribute.Strategy | None:
+    if not required and not _sees_tpu():
+        return None
+    clear_stale_lock(TPU_LOCK_FILE)
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.NotFoundError) as error:
+        raise ConfigError(
+            f"device: tpu was asked for, but this process finds none: {str(error).splitlines()[0]}"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _sees_tpu() -> bool:
+    return any(Path("/dev").glob("accel[0-9]*")) or (
+        "TPU_ACCELERATOR_TYPE" in os.environ and any(Path("/dev/vfio").glob("[0-9]*"))
+    )
+
+
+def clear_stale_lock(path: Path) -> bool:
+    """Remove a TPU lock file that a killed process left behind; True if one was removed.
+
+    libtpu holds a lock on the open file for as long as its process lives, so a file that can be locked has no
+    owner. A killed task leaves it, and every retry on that host then fails until it is gone.
+    """
+    try:
+        with path.open("r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            return True
+    except OSError:  # no such file, somebody's lock, or not ours to touch: libtpu will say what is wrong
+        return False

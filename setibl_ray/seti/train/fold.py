@@ -1,0 +1,278 @@
+"""The work of a fold, in the order in which it happens: device, data, model, epochs, best weights, views.
+
+Training a fold and predicting a span of the test set with it are jobs of their own, so that the test set of one
+fold can be shared out among all devices that are free.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from setibl_ray.core.contract import (
+    AnyJob,
+    EpochEnd,
+    Event,
+    FoldResult,
+    Job,
+    Plan,
+    Predicted,
+    PredictJob,
+    Span,
+    Started,
+)
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.randomness import sample_keys, stream_key
+from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS
+from setibl_ray.seti.evaluation import metrics
+from setibl_ray.seti.feeding.panels import PanelStore, open_store
+from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
+from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
+
+
+class FoldData:
+    """The datasets of one fold, over the panels that its node keeps decoded, each split from when it is asked for."""
+
+    def __init__(self, plan: Plan, fold: int, threads: int, n_replicas: int) -> None:
+        self._config = config = plan.config
+        self._fold = fold
+        self._threads = threads
+        self._batch = config.for_fold(fold).batch_size * n_replicas
+        self._prediction_batch = plan.prediction_batch(fold, n_replicas)
+        self._layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[plan.index.storage]]
+        self._image_size = config.for_fold(fold).image_size
+        self._plan = plan
+        self._stores: dict[str, PanelStore] = {}
+        self._keys = sample_keys(plan.index.train["image_id"])
+        targets = plan.index.train["target"].to_numpy(np.float32)
+        self.train_rows = plan.train_rows(fold)
+        self.valid_rows = plan.valid_rows(fold)
+        self.train_targets = targets[self.train_rows]
+        self.valid_targets = targets[self.valid_rows]
+
+    def open(self, split: str) -> PanelStore:
+        """The node's panels of a split, decoded now unless that has been done."""
+        if split not in self._stores:
+            self._stores[split] = self._open(split)
+        return self._stores[split]
+
+    def _open(self, split: str) -> PanelStore:
+        return open_store(
+            self._plan.index,
+            split,
+            self._layout.panels,
+            self._image_size,
+            self._config.standardize,
+            policy=self._config.cache,
+            folder=Path(self._plan.scratch),
+            threads=self._threads,
+        )
+
+    def close(self) -> None:
+        """Let go of the node's panels, so that whoever clears up may remove them."""
+        for store in self._stores.values():
+            store.close()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._layout.image_shape(self._image_size)
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.train_rows) // self._batch
+
+    def epoch(self, epoch: int) -> tf.data.Dataset:
+        seed = self._config.seed
+        return training_epoch(
+            self.open("train"),
+            self.train_rows,
+            self.train_targets,
+            self._keys[self.train_rows],
+            layout=self._layout,
+            batch=self._batch,
+            order_key=stream_key(seed, "order", self._fold, epoch),
+            augment_key=stream_key(seed, "augment", self._fold, epoch),
+            settings=self._config.augment,
+            threads=self._threads,
+        )
+
+    def valid_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
+        return self._views(self.open("train"), self.valid_rows, self._keys[self.valid_rows], views)
+
+    def test_views(self, span: Span, views: Sequence[int | None]) -> tf.data.Dataset:
+        ids = self._plan.index.test["image_id"].iloc[slice(*span)]
+        return self._views(self.open("test"), np.arange(*span), sample_keys(ids), views)
+
+    def _views(
+        self, store: PanelStore, rows: np.ndarray, keys: np.ndarray, views: Sequence[int | None]
+    ) -> tf.data.Dataset:
+        return prediction_views(
+            store,
+            rows,
+            keys,
+            layout=self._layout,
+            batch=self._prediction_batch,
+            view_keys=[
+                None if view is None else stream_key(self._config.seed, "view", self._fold, view)
+                for view in views
+            ],
+            settings=self._config.augment,
+            threads=self._threads,
+        )
+
+
+def fold_task(plan: Plan, job: AnyJob) -> Iterator[Event]:
+    """The task of this package's runs: `contract.Task`."""
+    yield from predict_span(plan, job) if isinstance(job, PredictJob) else fit_fold(plan, job)
+
+
+def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
+    """Train one fold and predict the rows that it holds out.
+
+    Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state` training goes on at the epoch
+    after the last one that was finished, and ends with the bytes of a run that was never interrupted (same
+    kind of device, same threads).
+
+    Raises:
+      ConfigError: the fold has fewer records than one global batch, or the device, weights or layout do not fit.
+      DataError: a shard cannot be read.
+    """
+    config = plan.config
+    own = config.for_fold(job.fold)
+    clock = _Clock()
+
+    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    yield Started(job.fold, device.place)
+
+    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
+        if data.n_steps == 0:
+            raise ConfigError(
+                f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
+                f"{own.batch_size * device.n_replicas} ({own.batch_size} x {device.n_replicas} replicas). "
+                "Lower --batch-size."
+            )
+        data.open("train")
+        clock.lap("open_s")
+        trainer = trainer_for(plan, own, data.image_shape, device)
+        clock.lap("build_s")
+
+        state = _begin(trainer, job)
+        learning_rate = config.learning_rate(job.fold, device.n_replicas)
+        for epoch in range(state.epochs_done, own.epochs):
+            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, job.fold)
+            clock.lap("train_s")
+            yield EpochEnd(job.fold, epoch, own.epochs, row, state.to_bytes())
+
+        trainer.model.set_weights(state.best_weights)
+        valid_plain = state.best_valid_pred
+        valid_pred = valid_plain
+        if config.tta:
+            n = len(valid_plain)
+            valid_pred = mean(trainer.predict(data.valid_views(range(config.tta)), n, config.tta))
+        clock.lap("predict_valid_s")
+        yield FoldResult(
+            fold=job.fold,
+            valid_pred=valid_pred,
+            valid_pred_no_tta=valid_plain,
+            best_epoch=state.best_epoch,
+            history=state.history,
+            weights=trainer.weights_file(),
+            timings=clock.laps,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+
+def predict_span(plan: Plan, job: PredictJob) -> Iterator[Event]:
+    """Predict a span of the test set with the weights of a trained fold.
+
+    Yields `Started` and one `Predicted`, whose bytes are those of the same rows predicted in one piece with all others
+    (same kind of device, same threads and replicas, spans cut at multiples of `Plan.prediction_batch`).
+
+    Raises:
+      ConfigError: the device does not fit.
+      DataError: a shard cannot be read.
+    """
+    config = plan.config
+    clock = _Clock()
+    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    yield Started(job.fold, device.place, job.span)
+
+    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
+        data.open("test")
+        clock.lap("open_s")
+        trainer = trainer_for(plan, config.for_fold(job.fold), data.image_shape, device)
+        trainer.load_weights_file(job.weights)
+        clock.lap("build_s")
+        n, views = job.span[1] - job.span[0], [None, *range(config.tta)]
+        pred = trainer.predict(data.test_views(job.span, views), n, len(views))
+        clock.lap("predict_s")
+        yield Predicted(job.fold, job.span, mean(pred[1:]) if config.tta else pred[0], pred[0], clock.laps)
+
+
+def _begin(trainer: Trainer, job: Job) -> FoldState:
+    if job.state is not None:
+        state = FoldState.from_bytes(job.state)
+        trainer.restore(state)
+        return state
+    weights, optimizer = trainer.capture()
+    return FoldState(0, weights, optimizer, weights, -np.inf, -1, np.empty(0, np.float32))
+
+
+def _train_epoch(
+    trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, seed: int, fold: int
+) -> dict[str, float]:
+    """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
+    started = time.perf_counter()
+    logs = trainer.train_epoch(
+        data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
+    )
+    duration_s = time.perf_counter() - started
+    (pred,) = trainer.predict(data.valid_views([None]), len(data.valid_rows))
+    auc = _auc(data.valid_targets, pred)
+    row = {
+        "epoch": epoch,
+        "lr": lr,
+        "loss": logs["loss"],
+        "auc": logs["auc"],
+        "val_loss": trainer.loss_of(data.valid_targets, pred),
+        "val_auc": auc,
+        "images_per_s": data.n_steps * trainer.global_batch / duration_s,
+        "duration_s": duration_s,
+    }
+    state.epochs_done = epoch + 1
+    state.weights, state.optimizer = trainer.capture()
+    state.history = [*state.history, row]
+    # A diverged epoch has no AUC and is never the best; the first epoch counts even so, to have weights to report.
+    if auc > state.best_auc or state.best_epoch < 0:
+        state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch
+        state.best_weights, state.best_valid_pred = state.weights, pred
+    return row
+
+
+def mean(views: np.ndarray) -> np.ndarray:
+    """(n,) float32 mean of the predictions (n_views, n) of all views."""
+    return views.astype(np.float64).mean(axis=0).astype(np.float32)
+
+
+def _auc(targets: np.ndarray, pred: np.ndarray) -> float:
+    return metrics.auc(targets, pred) if np.isfinite(pred).all() else float("nan")
+
+
+class _Clock:
+    """Seconds per stage; a stage that comes again adds up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
