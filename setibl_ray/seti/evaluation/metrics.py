@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,6 +158,15 @@ def difference(
     ]
     gain = after.counts().auc() - before.counts().auc()
     return plain({"difference": gain, "interval": interval(np.array(draws)), "resampled": resampled})
+
+
+def auc_gain(
+    target: np.ndarray, first: np.ndarray, second: np.ndarray, group: pd.Series
+) -> tuple[float, float]:
+    """`difference` as a gain and its standard error, from the 95 % bootstrap interval around it."""
+    found = difference(target, first, second, group)
+    low, high = found["interval"]
+    return found["difference"], (high - low) / (2 * NormalDist().inv_cdf(0.5 + LEVEL / 2))
 
 
 def mean_difference(

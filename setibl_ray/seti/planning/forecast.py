@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from setibl_ray.core.run.supervisor import PREDICT_SPEEDUP, span_rows
+from setibl_ray.core.run.supervisor import span_rows
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.feeding.panels import Policy, room_needed
@@ -16,6 +16,7 @@ from setibl_ray.seti.memory import fold_bytes
 from setibl_ray.seti.planning.assume import DEVICES, Assume
 from setibl_ray.seti.planning.rates import Rates, Share
 from setibl_ray.seti.planning.simulate import Assignment, FoldCost, simulate
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP
 
 
 @dataclass(frozen=True)

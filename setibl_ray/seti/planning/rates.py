@@ -11,7 +11,8 @@ import pandas as pd
 import yaml
 
 from setibl_ray.core.errors import ConfigError, RunFolderError
-from setibl_ray.core.run.folder import FORMAT, RunFolder
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.seti.backbones import BACKBONES
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config, FoldConfig, parse
@@ -133,9 +134,7 @@ def measure(path: str) -> Measured:
       RunFolderError: there is no run, or no fold of it was trained from its first epoch to its last in one go.
     """
     folder = RunFolder(path)
-    manifest = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise RunFolderError(f"{path}: has run format {manifest.get('format')}, this version reads {FORMAT}")
+    manifest = Manifest.load(folder).plain()
     try:
         config = parse(yaml.safe_load(folder.read("config.yaml")))
     except (ConfigError, yaml.YAMLError) as error:
@@ -208,10 +207,10 @@ def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
             yield _Job(
                 fold,
                 rows[1] - rows[0] if rows else None,
-                attempt.get("from_epoch", 0) == 0,
+                attempt.get("from_step", attempt.get("from_epoch", 0)) == 0,
                 attempt["device"],
-                attempt["n_replicas"],
-                attempt["threads"],
+                attempt.get("n_replicas", 1),
+                attempt.get("cpus") or attempt["threads"],
                 attempt["started_s"],
                 attempt["ended_s"] or float("inf"),
                 timings,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from setibl_ray.core.contract import Place
 from setibl_ray.core.errors import ConfigError
 
 TPU_LOCK_FILE = Path("/tmp/libtpu_lockfile")
@@ -25,10 +24,6 @@ class Device:
     @property
     def n_replicas(self) -> int:
         return self.strategy.num_replicas_in_sync
-
-    @property
-    def place(self) -> Place:
-        return Place.here(self.kind, self.n_replicas, self.threads)
 
 
 def acquire(kind: str, threads: int) -> Device:

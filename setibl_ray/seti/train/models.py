@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import pkgutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import h5py
 import numpy as np
 import tensorflow as tf
+from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.config import Config, FoldConfig
 
 ImageShape = tuple[int, int, int]
+Code = Mapping[str, Callable[..., Any]]  # the user's own builders, by the name that a config has for them
 Builder = Callable[[ImageShape, str | None], tf.keras.Model]
 
 # Batch normalisation at Keras' 0.99 follows the activations too slowly for a run of a few hundred steps: held-out
@@ -70,12 +76,68 @@ BACKBONES: dict[str, Builder] = {
 }
 
 
-def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
+def build_model(
+    image_shape: ImageShape,
+    config: Config,
+    own: FoldConfig,
+    code: Code | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> tf.keras.Model:
     """An uncompiled model: images (n, *image_shape) float32 -> needle probability (n, 1) float32.
 
+    Args:
+      image_shape: (height, width, channels).
+      config, own: of the run and of the fold.
+      code: the user's own builders by the name that `own.model` has for them; others are imported.
+      files: the user's weights files by the name that `config.weights` has for them.
+
     Raises:
-      ConfigError: ImageNet weights cannot be had, a weights file does not fit, or the image is too small.
+      ConfigError: ImageNet weights cannot be had, a weights file does not fit, the image is too small, or the user's
+        model is not such a model.
     """
+    model = (
+        _own(image_shape, config, own, code or {}) if ":" in own.model else _known(image_shape, config, own)
+    )
+    if config.weights not in ("imagenet", "none"):
+        try:
+            with h5py.File(io.BytesIO((files or {})[config.weights]), "r") as file:
+                whole_model = "layer_names" not in file.attrs and "model_weights" in file
+                load_weights_from_hdf5_group(file["model_weights"] if whole_model else file, model)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
+    return model
+
+
+def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -> tf.keras.Model:
+    """A user's model, held against what a fold needs of it before any data are decoded."""
+    name = own.model
+    try:
+        build = code.get(name) or pkgutil.resolve_name(name)
+        model = build(image_shape, config, own)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"model: {name} could not build a model for images {image_shape}: {reason}"
+        ) from error
+    wanted = f"model: expected {name} to return an uncompiled Keras model with one output of shape (None, 1)"
+    if not isinstance(model, tf.keras.Model):
+        raise ConfigError(f"{wanted}; got {type(model).__name__}")
+    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != tuple(image_shape):
+        shapes = [tuple(one.shape[1:]) for one in model.inputs]
+        raise ConfigError(f"{wanted} for one input of shape {tuple(image_shape)}; its inputs are {shapes}")
+    if len(model.outputs) != 1 or tuple(model.outputs[0].shape) != (None, 1):
+        raise ConfigError(f"{wanted}; its outputs are {[tuple(one.shape) for one in model.outputs]}")
+    probe = np.random.default_rng(0).normal(0, 3, (4, *image_shape)).astype(np.float32)
+    found = np.asarray(model(probe, training=False))
+    if not ((found >= 0) & (found <= 1)).all():
+        raise ConfigError(
+            f"{wanted} in [0, 1], a probability; got {float(found.ravel()[0]):.3g}: end it in a sigmoid"
+        )
+    return model
+
+
+def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
     backbone = _with_weights(own.model, image_shape, "imagenet" if config.weights == "imagenet" else None)
     momentum = config.bn_momentum or (None if config.pretrained else SCRATCH_BN_MOMENTUM)
     if momentum is not None:
@@ -90,14 +152,7 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
     x = tf.keras.layers.Dense(32, activation="relu")(x)
     # float32 whatever the policy: a sigmoid in 16 bits cannot tell probabilities near 1 apart.
     x = tf.keras.layers.Dense(1, activation="sigmoid", dtype="float32")(x)
-    model = tf.keras.Model(backbone.input, x, name=own.model)
-    if config.weights not in ("imagenet", "none"):
-        try:
-            model.load_weights(config.weights)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
-    return model
+    return tf.keras.Model(backbone.input, x, name=own.model)
 
 
 def _quiet(build: Builder) -> Builder:
