@@ -94,12 +94,13 @@ def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tu
     return cadences.CadenceTask(code) if code else cadences.NAME, values | {"model": name}
 
 
-def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = None) -> int:
+def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = None, **defaults: Any) -> int:
     """A command line for a task: `cv` (which may be left out), `sweep` and `predict`, with flags of its settings.
 
     Args:
       argv: what the user typed, without the script's name.
       data: where the data lie if the user does not say.
+      defaults: values of config fields that flags and --config may change.
 
     Returns:
       The exit code.
@@ -120,7 +121,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
         if name == "predict":
             predict_command.run(task, options, console, program)
             return 0
-        config = cli.layered(options, config_of(task.Settings), {})
+        config = cli.layered(options, config_of(task.Settings), {} if options.resume else defaults)
         place = options.data or (None if options.resume else data)
         if name == "sweep":
             sweep_command.run(task, config, options, place, console, program)

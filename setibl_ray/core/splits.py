@@ -58,7 +58,7 @@ def _by_unit(config: Config, rows: Rows) -> np.ndarray:
     n_units = max(int(rows.about.get("n_units", 0)), int(unit.max(initial=-1)) + 1)
     if n_units < folds:
         raise ConfigError(
-            f"folds: {folds} folds need at least {folds} {config.split}, but {rows.root} has {n_units}. "
+            f"folds: {folds} folds need at least {folds} training {config.split}, but {rows.root} has {n_units}. "
             f"Lower --folds, take --split stratified, or pack again with --shards {folds} or more."
         )
     fold_of_row = np.full(len(unit), -1, np.int16)
@@ -73,7 +73,8 @@ def _by_splitter(config: Config, rows: Rows) -> np.ndarray:
     from sklearn.utils.multiclass import type_of_target
 
     target = rows.target
-    in_classes = type_of_target(target) in ("binary", "multiclass")
+    numbers = np.issubdtype(target.dtype, np.floating)  # though all of them may be whole
+    in_classes = not numbers and type_of_target(target) in ("binary", "multiclass")
     name = {
         "rows": "KFold",
         "stratified": "StratifiedKFold",

@@ -1,7 +1,7 @@
 """manifest.json: what ran where, with which versions and data, and how each attempt ended.
 
 While a run goes on, each fold's entry is a small file of its own, fold-K/fold.json, written whenever the fold starts,
-fails or gets further; such a file is newer than the entry in manifest.json. When the run ends the entries go into
+fails or gets further; such a file is newer than the entry in manifest.json. When the driver ends, the entries go into
 manifest.json and the files away.
 """
 
@@ -115,7 +115,7 @@ class Manifest(_Open):
         try:
             manifest = cls.model_validate(content)
             for fold in manifest.folds:
-                if manifest.ended_s is None and folder.exists(f"fold-{fold}/fold.json"):
+                if folder.exists(f"fold-{fold}/fold.json"):
                     manifest.folds[fold] = FoldEntry.model_validate(
                         folder.read_json(f"fold-{fold}/fold.json")
                     )
@@ -131,8 +131,7 @@ class Manifest(_Open):
 
     def save(self, folder: RunFolder) -> None:
         folder.write_json("manifest.json", self.plain())
-        if self.ended_s is not None:
-            folder.remove(f"fold-{fold}/fold.json" for fold in self.folds)
+        folder.remove(f"fold-{fold}/fold.json" for fold in self.folds)
 
     def save_fold(self, folder: RunFolder, fold: int) -> None:
         folder.write_json(
@@ -199,17 +198,14 @@ class Manifest(_Open):
         for name, value in {"ended_s": time.time(), "outcome": outcome, **more}.items():
             setattr(attempt, name, value)
 
-    def interrupted(self) -> list[int]:
-        """Attempts that are running end here, with their driver; gives the folds that have changed."""
-        changed = []
-        for fold, entry in self.folds.items():
-            running = [one for one in [*entry.attempts, *entry.predictions] if one.outcome == "running"]
-            for attempt in running:
-                attempt.outcome, attempt.ended_s = "interrupted", time.time()
+    def interrupted(self) -> None:
+        """Attempts that are running end here, with their driver."""
+        for entry in self.folds.values():
+            for attempt in [*entry.attempts, *entry.predictions]:
+                if attempt.outcome == "running":
+                    attempt.outcome, attempt.ended_s = "interrupted", time.time()
             if entry.state == "running":
                 entry.state = "waiting"
-            changed += [fold] if running else []
-        return changed
 
     def taken_up(self, command: str) -> None:
         """Another driver takes the run up: nothing that an earlier one began runs any more."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import Event, Failed, Job, Predicted, RunSpec, Started, Stepped, Trained, load_task
 from setibl_ray.core.run.folder import RunFolder, to_csv
 from setibl_ray.core.run.manifest import FoldEntry, Manifest
@@ -240,6 +242,8 @@ class Record:
     def _artifact(self, fold: int) -> str:
         return f"fold-{fold}/{self._task.artifact_name}"
 
-    def interrupted(self) -> None:
-        for fold in self.manifest.interrupted():
-            self.manifest.save_fold(self.folder, fold)
+    def close(self) -> None:
+        """The driver ends before its run does."""
+        with suppress(RunFolderError):  # which may be why
+            self.manifest.interrupted()
+            self.manifest.save(self.folder)

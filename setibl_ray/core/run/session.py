@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -352,12 +352,13 @@ def run_folds(
                 pass
         all_done(record.manifest)
     except KeyboardInterrupt:
-        with suppress(RunFolderError):
-            record.interrupted()
+        record.close()
         raise Interrupted(f"interrupted; finished folds and epochs are kept. {how_to_resume}") from None
     except (RunFolderError, RunStoppedError) as error:
+        record.close()
         raise RunStoppedError(f"{error} Everything before is kept. {how_to_resume}") from error
     except FoldFailedError as error:
+        record.close()
         raise FoldFailedError(f"{error} The others are kept. {how_to_resume}") from None
 
 
@@ -419,7 +420,7 @@ def cross_validate(
             record = open_record(folder, spec, resume=resume, options=options, say=say)
             flags = shlex.join([str(folder), *where.flags()])
             how = f"Resume with: {command} --resume --out {flags}"
-            if not isinstance(task, str):
+            if load_task(task).code:
                 how = "Resume with the same call and resume=True."
             run_folds(record, runner, where, console, how, [Draw(record)])
             return gather(record)
