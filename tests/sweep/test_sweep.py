@@ -21,11 +21,13 @@ import yaml
 from datasets import cadence_shards
 from rich.console import Console
 
+from setibl_ray.core.config import load_yaml, merge
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.core.tuning import desk, engine
 from setibl_ray.core.tuning.engine import sweep
 from setibl_ray.core.tuning.ledger import Ledger
-from setibl_ray.seti.config import load_yaml, merge, parse
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.task import CadenceTask
 
 SPACE = {"augment.strength": {"uniform": [0, 2]}, "augment.dropout-size": {"uniform": [0, 0.2]}}
 BASE = {
@@ -45,16 +47,15 @@ def shards(tmp_path_factory):
 def run(shards, tmp_path, own_ray):
     """A sweep with toy folds under `tmp_path`."""
 
-    def go(task=None, base=None, space=SPACE, out="out", resume=False, **plan):
-        task = task or toys.toy_task(tmp_path / "journal")
+    def go(task=None, base=None, space=SPACE, out="out", resume=False, **options):
         return sweep(
+            task or toys.toy_task(tmp_path / "journal"),
             merge(BASE, base or {}),
             space,
             data=shards,
             out=str(tmp_path / out),
-            plan={"trials": 4, **plan},
+            options={"trials": 4, **options},
             resume=resume,
-            task=task,
             console=console(),
         )
 
@@ -76,9 +77,9 @@ def whole(shards, own_ray, tmp_path_factory):
     if not _whole:
         folder = tmp_path_factory.mktemp("whole")
         task = toys.toy_task(folder / "journal")
-        plan = {**WHOLE, "confirm_seeds": 2}
+        options = {**WHOLE, "confirm_seeds": 2}
         results = sweep(
-            BASE, SPACE, data=shards, out=str(folder / "out"), plan=plan, task=task, console=console()
+            task, BASE, SPACE, data=shards, out=str(folder / "out"), options=options, console=console()
         )
         _whole.append((folder, results))
     return _whole[0]
@@ -104,7 +105,7 @@ def test_a_sweep_leaves_everything_that_was_promised(whole):
     assert (stopped["fold_epochs"] < 9).all()
 
     assert parse(load_yaml(out / "best.yaml")) == results.config
-    assert results.best.auc == pytest.approx(done["auc"].max())
+    assert results.best.score == pytest.approx(done["auc"].max())
     assert results.verdict() in (out / "sweep.html").read_text()
     assert any(
         name.startswith("events.out.tfevents") for _, _, names in os.walk(out / "tune") for name in names
@@ -167,8 +168,8 @@ from setibl_ray.core.tuning.engine import sweep
 from setibl_ray.core.where import Where
 task = toys.toy_task(Path({journal!r}), epoch_s={epoch_s})
 sys.exit(cli.run(command.Sweep, lambda options: bool(sweep(
-    {base!r}, {space!r}, data={data!r}, out={out!r}, plan={plan!r}, where=Where(address=options.address),
-    resume=options.resume, task=task)) * 0))
+    task, {base!r}, {space!r}, data={data!r}, out={out!r}, options={options!r},
+    where=Where(address=options.address), resume=options.resume)) * 0))
 """
 
 
@@ -181,7 +182,7 @@ def start(shards, tmp_path):
         here = Path(__file__).parent
         code = SCRIPT.format(
             paths=[str(here), str(here.parent)], journal=str(tmp_path / "journal"), out=str(tmp_path / "out"),
-            base=BASE, space=SPACE, data=shards, plan=WHOLE, epoch_s=epoch_s, joins="--address" in flags,
+            base=BASE, space=SPACE, data=shards, options=WHOLE, epoch_s=epoch_s, joins="--address" in flags,
         )  # fmt: skip
         process = subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True)
         begun.append(process)
@@ -282,18 +283,18 @@ def test_cut_at_random_moments_and_resumed_it_ends_with_the_same_table(whole, st
 
 @DEADLINE
 def test_trials_that_fail_or_diverge_are_a_line_and_the_rest_is_kept(run, tmp_path):
-    plan = {"search": "random", "trials": 5, "stopping": "none"}
+    options = {"search": "random", "trials": 5, "stopping": "none"}
     with pytest.raises(
         FoldFailedError,
         match=r"^2 of 5 trials failed, the first \(trial 1\): fold \d: ValueError: this model",
     ):
-        run(toys.toy_task(tmp_path / "journal", trouble="mixed"), **plan)
+        run(toys.toy_task(tmp_path / "journal", trouble="mixed"), **options)
     table = pd.read_csv(tmp_path / "out" / "trials.csv")
     assert table["state"].tolist() == ["done", "failed", "failed", "done", "done"]
     assert (table["augment.strength"][1:3] > 1.4).all()
     assert table["auc"].tolist()[4] == 0, "a diverged trial is worth nothing, but no failure"
     assert (tmp_path / "out" / "best.yaml").exists()
-    run(resume=True, **plan)  # the fault is mended: the failed trials get another go
+    run(resume=True, **options)  # the fault is mended: the failed trials get another go
     assert set(pd.read_csv(tmp_path / "out" / "trials.csv")["state"]) == {"done"}
 
 
@@ -310,7 +311,7 @@ def test_when_all_trials_fail_the_sweep_ends_early_and_says_why(run, tmp_path, t
         run(toys.toy_task(tmp_path / "journal", trouble=trouble), trials=12)
     assert says in str(caught.value)
     assert "--resume" in str(caught.value)
-    ledger = Ledger(str(tmp_path / "out"))
+    ledger = Ledger(str(tmp_path / "out"), CadenceTask.score)
     ledger.load()
     assert 0 < sum(trial.state == "failed" for trial in ledger.trials.values()) <= most
     assert ledger.best is None
@@ -333,7 +334,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
 
 @DEADLINE
 @pytest.mark.parametrize(
-    ("base", "plan", "error", "says"),
+    ("base", "options", "error", "says"),
     [
         (
             {"cpus_per_fold": 8},
@@ -348,14 +349,14 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
             "a trial asks for 3 x 1 CPU on one node, but the cluster's nodes hold 2",
         ),
         ({"device": "gpu"}, {}, PlacementError, "--device cpu"),
-        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 training shards"),
+        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 shards"),
         ({}, {"search": "grid"}, ConfigError, "--search grid needs a list"),
         ({}, {"log_to": ["mlflow"]}, ConfigError, 'pip install "setibl-ray[mlflow]"'),
         ({}, {"log_to": ["comet"]}, ConfigError, "expected mlflow or wandb"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan, error, says):
-    if plan.get("log_to") == ["mlflow"]:
+def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, options, error, says):
+    if options.get("log_to") == ["mlflow"]:
         try:
             import mlflow  # noqa: F401
         except ImportError:
@@ -363,7 +364,7 @@ def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan,
         else:
             pytest.skip("mlflow is installed here")
     with pytest.raises(error) as caught:
-        run(base=base, **plan)
+        run(base=base, **options)
     assert says in str(caught.value)
     assert not (tmp_path / "out" / "trials").exists()
 
@@ -380,7 +381,7 @@ def test_other_loggers_are_tunes_own(name):
 def test_a_time_budget_ends_the_sweep_and_resume_takes_it_up(run, tmp_path):
     slow = toys.toy_task(tmp_path / "journal", epoch_s=0.1)
     run(slow, trials=40, stopping="none", time_budget_s=3)
-    ledger = Ledger(str(tmp_path / "out"))
+    ledger = Ledger(str(tmp_path / "out"), CadenceTask.score)
     ledger.load()
     states = Counter(trial.state for trial in ledger.trials.values())
     assert states["unfinished"] >= 1
@@ -396,7 +397,7 @@ def test_a_cluster_that_can_hold_no_trial_any_more_ends_the_sweep(tmp_path, monk
 
     room = [lambda: None, gone]
     said = io.StringIO()
-    ledger = Ledger(str(tmp_path))
+    ledger = Ledger(str(tmp_path), CadenceTask.score)
     table = desk.Desk(ledger, {}, 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
     assert not table.must_end()
     monkeypatch.setattr(desk, "STUCK_S", -1.0)
