@@ -110,7 +110,9 @@ def follow(n_folds: int, n_nodes: int, folder: str) -> dict[str, float]:
     from setibl_ray.core.cluster.placement import Request
     from setibl_ray.core.cluster.runner import RayRunner
 
-    table = pd.DataFrame({"id": [f"row-{i}" for i in range(2 * n_folds)], "target": np.arange(2 * n_folds) % 2})
+    table = pd.DataFrame(
+        {"id": [f"row-{i}" for i in range(2 * n_folds)], "target": np.arange(2 * n_folds) % 2}
+    )
     rows = Rows(table, table[["id"]][:0], "empty", root=folder)
     config = parse({"folds": n_folds, "weights": "none", "device": "cpu", "split": "rows"})
     spec = RunSpec(EmptyFolds(), config, rows, (np.arange(2 * n_folds) % n_folds).astype(np.int16), folder)

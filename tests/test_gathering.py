@@ -90,7 +90,10 @@ def three_classes(n=60, folds=3, seed=0):
     spec = RunSpec(Task(), config, rows, fold_of_row, "")
     sure = np.array([0.8, 0.4, 0.0])
     pred = np.eye(3)[rows.target] * sure[fold_of_row][:, None] + (1 - sure[fold_of_row][:, None]) / 3
-    fitted = {k: Fitted(pred[fold_of_row == k], columns={"raw": rows.target[fold_of_row == k] / 2}) for k in (2, 0, 1)}
+    fitted = {
+        k: Fitted(pred[fold_of_row == k], columns={"raw": rows.target[fold_of_row == k] / 2})
+        for k in (2, 0, 1)
+    }
     predicted = {k: Prediction(rng.dirichlet([1, 1, 1], 8)) for k in range(folds)}
     return spec, pred, fitted, predicted
 

@@ -223,7 +223,14 @@ def run_as_planned(folder, values, rows, share=CORE):
         entry["attempts"].append(attempt | {"from_step": 0})
         entry["timings"] = timings
     data = {"n_train": rows.train, "root": "none", "options": {"on_bad_record": "fail"}}
-    content = {"format": FORMAT, "command": "cv", "resumed": [], "started_s": 1000.0, "data": data, "folds": entries}
+    content = {
+        "format": FORMAT,
+        "command": "cv",
+        "resumed": [],
+        "started_s": 1000.0,
+        "data": data,
+        "folds": entries,
+    }
     (folder / "manifest.json").write_text(json.dumps(content))
     return own
 

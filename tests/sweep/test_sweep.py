@@ -21,6 +21,7 @@ import yaml
 from datasets import cadence_shards
 from rich.console import Console
 
+from setibl_ray.api import main
 from setibl_ray.core.config import load_yaml, merge
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.core.tuning import desk, engine
@@ -418,3 +419,121 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, shards):
     )
     assert command.entry(["--resume"]) == 2
     assert "--resume needs --out" in capsys.readouterr().err
+
+
+SLOPES = {"slope": {"grid_search": [1.0, 0.5, 2.5]}}
+
+
+@pytest.fixture
+def lines(tmp_path, own_ray):
+    """A sweep over slopes, of which the lowest error is the best."""
+
+    def go(space=SLOPES, base=None, resume=False, **options):
+        return sweep(
+            toys.LineTask(),
+            {"folds": 3, "device": "cpu", "cpus_per_fold": 1, **(base or {})},
+            space,
+            data=None if resume else "points",
+            out=str(tmp_path / "out"),
+            options={"search": "grid", "trials": 4, "trials_at_once": 1, "folds_at_once": 1, **options},
+            resume=resume,
+            console=console(),
+        )
+
+    return go
+
+
+@DEADLINE
+def test_a_score_to_be_minimised_is(lines, tmp_path):
+    results = lines()
+    table = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert table["state"].tolist() == ["done", "done", "stopped", "stopped"]
+    assert table["rmse"].idxmin() == results.best.number == 1
+    done = table[:2]
+    assert done["rmse"].between(done["rmse_low"], done["rmse_high"]).all()
+    assert results.best.score == pytest.approx(done["rmse"].min())
+    assert load_yaml(tmp_path / "out" / "best.yaml")["slope"] == results.config.slope == 1.0
+    found = results.against_base
+    assert found.high < 0
+    assert found.is_better
+    assert results.verdict().startswith("Trial 1 beats the base config beyond noise: -")
+    reports = pd.read_csv(tmp_path / "out" / "trials" / "001" / "reports.csv")
+    metrics = json.loads((tmp_path / "out" / "trials" / "001" / "metrics.json").read_text())
+    assert reports["score"].iloc[-1] == metrics["score"]["oof"] == results.best.score
+    assert metrics["score"]["direction"] == "minimize"
+    assert (reports["score"][:2] > reports["score"].iloc[-1]).all()
+    ranked = [line.split()[0] for line in results.lines()[1:3]]
+    assert ranked == ["1", "0"]
+    lines(resume=True)  # where the data are the sweep knows, though the task does not say
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "trials.csv"), table)
+
+
+@DEADLINE
+def test_predictions_that_are_no_numbers_are_the_worst_where_less_is_better(lines, tmp_path):
+    results = lines(space={"slope": {"grid_search": [9.0]}}, trials=2, stopping="none")
+    table = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert table["state"].tolist() == ["done", "done"]
+    assert table["rmse"][1] == float("inf")
+    assert results.best.number == 0
+    assert "No finished trial is better than the base config" in results.verdict()
+
+
+@DEADLINE
+@pytest.mark.usefixtures("own_ray")
+def test_flags_about_nodes_and_time_reach_the_folds(tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("slope: {grid_search: [1.0]}\n")
+    common = [
+        "sweep",
+        "--out",
+        str(tmp_path / "out"),
+        "--space",
+        str(tmp_path / "space.yaml"),
+        "--folds",
+        "2",
+    ]
+    common += ["--search", "grid", "--trials", "2", "--cpus-per-fold", "1", "--device", "cpu", "--hang"]
+
+    assert main(toys.LineTask(), [*common, "--label", "zone=nowhere"], data="points") == 2
+    said = capsys.readouterr().err
+    assert "label zone=nowhere on one node, but no node has that" in said
+    assert "Nearest that fits: no --label zone." in said
+    assert not (tmp_path / "out" / "trials").exists()
+
+    flags = ["--fold-timeout-s", "1", "--max-retries", "0"]
+    assert main(toys.LineTask(), [*common, *flags], data="points") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 2 trials failed" in said
+    assert "not done after 1 s (--fold-timeout-s)" in said
+    manifest = json.loads((tmp_path / "out" / "trials" / "000" / "manifest.json").read_text())
+    attempts = [attempt for entry in manifest["folds"].values() for attempt in entry["attempts"]]
+    assert "time-limit" in {attempt.get("cause") for attempt in attempts}
+
+
+LABELLED = """
+import sys
+sys.path[:0] = {paths!r}
+import ray
+from ray.cluster_utils import Cluster
+import toys
+from raylets import until_it_starts
+from setibl_ray.core.cluster.connect import private_token
+from setibl_ray.core.tuning.engine import sweep
+from setibl_ray.core.where import Where
+private_token()
+cluster = until_it_starts(Cluster, initialize_head=True, head_node_args={{"num_cpus": 2, "include_dashboard": False}})
+until_it_starts(cluster.add_node, num_cpus=1, labels={{"zone": "b"}})
+try:
+    sweep(toys.LineTask(), {{"folds": 2, "device": "cpu", "cpus_per_fold": 1}}, {{"slope": {{"grid_search": [1.0]}}}},
+          data="points", out={out!r}, options={{"search": "grid", "trials": 2}},
+          where=Where(address=cluster.address, labels={{"zone": "b"}}))
+finally:
+    cluster.shutdown()
+"""
+
+
+@DEADLINE
+def test_trials_have_their_place_where_the_labels_are(tmp_path):
+    here = Path(__file__).parent
+    code = LABELLED.format(paths=[str(here), str(here.parent)], out=str(tmp_path / "out"))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    assert pd.read_csv(tmp_path / "out" / "trials.csv")["state"].tolist() == ["done", "done"]
