@@ -141,7 +141,7 @@ def test_the_better_of_two_folds_weighs_more_where_less_is_better():
 
 
 def test_without_test_rows_there_is_no_test_table():
-    spec, _, fitted, _ = three_classes()
+    spec, *_ = three_classes()
     bare = Rows(spec.rows.table, spec.rows.test.iloc[:0], "f", id="star")
     table = gathering.test_table(RunSpec(Task(), spec.config, bare, spec.fold_of_row, ""), {}, np.ones(3) / 3)
     assert len(table) == 0

@@ -105,11 +105,10 @@ def test_refusals_name_the_field_and_the_way_out():
         splits.assign(parse({"split": "group"}), rows(5, 10, group=""))
     with pytest.raises(ConfigError, match="need 5 groups, but DIR has 2"):
         splits.assign(parse({"split": "group"}), rows(5, 10, groups=2))
+    bare = rows(5, 10)
+    bare = Rows(bare.table.drop(columns="unit"), bare.test, "f", root="DIR")
     with pytest.raises(ConfigError, match=r"DIR has no units\. Take --split rows"):
-        bare = rows(5, 10)
-        splits.assign(
-            Config(split="units"), Rows(bare.table.drop(columns="unit"), bare.test, "f", root="DIR")
-        )
+        splits.assign(Config(split="units"), bare)
     with pytest.raises(ConfigError, match="5 folds need as many rows, but DIR has 4"):
         splits.assign(Config(), rows(2, 2))
     with pytest.raises(ConfigError, match="need 5 records of each class, but DIR has 4 of one"):
