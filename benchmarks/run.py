@@ -29,6 +29,7 @@ from setibl_ray.seti.formats.shards import iter_records, read_index, shard_name
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.task import TASK
 
 HERE = Path(__file__).parent
 JOB = Recipe(train=600, test=200, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100))
@@ -248,7 +249,7 @@ def main() -> None:
     content = {
         "machine": machine,
         "date": when,
-        "versions": versions(),
+        "versions": versions() | versions(TASK.packages),
         "rows": [row._asdict() | {"holds": bool(row.holds)} for row in rows],  # NumPy's bool is no JSON
     }
     (options.out / "results.json").write_text(json.dumps(content, indent=2) + "\n")

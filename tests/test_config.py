@@ -6,8 +6,9 @@ import pytest
 import yaml
 from hypothesis import example, given
 
+from setibl_ray.core.config import load_yaml
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.config import MODELS, Augment, Config, Schedule, load_yaml, parse
+from setibl_ray.seti.config import MODELS, Augment, Config, Schedule, parse
 
 configs = st.builds(
     lambda folds, epochs, sizes, batch, model, seed, strength, lr_max: {

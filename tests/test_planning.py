@@ -201,7 +201,7 @@ def run_as_planned(folder, values, rows, share=CORE):
         laps, entry = dict(job.laps), entries[str(job.fold)]
         traced = 5.0 if "build" in laps else 0.0
         attempt = {
-            "node": "a", "device": share.kind, "n_replicas": 1, "threads": 1, "outcome": "done", "attempt": 0,
+            "node": "a", "device": share.kind, "n_replicas": 1, "cpus": 1, "outcome": "done", "attempt": 0,
             "pid": job.slot if share.kind == "cpu" else number,
             "started_s": 1000 + job.start_s + laps.get("start", 0), "ended_s": 1000 + job.end_s,
         }  # fmt: skip
@@ -220,10 +220,17 @@ def run_as_planned(folder, values, rows, share=CORE):
         history["images_per_s"] = images / history["duration_s"]
         history.to_csv(folder / f"fold-{job.fold}/history.csv", index=False)
         timings |= {"train_s": laps["train"] + traced, "predict_valid_s": laps["views"]}
-        entry["attempts"].append(attempt | {"from_epoch": 0})
+        entry["attempts"].append(attempt | {"from_step": 0})
         entry["timings"] = timings
-    data = {"n_train": rows.train, "root": "none", "on_bad_record": "fail"}
-    content = {"format": FORMAT, "resumed": [], "started_s": 1000.0, "data": data, "folds": entries}
+    data = {"n_train": rows.train, "root": "none", "options": {"on_bad_record": "fail"}}
+    content = {
+        "format": FORMAT,
+        "command": "cv",
+        "resumed": [],
+        "started_s": 1000.0,
+        "data": data,
+        "folds": entries,
+    }
     (folder / "manifest.json").write_text(json.dumps(content))
     return own
 
@@ -261,6 +268,7 @@ def test_a_run_without_a_trained_fold_has_no_rates(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for entry in manifest["folds"].values():
         entry["attempts"][0]["outcome"] = "running"
+        del entry["attempts"][0]["ended_s"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunFolderError, match="no fold was trained there from its first epoch to its last"):
         measure(str(tmp_path))
@@ -387,7 +395,7 @@ def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, c
     manifest["folds"]["1"] |= {"state": "trained", "predictions": []}
     manifest["folds"]["2"] |= {"state": "waiting", "attempts": [], "predictions": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "fold-2" / f"state-001-{'0' * 32}.npz").write_bytes(b"")
+    (tmp_path / "fold-2" / f"state-001-{'0' * 32}.bin").write_bytes(b"")
     before = files(tmp_path)
     arguments = ["--resume", "--out", str(tmp_path), "--data", str(shards), "--runner", "local", "--plan"]
     assert cv.entry(arguments) == 0
@@ -402,7 +410,7 @@ def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, c
     ("arguments", "says"),
     [
         (["--image-size", "8x8"], "image-size: expected HEIGHTxWIDTH"),
-        (["--folds", "7"], "7 folds need at least 7 training shards"),
+        (["--folds", "7"], "7 folds need at least 7 shards"),
         (["--rates", "nowhere"], "nowhere/manifest.json is missing"),
         (["--assume.rows", "100+10"], "leave out --data"),
         (["--assume.nodes", "5 v4-8"], "assume.nodes: expected NODES x DEVICE:COUNT"),

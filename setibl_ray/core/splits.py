@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 
 from setibl_ray.core.config import Config
 from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.core.storage import filesystem, reaching
 from setibl_ray.core.task import Rows
 
 UNITS = ("units", "shards")
@@ -133,10 +135,7 @@ def _groups(config: Config, rows: Rows) -> pd.Series:
 
 def _from_file(config: Config, rows: Rows) -> np.ndarray:
     """The folds of a CSV file: a line per row with its id and its fold, 0 … folds-1."""
-    from setibl_ray.core.run.folder import RunFolder
-
-    place, _, name = config.split.rpartition("/")
-    table = RunFolder(place or ".").read_csv(name)
+    table = _read_table(config.split)
     for column in (rows.id, "fold"):
         if column not in table:
             raise DataError(
@@ -161,3 +160,16 @@ def _from_file(config: Config, rows: Rows) -> np.ndarray:
             f"split: {config.split} has no line for {int(found.isna().sum())} training rows, the first {lacking!r}"
         )
     return found.to_numpy(np.int16)
+
+
+def _read_table(path: str) -> pd.DataFrame:
+    fs, place = filesystem(path)
+    with reaching(path, "read", DataError):
+        try:
+            content = fs.cat_file(place)
+        except FileNotFoundError:
+            raise DataError(f"split: {path}: there is no such file") from None
+    try:
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise DataError(f"split: {path} is no CSV file: {' '.join(str(error).split())}") from None

@@ -103,14 +103,17 @@ class Request:
             options["num_gpus"] = self.gpus
         if self.memory_bytes:
             options["memory"] = self.memory_bytes
-        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
-        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
-        selector = dict(self.labels) | {
-            key: f"!in({','.join(values)})" for key, values in never.items() if values
-        }
-        if selector:
+        if selector := self.selector(avoid):
             options["label_selector"] = selector
         return options
+
+    def selector(self, avoid: Sequence[str] = ()) -> dict[str, str]:
+        """Ray's label selector: the user's labels, and nodes that it must not run on."""
+        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
+        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
+        return dict(self.labels) | {
+            key: f"!in({','.join(values)})" for key, values in never.items() if values
+        }
 
     def matches(self, node: Node) -> bool:
         """Whether `node` is of the kind that is asked for, however much it has."""

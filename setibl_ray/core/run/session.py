@@ -83,6 +83,7 @@ def check(
     """
     loaded = load_task(task)
     rows = loaded.open(data, config, **(options or {}))
+    rows = replace(rows, root=rows.root or data)
     for note in rows.notes:
         say(note)
     config = loaded.settle(config, rows)

@@ -260,9 +260,11 @@ class _Placement:
         self._request, self._slots = request, slots
         here = f"node:{ray.util.get_node_ip_address()}"
         # An empty bundle would let the trial's process go to any node, and it writes to this one's disk.
-        self.group = tune.PlacementGroupFactory(
-            [{here: 0.001}] + [request.resources] * slots, strategy="PACK"
-        )
+        bundles = [{here: 0.001}] + [request.resources] * slots
+        # A bundle on a node where its fold may not run would have it wait for ever.
+        selector = request.selector()
+        where = {"bundle_label_selector": [{}, *[selector] * slots]} if selector else {}
+        self.group = tune.PlacementGroupFactory(bundles, strategy="PACK", **where)
         self.check()
 
     @property

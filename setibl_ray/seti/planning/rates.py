@@ -212,7 +212,7 @@ def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
                 attempt.get("n_replicas", 1),
                 attempt.get("cpus") or attempt["threads"],
                 attempt["started_s"],
-                attempt["ended_s"] or float("inf"),
+                attempt.get("ended_s") or float("inf"),
                 timings,
                 (attempt["node"], attempt["pid"]) not in processes,
             )
