@@ -14,9 +14,10 @@ from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.storage import Location
+from setibl_ray.core.text import gained
 from setibl_ray.seti.evaluation import blending, calibration, metrics, postprocess
 from setibl_ray.seti.evaluation.finished import Run, load_run, same_rows
-from setibl_ray.seti.evaluation.summary import finish_lines, gained
+from setibl_ray.seti.evaluation.summary import finish_lines
 
 
 class Blend(cli.Command):

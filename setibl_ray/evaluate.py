@@ -11,9 +11,10 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
 from setibl_ray.core.storage import Location
+from setibl_ray.core.text import number, percent, spread
 from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.evaluation.finished import Run, load_run
-from setibl_ray.seti.evaluation.summary import number, percent, spread, summary_lines
+from setibl_ray.seti.evaluation.summary import summary_lines
 
 
 class Evaluate(cli.Command):

@@ -13,15 +13,17 @@ import pandas as pd
 import yaml
 
 from setibl_ray.core.randomness import stream_key
+from setibl_ray.core.text import spread
 from setibl_ray.core.tuning.compare import Comparison, against_base, confirmed
 from setibl_ray.core.tuning.ledger import DEFAULT, Ledger, Trial
 from setibl_ray.core.tuning.search import study_of
 from setibl_ray.core.tuning.space import Space, apply
 from setibl_ray.seti.config import Config
-from setibl_ray.seti.evaluation.summary import spread
 from setibl_ray.seti.formats.shards import DataIndex
 
 SHOWN = 8
+# What the page calls the score, whatever it is.
+_COLUMNS = {"auc": "score", "auc_low": "low", "auc_high": "high", "auc_best": "best", "auc_base": "base"}
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,16 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
     return sweep_page.draw(
         sweep_page.Sweep(
             name=os.path.basename(ledger.root),
-            table=results.table,
+            table=results.table.rename(columns=_COLUMNS),
             fields=[
                 sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
                 for field in space
             ],
             base=space.default(base) or {},
-            reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
+            reports={
+                trial.number: ledger.reports(trial).rename(columns=_COLUMNS)
+                for trial in ledger.trials.values()
+            },
             importance=_importance(ledger, space, base),
             best=None if results.best is None else results.best.number,
             default=DEFAULT,
@@ -161,7 +166,7 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
             verdict=results.verdict(),
             gain=gain,
             confirmed="" if again is None else f"Repeated with other seeds: {again}.",
-            seeds=None if again is None else ledger.folder.read_csv("confirm.csv"),
+            seeds=None if again is None else ledger.folder.read_csv("confirm.csv").rename(columns=_COLUMNS),
             texts=texts,
         )
     )

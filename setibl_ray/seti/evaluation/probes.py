@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from setibl_ray.core.text import gained
 from setibl_ray.seti.evaluation import baselines, metrics
 from setibl_ray.seti.evaluation.baselines import Measured
 from setibl_ray.seti.evaluation.pixels import Pixels
-from setibl_ray.seti.evaluation.summary import gained
 
 if TYPE_CHECKING:
     from setibl_ray.seti.evaluation.finished import Run
