@@ -7,7 +7,8 @@ import yaml
 from hypothesis import example, given
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.config import MODELS, Augment, Config, Schedule, load_yaml, parse
+from setibl_ray.seti.config import Augment, Config, Schedule, load_yaml, parse
+from setibl_ray.seti.models import MODELS
 
 configs = st.builds(
     lambda folds, epochs, sizes, batch, model, seed, strength, lr_max: {
@@ -24,7 +25,7 @@ configs = st.builds(
     st.integers(1, 50),
     st.tuples(st.integers(32, 999), st.integers(32, 999)),
     st.lists(st.integers(1, 64), min_size=1, max_size=1),
-    st.sampled_from(MODELS),
+    st.sampled_from(list(MODELS)),
     st.integers(0, 2**32 - 1),
     st.floats(0, 10),
     st.none() | st.floats(1e-9, 1),

@@ -17,16 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.schedule import LearningRate, resolve
 
-MODELS = (
-    "efficientnet-nano",
-    *(f"efficientnet-b{size}" for size in range(8)),
-    "resnet50",
-    "inception-v3",
-    "xception",
-    "vit-tiny",
-)
 _IMAGE_SIZE = re.compile(r"^([1-9]\d{0,3})x([1-9]\d{0,3})$")
 
 
@@ -57,7 +50,7 @@ def _image_sizes(value: Any) -> Any:
 
 
 def _known_model(value: Any) -> Any:
-    if value not in MODELS:
+    if not isinstance(value, str) or value not in MODELS:
         raise ValueError(f"expected one of {', '.join(MODELS)}; got {value!r}")
     return value
 

@@ -12,9 +12,9 @@ import yaml
 
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import FORMAT, RunFolder
-from setibl_ray.seti.backbones import BACKBONES
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config, FoldConfig, parse
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning.assume import Assume, device_of
 
 BACKWARD = 2.0  # the backward pass in forward passes
@@ -66,7 +66,7 @@ def flop(config: Config, fold: int) -> float:
     """Of one image, forward."""
     own = config.for_fold(fold)
     height, width, _ = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    return 2 * BACKBONES[own.model].multiply_adds * height * width
+    return 2 * MODELS[own.model].multiply_adds * height * width
 
 
 def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
