@@ -444,7 +444,9 @@ def test_the_documented_plan_is_what_its_command_prints(capsys, monkeypatch):
             ["--plan", "--assume.rows", "60000+39995", "--assume.nodes", nodes], capsys, monkeypatch
         )
         labels = "makespan", "bill, on demand", "bill, preemptible"
-        found = [re.search(rf"^{label} +([\d.]+ \S+)", out, re.MULTILINE).group(1) for label in labels]
+        found = [
+            re.search(rf"^{label} +(\$[\d.]+|[\d.]+ \S+)", out, re.MULTILINE).group(1) for label in labels
+        ]
         assert [nodes, *values] == [nodes, *found]
 
 

@@ -43,7 +43,7 @@ def three_digits(value: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def in_one_unit(longest_s: float) -> Callable[[float], str]:
