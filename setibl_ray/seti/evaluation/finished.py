@@ -69,19 +69,27 @@ def load_run(path: str) -> Run:
             f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. "
             "Finish the run with --resume."
         )
-    try:
-        config = parse(yaml.safe_load(folder.read("config.yaml")))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
     return Run(
         folder=folder,
-        config=config,
+        config=config_of(folder),
         manifest=manifest,
         metrics=folder.read_json("metrics.json") if folder.exists("metrics.json") else None,
         oof=_oof(folder),
         submission=_submission(folder),
         histories={int(fold): _history(folder, int(fold)) for fold in manifest["folds"]},
     )
+
+
+def config_of(folder: RunFolder) -> Config:
+    """A run's config.
+
+    Raises:
+      RunFolderError: it is missing, no YAML, or not valid.
+    """
+    try:
+        return parse(yaml.safe_load(folder.read("config.yaml")))
+    except (ConfigError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
 
 
 def same_rows(runs: Sequence[Run]) -> None:

@@ -24,7 +24,7 @@ _ROWS = re.compile(r"(\d+)(?:\+(\d+))?")
 class Device(NamedTuple):
     """One chip, GPU or core, and its share of a host."""
 
-    tflops: float  # peak
+    peak_tflops: float
     utilisation: float  # of it, that an EfficientNet reaches: depthwise convolutions are bound by memory
     build_s: float
     cpus: float
@@ -112,18 +112,12 @@ def device_of(assume: Assume, name: str) -> Device:
       ConfigError: a device without defaults, and a flag that stands in for them is not given.
     """
     known = DEVICES.get(name)
-    given = {
-        "tflops": assume.peak_tflops,
-        "utilisation": assume.utilisation,
-        "build_s": assume.build_s,
-    }
-    flags = {"tflops": "peak-tflops", "utilisation": "utilisation", "build_s": "build-s"}
-    if known is None:
-        lacking = [f"--assume.{flags[field]}" for field, value in given.items() if value is None]
-        if lacking:
-            raise ConfigError(
-                f"assume: nothing is known of {name}, only of {', '.join(DEVICES)}. Give {', '.join(lacking)}, "
-                "or --rates RUN with a run on such a device."
-            )
-        known = Device(0, 0, 0, 0, 0)
-    return known._replace(**{field: value for field, value in given.items() if value is not None})
+    given = {field: getattr(assume, field) for field in ("peak_tflops", "utilisation", "build_s")}
+    lacking = [f"--assume.{field.replace('_', '-')}" for field, value in given.items() if value is None]
+    if known is None and lacking:
+        raise ConfigError(
+            f"assume: nothing is known of {name}, only of {', '.join(DEVICES)}. Give {', '.join(lacking)}, "
+            "or --rates RUN with a run on such a device."
+        )
+    flags = {field: value for field, value in given.items() if value is not None}
+    return (known or Device(0, 0, 0, 0, 0))._replace(**flags)

@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
-from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run.folder import FORMAT, RunFolder
 from setibl_ray.seti.cadence import LAYOUTS
-from setibl_ray.seti.config import Config, FoldConfig, parse
+from setibl_ray.seti.config import Config, FoldConfig
+from setibl_ray.seti.evaluation.finished import config_of
 from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning.assume import Assume, device_of
 
@@ -74,10 +74,10 @@ def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
     ConfigError: nothing is known of the device.
     """
     device = device_of(assume, share.device)
-    reached = share.count * device.tflops * 1e12 * device.utilisation
+    reached = share.count * device.peak_tflops * 1e12 * device.utilisation
     forward = flop(config, fold)
     cadences = assume.cadences_per_s or min(200.0 * share.cpus, 2000.0)
-    peak = f"assumed: {100 * device.utilisation:g} % of {share.count} x {device.tflops:g} TFLOP/s"
+    peak = f"assumed: {100 * device.utilisation:g} % of {share.count} x {device.peak_tflops:g} TFLOP/s"
     gflop = f"{forward / 1e9:.3g} GFLOP an image"
     return Rates(
         train=reached / (forward * (1 + BACKWARD)),
@@ -136,10 +136,7 @@ def measure(path: str) -> Measured:
     manifest = folder.read_json("manifest.json")
     if manifest.get("format") != FORMAT:
         raise RunFolderError(f"{path}: has run format {manifest.get('format')}, this version reads {FORMAT}")
-    try:
-        config = parse(yaml.safe_load(folder.read("config.yaml")))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
+    config = config_of(folder)
     n_valid = folder.read_csv("folds.csv")["fold"].astype(int).value_counts()
     jobs = list(_jobs(manifest))
     trained = [
