@@ -285,7 +285,12 @@ def test_a_device_that_nothing_is_known_of_needs_its_numbers():
 
 
 def test_help_states_what_is_assumed_of_each_device():
-    fields = {"peak_tflops": "peak_tflops", "utilisation": "utilisation", "build_s": "build_s", "price": "price"}
+    fields = {
+        "peak_tflops": "peak_tflops",
+        "utilisation": "utilisation",
+        "build_s": "build_s",
+        "price": "price",
+    }
     fields |= {"cpus_per_node": "cpus", "memory_gb_per_node": "memory_gb"}
     for flag, field in fields.items():
         said = dict(re.findall(r"(TPU-V4|L4|CPU) ([\d.]+)", assume.Assume.model_fields[flag].description))

@@ -1,8 +1,8 @@
 """How good out-of-fold predictions are: ranking, intervals, what is found and what is mistaken.
 
 Everything starts from rows of (target, pred). Ranking metrics come from `Ranking`, which sorts once and then
-takes any weighting of the rows in one pass: the AUC of 500 bootstrap draws of 60,000 rows takes 3 s on one core,
-where scikit-learn sorts anew for each draw and takes 46 s. The tests hold it against scikit-learn.
+handles any weighting of the rows in one pass: the AUC of 500 bootstrap draws of 60,000 rows takes 3 s on one core;
+scikit-learn sorts again for each draw and takes 46 s. The tests compare it with scikit-learn.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def auc(target: np.ndarray, pred: np.ndarray) -> float:
 
 
 def resampling_units(group: pd.Series) -> tuple[np.ndarray, str]:
-    """What a bootstrap draws: whole groups where there are any, as their rows are not independent, else rows.
+    """What a bootstrap draws: whole groups if there are any, as their rows are not independent, otherwise rows.
 
     Returns:
       (n,) number of each row's unit, and "groups" or "rows". A row without a group is a unit of its own.
@@ -116,9 +116,9 @@ def interval(draws: np.ndarray, level: float = LEVEL) -> list[float] | None:
 
 
 def _resamples(n_units: int, n_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
-    """(n_units,) how often each unit is in one draw of as many with replacement; for every draw.
+    """(n_units,) how often each unit is in one draw of n_units with replacement; for every draw.
 
-    None at all for a single unit: drawn again it is itself, which would pass for certainty.
+    A single unit gives no draws: they would all be equal, and the interval would claim certainty.
     """
     rng = np.random.default_rng(seed)
     for _ in range(n_bootstrap if n_units > 1 else 0):
@@ -202,7 +202,7 @@ def summarise(
     fold = oof["fold"].to_numpy()
     group = oof.get("group", pd.Series([""] * len(oof), oof.index))
 
-    # What averaging views brings is asked of the model's own scores, whatever was done to them later.
+    # The gain from averaging views is that of the model's own scores, before post-processing and calibration.
     model = oof.get("pred_model", oof["pred"]).to_numpy(np.float64)
     ranking = Ranking(target, pred)
     own = ranking if np.array_equal(model, pred) else Ranking(target, model)
@@ -231,14 +231,14 @@ def summarise(
 
 
 class _Rankings(NamedTuple):
-    """Scores as they are written down, of the plain image alone, and as the models gave them."""
+    """Final scores, scores of the plain image alone, and the models' own scores over views."""
 
     final: Ranking
     raw: Ranking
     model: Ranking
 
     def scores(self, final: Counts, weights: np.ndarray | None = None) -> dict[str, float]:
-        """What is told of all rows together, rows weighing `weights` (n,), of which `final` are the final counts."""
+        """Metrics of all rows together, weighted by `weights` (n,); `final` are the counts of the final scores."""
         raw = self.raw.counts(weights)
         model = final if self.model is self.final else self.model.counts(weights)
         return {

@@ -1,7 +1,7 @@
 """The panels behind a run's rows, by image id: for pictures, baselines and probes.
 
-A run folder holds no pixels, only where they were; `open_pixels` finds the shards again and makes sure that
-they are the ones the run was trained on.
+A run folder holds no pixels, only the place of the shards; `open_pixels` opens them and checks that they are the ones
+the run was trained on.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = Non
       index: of those shards, if it has been read already.
 
     Raises:
-      DataError: they are not there, or are others.
+      DataError: they are missing, or are not the same shards.
     """
     from setibl_ray.seti.formats.shards import read_index
 

@@ -18,10 +18,10 @@ def curve(values: Sequence[float | None]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence: how well needles are told from haystacks, how surely, at what cost in false alarms."""
+    """One sentence: how well needles are separated from haystacks, with interval, and at what rate of false alarms."""
     auc, bounds = metrics["oof_auc"], metrics["intervals"].get("oof_auc")
     if auc is None:
-        return "The training set holds one class only, so nothing can be said about ranking."
+        return "The training set holds only one class, so nothing can be said about ranking."
     recall = metrics["recall_at_fpr"][0]["recall"]
     found = f"{percent(recall)} of needles found at 1\u00a0% false positives"
     if bounds and bounds[0] <= 0.5:
@@ -81,7 +81,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def finish_lines(report: Mapping[str, Any]) -> list[str]:
-    """What was done to scores after the folds, and what it did: a line each for post-processing and calibration."""
+    """Post-processing and calibration and their effects, one line each."""
     lines = []
     if own := report.get("postprocess"):
         lines.append(
