@@ -277,7 +277,7 @@ def test_assumed_rates_are_the_peak_times_utilisation_over_flop():
 
 
 def test_a_device_that_nothing_is_known_of_needs_its_numbers():
-    lacking = r"nothing is known of H100.*--assume\.utilisation, --assume\.build-s"
+    lacking = r"nothing is known about H100.*--assume\.utilisation, --assume\.build-s"
     with pytest.raises(ConfigError, match=lacking):
         assume.device_of(assume.Assume(peak_tflops=60), "H100")
     known = assume.device_of(assume.Assume(peak_tflops=60, utilisation=0.1, build_s=9), "H100")

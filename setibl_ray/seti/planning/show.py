@@ -15,7 +15,7 @@ from setibl_ray.seti.planning.forecast import Bill, Forecast, places_of
 from setibl_ray.seti.planning.rates import Rates
 from setibl_ray.seti.planning.simulate import Assignment
 
-MAX_ROWS = 16  # of slots, of folds, and of the values of one rate; the rest is counted
+MAX_ROWS = 16  # of slots, of folds, and of the values of one rate; the others are only counted
 MAX_WIDTH = 110
 
 _STAGES = {  # stage -> its character and colour in the bars
@@ -37,7 +37,7 @@ _LEGEND = {
 _PLACES = {
     "memory": "in /dev/shm",
     "disk": "on disk",
-    "nowhere": "not kept: read and decoded anew each time",
+    "nowhere": "not kept: read and decoded again each time",
     "refused": "no room there: such a run will be refused",
     "memory?": "in /dev/shm, if there is room",
     "disk?": "on disk, if there is room",
@@ -188,7 +188,7 @@ def _sums(plan: Forecast, bill: Sequence[Bill], assume: Assume) -> RenderableTyp
 
 
 def _memory(plan: Forecast) -> RenderableType:
-    """Of the node that has least to spare."""
+    """Memory of the node that has the least to spare."""
     folds = {node: plan.slots.count(node) * plan.fold_bytes for node in plan.nodes_used()}
     node = min(folds, key=lambda node: plan.hosts[node].memory_bytes - folds[node])
     host, n_folds = plan.hosts[node], plan.slots.count(node)
@@ -217,7 +217,7 @@ _RATES: tuple[tuple[str, str, Callable[[Rates], str]], ...] = (
 
 
 def _rates(plan: Forecast) -> RenderableType:
-    """Each rate of a fold and where it is from; several lines where folds differ."""
+    """Each rate and its source; several lines if folds differ."""
     table = _grid()
     predict_only = any(job.span is not None and "build" in dict(job.laps) for job in plan.assignments)
     for name, label, text in _RATES:
