@@ -79,7 +79,7 @@ def test_scalars_hold_for_every_fold_and_lists_for_one_each():
     assert {config.for_fold(fold).image_size for fold in range(3)} == {(91, 85)}
 
 
-def test_defaults_are_the_seeds():
+def test_defaults_are_those_of_the_original_notebook():
     config = Config()
     assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6"))
     assert (config.tta, config.label_smoothing, config.seed) == (11, 0.01, 42)

@@ -18,7 +18,7 @@ OFF = (1, 3, 5)
 PANEL_SHAPE = (273, 256)  # (time, frequency) of a Breakthrough Listen snippet
 CLASS_NAMES = ("haystack", "needle")
 
-Storage = Literal["seed", "cadence"]  # three ON panels as a PNG, or all six as raw uint8
+Storage = Literal["png", "cadence"]  # three ON panels as a PNG, or all six as raw uint8
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ LAYOUTS = {
     )
 }
 
-DEFAULT_LAYOUT: dict[Storage, str] = {"seed": "on3", "cadence": "all6"}
+DEFAULT_LAYOUT: dict[Storage, str] = {"png": "on3", "cadence": "all6"}

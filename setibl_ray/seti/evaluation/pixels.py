@@ -31,7 +31,7 @@ class Pixels:
 
     def __init__(self, index: DataIndex) -> None:
         self._index = index
-        self._panels = ON if index.storage == "seed" else tuple(range(N_PANELS))
+        self._panels = ON if index.storage == "png" else tuple(range(N_PANELS))
         self._row = {
             split: pd.Series(np.arange(len(table)), index=table["image_id"])
             for split, table in (("train", index.train), ("test", index.test))

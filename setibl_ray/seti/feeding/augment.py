@@ -103,10 +103,10 @@ def _affine(
 ) -> np.ndarray:
     """(n, 6) coefficients of `Draws.affine`; angles (n,) in radians, shifts (n,) in pixels.
 
-    The seed's map from output to source: rotation x shear x zoom x shift, on coordinates whose origin is the
-    image's centre, the first pointing up along rows and the second right along columns. Two differences: the
-    origin is the exact centre, where the seed's whole-number one moves every image by one or two columns; and
-    the kernel takes the nearest pixel, where the seed truncates towards the origin and so doubles its axes.
+    The original notebook's map from output to source: rotation x shear x zoom x shift, on coordinates whose origin
+    is the image's centre, the first pointing up along rows and the second right along columns. Two differences: the
+    origin is the exact centre, where the notebook's whole-number one moves every image by one or two columns; and
+    the kernel takes the nearest pixel, where the notebook truncates towards the origin and so doubles its axes.
     """
     height, width = image_size
     middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
@@ -163,7 +163,7 @@ def augment(
 
     In order: geometry (one map for all panels of a sample; what lies outside takes the border's value), flip,
     saturation, contrast, brightness, dropout. Squares are filled with 0 of the result: the panel's mean when
-    panels are standardised (the seed's 0, four sigma below it, would be a feature of its own), the seed's 0
+    panels are standardised (the notebook's 0, four sigma below it, would be a feature of its own), the notebook's 0
     when they are not. At `strength` 0 the result is `plain`'s, to the bit.
 
     Args:

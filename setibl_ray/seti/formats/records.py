@@ -1,6 +1,6 @@
 """What one record of a shard holds: encoding, decoding, and the step from sigmas to bytes.
 
-A cadence record holds all six panels as raw bytes; a seed record the three ON panels as the channels of a
+A cadence record holds all six panels as raw bytes; a record of a PNG shard the three ON panels as the channels of a
 PNG. Which of the two a record is shows in its content (`cadence` or `image`).
 """
 
@@ -43,7 +43,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of the seed's ON panels."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard."""
 
     image_id: str
     target: int | None
@@ -146,7 +146,7 @@ def _labels(example: dict[str, list], where: str, labelled: bool) -> Labels:
         storage: Storage = "cadence"
         panel_shape = _cadence_shape(example, where)
     elif "image" in example:
-        storage, panel_shape = "seed", _png_shape(_single(example, "image", memoryview, where), where)
+        storage, panel_shape = "png", _png_shape(_single(example, "image", memoryview, where), where)
     else:
         fields = ", ".join(sorted(example)) or "nothing"
         raise DataError(f"{where}: expected a field cadence (six panels) or image (PNG), found {fields}")

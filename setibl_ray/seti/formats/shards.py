@@ -251,7 +251,7 @@ def scan_shard(
             where = _where(shard, item.record)
             try:
                 labels = decode_labels(item.payload, where, labelled=shard.split == "train")
-                if pixels and labels.storage == "seed":  # the bytes of a cadence are its pixels
+                if pixels and labels.storage == "png":  # the bytes of a cadence are its pixels
                     decode_record(item.payload, where)
             except DataError as error:
                 if skipped is None:
@@ -340,13 +340,13 @@ def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
     """Where cadence positions lie among a record's panels.
 
     Raises:
-      ConfigError: a position outside 0 … 5, or an OFF panel of seed shards, which hold the three ON panels
+      ConfigError: a position outside 0 … 5, or an OFF panel of PNG shards, which hold the three ON panels
         only.
     """
     held = tuple(range(N_PANELS)) if storage == "cadence" else ON
     missing = [panel for panel in panels if panel not in held]
     if missing:
-        what = "seed shards hold the ON panels only" if storage == "seed" else "a cadence holds the panels"
+        what = "PNG shards hold the ON panels only" if storage == "png" else "a cadence holds the panels"
         raise ConfigError(
             f"panels {tuple(panels)} asked for, but {what} {held}. Choose a layout of those, "
             "or pack the cadences with `python -m setibl_ray.data pack`."

@@ -58,8 +58,8 @@ class Store(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """How a run is expected to go. `slots` holds the position in `hosts` of each slot's node; times are in seconds since
-    the first fold was submitted."""
+    """How a run is expected to go. `slots` holds the position in `hosts` of each slot's node; times are seconds from
+    the submission of the first fold."""
 
     config: Config
     rows: Rows

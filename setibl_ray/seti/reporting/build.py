@@ -58,7 +58,9 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
         speed_rows=[_speed_row(run, fold) for fold in sorted(run.histories)],
         augmented=list(_augmented_cards(run, pixels)) if pixels else [],
         no_pixels=no_pixels if pixels is None else "",
-        storage={"seed": "PNG"}.get(run.manifest["data"]["storage"], run.manifest["data"]["storage"]),
+        storage="cadence"
+        if run.manifest["data"]["storage"] == "cadence"
+        else "PNG",  # "seed" in runs of earlier versions
         about=json.dumps(about, indent=2),
     )
 
