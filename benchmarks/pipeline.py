@@ -21,9 +21,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import notebook_loop
 import numpy as np
 import pandas as pd
-import notebook_loop
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table

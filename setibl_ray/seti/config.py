@@ -72,7 +72,7 @@ class Section(BaseModel):
 
 
 class Augment(Section):
-    """Random changes of a training image, and of each test-time view (except dropout). Defaults are the original notebook's."""
+    """Random changes of a training image and, except dropout, of each test-time view. Defaults: the original notebook's."""
 
     strength: NonNegative = 1.0
     """Scales every magnitude below; 0 turns augmentation off."""
@@ -136,7 +136,7 @@ class Config(Section):
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     """Number of folds."""
     split: Literal["shards", "stratified", "group"] = "shards"
-    """What folds are made of: whole shards (as in the original notebook), rows stratified by target, or whole groups."""
+    """What folds are made of: whole shards (as the original notebook), rows stratified by target, or whole groups."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """All random numbers of the run are derived from it."""
     layout: Literal["on3", "all6", "on_stack", "all_stack"] | None = None

@@ -1,4 +1,4 @@
-"""The learning rate of each epoch: ramp, sustain, exponential decay (the shape of the original notebook), as a pure function."""
+"""The learning rate of each epoch, as in the original notebook: ramp, sustain, exponential decay. A pure function."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import hosts
-import pytest
 import png_shards
+import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]

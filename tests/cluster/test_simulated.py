@@ -5,9 +5,9 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import png_shards
 import pytest
 import ray
-import png_shards
 from ray.cluster_utils import Cluster
 from raylets import until_it_starts
 

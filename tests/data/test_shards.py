@@ -169,7 +169,7 @@ def test_refusals(png_set, tmp_path):
     write_frames(third, [png_features("x", 0, shape=(20, 17))])
     refused("one storage and panel shape, found png 20x16 in .* png 20x17 in train02-1.tfrec")
     third.write_bytes(frame(encode_record(Record("x", 0, None, 0.0, None, np.zeros((6, 20, 16), np.uint8)))))
-    refused("found cadence 20x16 in train02-1.tfrec, seed 20x16 in test00-2.tfrec")
+    refused("found cadence 20x16 in train02-1.tfrec, png 20x16 in test00-2.tfrec")
     third.write_bytes(frame(encode_example({"image_id": "x", "target": 0})))
     refused(r"train02-1.tfrec record 0 \(x\): expected a field cadence")
     third.unlink()
