@@ -72,7 +72,7 @@ class Section(BaseModel):
 
 
 class Augment(Section):
-    """Random changes of a training image and, except dropout, of each test-time view. Defaults: the original notebook's."""
+    """Random changes of a training image and, except dropout, of each test-time view; the original notebook's."""
 
     strength: NonNegative = 1.0
     """Scales every magnitude below; 0 turns augmentation off."""

@@ -1,7 +1,7 @@
-"""Plotly figures as plain dictionaries, drawn by page.js; the parts that several figures share.
+"""Building blocks of Plotly figures, as plain dictionaries that page.js draws.
 
 Colours are names ("@needle", "@muted/0.3" with opacity), resolved in the browser, so that one figure serves light and
-dark. A colour that is given as `colour` is that of a trace's line or marker.
+dark. `colour` is that of a trace's line or marker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DOTTED = {"width": 1, "dash": "dot"}
 
 
 def numbers(values: Any) -> list[float | None]:
-    """JSON numbers of six digits; what is not finite becomes a gap in the line."""
+    """JSON numbers of six digits; values that are not finite become gaps in a line."""
     array = np.asarray(values, np.float64)
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in array]
 
@@ -34,13 +34,13 @@ def line(
 def points(
     x: Sequence[Any], y: Sequence[Any], colour: Any, *, size: float = 9, symbol: Any = "circle", **more: Any
 ) -> Spec:
-    """Markers; `colour` and `symbol` may be one for each."""
+    """Markers; `colour` and `symbol` may be lists with one item for each."""
     marker = {"size": size, "color": colour, "symbol": symbol, **more.pop("marker", {})}
     return {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "marker": marker} | more
 
 
 def bars(x: Any, y: Any, colour: Any, **more: Any) -> Spec:
-    """Upright bars, or with `orientation="h"` lying ones."""
+    """Upright bars, or horizontal ones with `orientation="h"`."""
     return {"type": "bar", "x": list(x), "y": list(y), "marker": {"color": colour}} | more
 
 
@@ -52,18 +52,18 @@ def error_bars(values: Any, low: Any, high: Any, colour: str, **more: Any) -> Sp
 
 
 def upright(at: float, pen: Spec) -> Spec:
-    """A line from the foot of the plot to its top."""
+    """A vertical line through the whole plot."""
     return {"type": "line", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": pen}
 
 
 def across(low: float, high: float, **more: Any) -> Spec:
-    """A band over the plot's whole width; a line where `low` is `high`."""
+    """A horizontal band through the whole plot; a line if `low` is `high`."""
     kind = "line" if low == high else "rect"
     return {"type": kind, "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high} | more
 
 
 def figure(traces: Sequence[Spec], x: str, y: str, **more: Any) -> Spec:
-    """Traces with titled axes; `xaxis` and `yaxis` add to those, everything else is the layout's."""
+    """Traces with titled axes; `xaxis` and `yaxis` add to them, everything else goes to the layout."""
     layout: Spec = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
     for name, value in more.items():
         layout[name] = layout.get(name, {}) | value if name in ("xaxis", "yaxis") else value

@@ -1,4 +1,4 @@
-"""HTML files that need nothing else, from templates that escape whatever is put into them."""
+"""Self-contained HTML files from templates, which escape all values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def render(package: str, template: str, *, figures: Mapping[str, Spec], **conten
     """A page with styles, scripts, Plotly, numbers and pictures inside it.
 
     Args:
-      package: whose `templates` hold the template; it may extend page.html and import macros.html.
-      figures: by the name under which the template shows each, in `figure(name, …)`.
-      content: everything else that the template names; a name that is missing is an error.
+      package: its folder `templates` holds the template, which may extend page.html and import macros.html.
+      figures: by name; the template shows each with `figure(name, …)`.
+      content: all other variables of the template; a missing one is an error.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

@@ -1,6 +1,6 @@
 """sweep.html: one self-contained page that shows what a sweep tried, what it stopped, and what mattered.
 
-The words are in templates/sweep.html.
+The text is in templates/sweep.html.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sweep:
     Attributes:
       name: of the sweep's folder.
       table: trial, state, score, low, high (its interval), a column per searched field, folds_done, fold_epochs,
-        started_s, ended_s, message; a line per trial.
+        started_s, ended_s, message; one row per trial.
       fields: the searched fields.
       base: field -> the base config's value, shown for the trial without values.
       reports: trial -> fold_epochs, score, time_s at each comparable step.
@@ -48,12 +48,12 @@ class Sweep:
       rungs: fold-epochs after which trials are stopped.
       full: fold-epochs of all trials, had each run to its end.
       verdict: whether the best differs from the base config, in a sentence.
-      gain: the difference between the two and its interval, for a tile; empty where there is none.
-      confirmed: the same with other seeds, in a sentence; empty where that was not asked for.
-      seeds: seed, best, base, difference; a line per repetition.
-      texts: title -> text, folded up at the end: how the sweep was made.
-      score: what the trials are compared by.
-      direction: whether more of it is better, or less.
+      gain: the difference between the two, what it is, and its interval, for a tile; None if there is none.
+      confirmed: the same with other seeds, in a sentence; empty if that was not requested.
+      seeds: seed, best, base, difference; one row per repetition.
+      texts: title -> text about how the sweep was made, collapsed at the end of the page.
+      score: name of the score by which trials are compared.
+      direction: whether a higher or a lower score is better.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Sweep:
     direction: Literal["maximize", "minimize"] = "maximize"
 
     def title(self, trial: int) -> str:
-        """A trial's number, with what it is to the sweep."""
+        """A trial's number, and whether it is the best or the base config."""
         roles = [name for at, name in ((self.best, "best"), (self.default, "base config")) if at == trial]
         return f"{trial} · {', '.join(roles)}" if roles else f"{trial}"
 
@@ -138,7 +138,7 @@ def _seed_rows(sweep: Sweep) -> list[list[Any]]:
 
 
 def _trial_rows(sweep: Sweep, table: pd.DataFrame) -> list[list[Any]]:
-    """The best first; the score of a trial that was not finished in brackets."""
+    """The best first; scores of unfinished trials in brackets."""
     place = table["state"].map({state: i for i, state in enumerate(COLOURS)})
     table = table.assign(place=place).sort_values(
         "score", ascending=sweep.direction == "minimize", kind="stable"
@@ -241,7 +241,7 @@ def _parallel(sweep: Sweep, done: pd.DataFrame) -> Spec:
         "line": {"color": numbers(score), "colorscale": scale, "showscale": True, "colorbar": bar},
         "labelfont": {**font, "color": "@ink"},
         "tickfont": font,
-        "rangefont": {**font, "color": "rgba(0,0,0,0)"},  # the ticks say it
+        "rangefont": {**font, "color": "rgba(0,0,0,0)"},  # the ticks show it
     }
     return {"data": [lines], "layout": {"height": 360, "margin": {"l": 46, "r": 10, "t": 48, "b": 24}}}
 

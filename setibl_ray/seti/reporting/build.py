@@ -1,6 +1,6 @@
-"""What a report shows, in the order of a reader's questions: how good, is it true, what does it find.
+"""What a report shows, in the order of a reader's questions: how good is the run, can it be trusted, what does it find?
 
-The words are in templates/report.html and templates/comparison.html.
+The text is in templates/report.html and templates/comparison.html.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
 
     Args:
       run: with metrics.
-      pixels: its panels, for waterfalls; None if they cannot be had.
-      no_pixels: then, why not.
+      pixels: its panels, for waterfalls; None if they cannot be read.
+      no_pixels: why not, in that case.
     """
     metrics = _metrics(run)
     problems = [check["name"] for check in metrics.get("trust", []) if check["state"] == "problem"]
@@ -102,7 +102,7 @@ def _fold_row(run: Run, fold: Mapping[str, Any]) -> list[Any]:
 
 
 def _finish_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
-    """What was done to scores after the folds; nothing where nothing was."""
+    """Post-processing and calibration, if there was any, and their effects."""
     for key, title, method, effect in (
         ("postprocess", "post-processing", "hook", "AUC {effect}"),
         ("calibration", "calibration", "method", "Brier {brier_effect}"),
@@ -182,17 +182,17 @@ def _augmented_cards(run: Run, pixels: Pixels) -> Iterator[tuple[str, str, str, 
     for row, own, changed in zip(chosen.itertuples(), *augmented(run, pixels.read("train", ids), ids)):
         about = row.image_id, CLASS_NAMES[row.target]
         yield *about, "the network's input", gallery.card(own, pixels.axes)
-        # Shifted and zoomed: its pixels have no hertz and seconds any more.
+        # Shifted and zoomed, so a pixel no longer stands for a fixed frequency and time.
         yield *about, "augmented", gallery.card(changed, {})
 
 
 def _unlike(rows: pd.DataFrame) -> pd.DataFrame:
-    """A few rows, of different kinds as far as there are any."""
+    """A few rows, of different kinds if possible."""
     return pd.concat([rows.drop_duplicates("kind"), rows]).drop_duplicates("image_id").head(N_AUGMENTED // 2)
 
 
 def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """What the network is given of raw panels (n, H, W, P): as they are, and augmented as in training.
+    """The network's input from raw panels (n, H, W, P): plain, and augmented as in training.
 
     Returns:
       Two arrays (n, h, w, p) of the layout's panels at fold 0's image size.
@@ -262,7 +262,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A config's value; one that all folds share stands without brackets."""
+    """A config's value, without brackets if all folds share it."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

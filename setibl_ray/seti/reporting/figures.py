@@ -13,7 +13,7 @@ from setibl_ray.core.reporting.charts import Spec
 from setibl_ray.seti.cadence import CLASS_NAMES
 from setibl_ray.seti.evaluation import calibration
 
-N_COLOURS = 8  # more folds than this share one muted colour: nobody tells nine lines apart by hue
+N_COLOURS = 8  # more folds than this share one muted colour, as nine hues cannot be told apart
 MAX_POINTS = 400
 N_BINS = 50
 LOG_TICKS = [1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1]
@@ -23,7 +23,7 @@ PERCENT = {"range": [0, 1.02], "tickformat": ".0%"}
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` points of a monotone curve over [0, 1], even along it both on linear and on log x."""
+    """At most `limit` points of a monotone curve over [0, 1], evenly spread on both linear and logarithmic x."""
     if len(x) <= limit:
         return x, y
     floor = x[x > 0].min(initial=1.0)
@@ -38,7 +38,7 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndar
 
 
 def _fold_style(position: int, n_folds: int) -> Spec:
-    """Colour and legend entry of a fold: its own while hues last, else one for all."""
+    """Colour and legend entry of a fold: its own if there are enough colours, otherwise one for all."""
     if n_folds <= N_COLOURS:
         return {"colour": f"@c{position}", "showlegend": True}
     return {"colour": "@muted/0.5", "showlegend": position == 0, "legendgroup": "folds"}
@@ -70,7 +70,7 @@ def roc(oof: pd.DataFrame) -> Spec:
 
     def curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         fpr, tpr, _ = roc_curve(rows["target"], rows["pred"])
-        # A zero has no place on a log axis; half a false positive is as far left as the data reach.
+        # A log axis has no zero; half a false positive is the smallest rate that the data can show.
         return np.maximum(fpr, floor), tpr
 
     diagonal = np.geomspace(floor, 1, 60)
@@ -153,7 +153,7 @@ def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
 
 
 def reliability(oof: pd.DataFrame) -> Spec:
-    """Share of needles against mean score, with the number of cadences below; and what it was before calibration."""
+    """Share of needles against mean score, also before calibration, and the number of cadences below."""
     target = oof["target"].to_numpy(np.float64)
     bins = calibration.reliability(target, oof["pred"].to_numpy(np.float64))
     traces = [charts.line([0, 1], [0, 1], "perfect", "@muted", width=1, dash="dot", hoverinfo="skip")]
@@ -274,7 +274,7 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
     return charts.figure(traces, "epoch", "learning rate", **axes)
 
 
-# A fold's timings in manifest.json, in the order in which a fold spends them.
+# A fold's timings in manifest.json, in chronological order.
 PHASES = (
     ("open_s", "open data", "@c3"),
     ("build_s", "build model", "@c1"),
@@ -282,13 +282,13 @@ PHASES = (
     ("predict_valid_s", "predict held-out rows", "@c2"),
 )
 START = ("start", "@muted/0.5")
-PREDICTION = ("predict test rows", "@c6")  # work of its own, in spans that any free slot takes
+PREDICTION = ("predict test rows", "@c6")  # separate jobs, which any free slot can take
 FAILED, INTERRUPTED = ("failed attempt", "@bad"), ("interrupted or discarded", "@ink/0.6")
-LANE = 0.8  # of the room between two lanes
+LANE = 0.8  # height of a lane, of the distance between two
 
 
 def timeline(manifest: Mapping[str, Any]) -> Spec:
-    """A lane per fold: what failed, what its last attempt spent its time on, and then spans of the test set."""
+    """A lane per fold: failed attempts, phases of the last attempt, and spans of the test set."""
     bars: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     folds = sorted(manifest["folds"].items(), key=lambda item: int(item[0]))
     for fold, entry in folds:
@@ -314,7 +314,7 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
         "seconds since the run began",
         "",
         barmode="overlay",
-        legend={"y": 1.02, "yanchor": "bottom"},  # below, it runs into the axis where there are few lanes
+        legend={"y": 1.02, "yanchor": "bottom"},  # below, it would overlap the axis if there are few lanes
         xaxis={"rangemode": "tozero"},
         yaxis={"categoryorder": "array", "categoryarray": [f"fold {fold}" for fold, _ in folds[::-1]]},
         height=max(220, min(900, 130 + 34 * len(folds))),
@@ -322,7 +322,7 @@ def timeline(manifest: Mapping[str, Any]) -> Spec:
 
 
 class Track(NamedTuple):
-    """Which of how many strips of a lane: what runs at the same time must not hide each other."""
+    """A strip of a lane, and how many there are: jobs that run at the same time must not hide each other."""
 
     number: int
     of: int
@@ -331,7 +331,7 @@ class Track(NamedTuple):
 def _spent(
     attempt: Mapping[str, Any], timings: Mapping[str, float] | None
 ) -> list[tuple[tuple[str, str], float, str]]:
-    """What an attempt's seconds went into: style, seconds, words. Without timings it predicted test rows."""
+    """How an attempt spent its time: style, seconds, text. An attempt without timings predicted test rows."""
     total = attempt["ended_s"] - attempt["started_s"]
     if attempt.get("outcome") != "done":
         style = FAILED if attempt.get("outcome") == "failed" else INTERRUPTED
@@ -341,13 +341,13 @@ def _spent(
     spent = [(PREDICTION, total)]
     if timings is not None:
         spent = [((name, colour), timings.get(key, 0.0)) for key, name, colour in PHASES]
-        # What no phase accounts for comes first: the process starts before it can take any time.
+        # Time outside all phases comes first: a process starts before it can measure anything.
         spent.insert(0, (START, total - sum(seconds for _, seconds in spent)))
     return [(style, seconds, f"{style[0]}: {seconds:.1f} s") for style, seconds in spent if seconds > 0]
 
 
 def _tracks(attempts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Track]]:
-    """Every attempt that has ended, with a strip in which nothing else runs then; as few strips as that takes."""
+    """Every finished attempt, with a strip in which nothing else runs at that time; as few strips as possible."""
     ended = sorted(
         (attempt for attempt in attempts if attempt.get("ended_s") is not None),
         key=lambda attempt: attempt["started_s"],

@@ -19,7 +19,7 @@ QUALITY = 72
 
 @lru_cache(maxsize=1)
 def _colours() -> np.ndarray:
-    """(256, 3) uint8: viridis, even to the eye and to the colour-blind."""
+    """(256, 3) uint8: viridis, perceptually uniform and readable by the colour-blind."""
     from matplotlib import colormaps
 
     return (colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
@@ -41,7 +41,7 @@ def waterfall(panels: np.ndarray) -> bytes:
     rows = min(height, MAX_ROWS)
     edges = np.arange(rows + 1) * height // rows
     small = np.add.reduceat(panels.astype(np.float32), edges[:-1], axis=0) / np.diff(edges)[:, None, None]
-    # One scale for all six: the reader compares ON with OFF.
+    # One scale for all six, so that ON and OFF can be compared.
     low, high = np.percentile(small, [1, 99.8])
     levels = np.clip((small - low) / max(high - low, 1e-6), 0, 1)
     coloured = _colours()[(levels * 255).astype(np.uint8)]
@@ -60,7 +60,7 @@ def positions(n_panels: int) -> Sequence[int]:
 
 
 class Lane(NamedTuple):
-    """A panel of a picture: ON or OFF, and when it begins, where that is known."""
+    """A panel of a picture: ON or OFF, and when it begins, if known."""
 
     on: bool
     since_s: float | None

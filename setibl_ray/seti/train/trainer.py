@@ -80,8 +80,8 @@ class Trainer:
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
             self.model = (plan.build_model or build_model)(image_shape, config, own)
-            # The original notebook's optimizer, TensorFlow's own kernel: one operation per weight. Keras' newer one takes
-            # twenty each: with B0 that is three seconds more of building and tracing, for the same steps.
+            # The original notebook's optimizer, TensorFlow's own kernel: one operation per weight. Keras' newer one
+            # takes twenty each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
             self.model.compile(
                 optimizer=self.optimizer,
