@@ -1,4 +1,4 @@
-"""The networks by name: what builds each, and what estimates of memory and time know of it without building it."""
+"""The networks by name: what builds each, and its sizes for estimates of memory and time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ class Backbone(NamedTuple):
     """A network without its classifier.
 
     Attributes:
-      builder: "module:attribute" of what builds it, called as Keras' applications are: with include_top=False, weights
-        ("imagenet" or None) and input_shape (H, W, C). Without weights it takes any number of channels.
+      builder: "module:attribute" of a function that is called as those of Keras' applications: with include_top=False,
+        weights ("imagenet" or None) and input_shape (H, W, C). Without weights, any number of channels is allowed.
       parameters: millions.
       kept: values that the backward pass needs, for each pixel of the input: the published activation counts of a
         forward pass (per pixel of their image) times 3 for normalised and activated copies; times 5.25 in
-        EfficientNets, whose swish keeps its sigmoid, too: a factor fitted to peaks that benchmarks/fold_memory.py
-        measured.
+        EfficientNets, whose swish also keeps its sigmoid: a factor fitted to peaks measured by
+        benchmarks/fold_memory.py.
       multiply_adds: of a forward pass, for each pixel of the input: published counts over their image's pixels, which
         TensorFlow's own count confirms within 3 % (b0, resnet50, inception-v3, xception); nano: that count.
     """

@@ -1,6 +1,6 @@
-"""What a cluster file must satisfy before money is spent on it; each rule reads a file and yields findings.
+"""Rules that a cluster file must satisfy before money is spent on it; each reads a file and yields findings.
 
-`launcher` knows the files of `ray up`, `kuberay` those of KubeRay, `tpu` the shapes of TPU slices.
+`launcher` checks files for `ray up`, `kuberay` those for KubeRay; `tpu` has the shapes of TPU slices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class At:
-    """A place in a file: `value` is what stands there, None where nothing does."""
+    """A place in a file; `value` is None if nothing is there."""
 
     value: Any
     field: str = ""
@@ -43,13 +43,13 @@ class At:
             yield At(item, f"{self.field}[{number}]")
 
     def must_be(self, expected: Any, why: str = "") -> Iterator[Finding]:
-        """A finding unless exactly this stands here; `why` follows the value in the finding."""
+        """A finding unless exactly this value is here; `why` follows the value in the finding."""
         if type(self.value) is not type(expected) or self.value != expected:
             text = str(expected).lower() if isinstance(expected, bool) else str(expected)
             yield self.wrong(f"{text} {why}".strip())
 
     def wrong(self, expected: str, got: str | None = None) -> Finding:
-        """A finding; `got` is what stands here unless it says more."""
+        """A finding; by default, `got` is the value here."""
         shown = "nothing" if self.value is None or self.value == "" else str(self.value)
         return Finding(self.field, expected, shown if got is None else got)
 

@@ -19,7 +19,7 @@ _GENERATION = {
 
 
 def findings(document: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
-    """Everything wrong in one object; objects that are not Ray's pass."""
+    """Everything that is wrong in one object; objects that are not Ray's are ignored."""
     top = At(document)
     kind, version = top["kind"], top["apiVersion"]
     if kind.value not in KINDS and not str(version.value).startswith("ray.io/"):
@@ -107,12 +107,12 @@ def _gpu_group(group: At) -> Iterator[Finding]:
 
 
 def _resources(group: At, kind: str) -> At:
-    """What the group's first container asks for."""
+    """Resources that the group's first container requests."""
     containers = group["template"]["spec"]["containers"]
     first = next(iter(containers), At(None, f"{containers.field}[0]"))
     return first["resources"][kind]
 
 
 def _amount(resource: At) -> int | None:
-    """A number, also one in quotes."""
+    """A number, which may be quoted."""
     return int(str(resource.value)) if str(resource.value).isdigit() else None

@@ -1,4 +1,4 @@
-"""Rules for the files of `ray up`: Ray's schema, TPU and GPU nodes of GCP, and what keeps strangers out."""
+"""Rules for the files of `ray up`: Ray's schema, TPU and GPU nodes of GCP, and access control."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BROAD_SCOPES = ("cloud-platform", "compute", "compute.full_control")
 
 
 def findings(config: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
-    """Everything wrong in one file, in the order of reading."""
+    """Everything that is wrong in one file."""
     prepared, refusal = _prepared(At(config))
     if refusal is not None:
         yield refusal
@@ -44,7 +44,7 @@ def _prepared(config: At) -> tuple[At, Finding | None]:
     if config["provider"]["type"].value is None:
         return config, config["provider"]["type"].wrong("gcp, local, aws, … (or a ray.io/v1 object)")
     try:
-        # Ray prints its remarks here (about containers, where there are none); what matters it raises.
+        # Ray prints remarks here, about containers even if there are none; real errors are raised.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             prepared = prepare_config(dict(config.value))
         validate_config(prepared)
@@ -68,7 +68,7 @@ def _commands(config: At) -> list[At]:
 
 
 def _access(config: At) -> Iterator[Finding]:
-    """The dashboard, the token, and secrets in plain sight."""
+    """The dashboard, the token, and secrets in plain text."""
     head, workers, setup = (
         config[f"{name}_commands"] for name in ("head_start_ray", "worker_start_ray", "setup")
     )
@@ -92,7 +92,7 @@ def _access(config: At) -> Iterator[Finding]:
 
 
 def _versions(config: At, lock: Lock) -> Iterator[Finding]:
-    """What gets installed must be what the lock says."""
+    """Installed versions must be those of the lock."""
     commands = _commands(config)
     for text in commands:
         yield from pinned_versions(text, lock)
@@ -113,7 +113,7 @@ def _unpinned(line: At) -> Iterator[Finding]:
         return
     try:
         words = shlex.split(re.split(r"[;&|]", arguments)[0], comments=True)
-    except ValueError:  # a quote left open: the shell will say so
+    except ValueError:  # an unclosed quote: the shell will report it
         return
     skip = False
     for word in words:
@@ -130,7 +130,7 @@ def _gcp(config: At, lock: Lock) -> Iterator[Finding]:
         node, resources = node_type["node_config"], node_type["resources"]
         if "machineType" in node.value:
             yield from _gpu_node(node, resources)
-            # Without an interface of its own Ray gives the node a public address.
+            # Without an interface in the file, Ray gives the node a public address.
             interfaces = node["networkInterfaces"]
             for interface in At(interfaces.value or [{}], interfaces.field):
                 if "subnetwork" not in interface.value or "accessConfigs" in interface.value:
