@@ -14,8 +14,8 @@ from setibl_ray.seti.models import MODELS
 
 ImageShape = tuple[int, int, int]
 
-# Batch normalisation at Keras' 0.99 follows the activations too slowly for a run of a few hundred steps: held-out
-# AUC stays at chance for epochs while the training loss falls. 0.9 follows within tens of steps.
+# With Keras' momentum of 0.99, batch normalisation follows the activations too slowly for a run of a few hundred steps:
+# held-out AUC stays at chance for epochs while the training loss falls. With 0.9 it follows within tens of steps.
 SCRATCH_BN_MOMENTUM = 0.9
 
 
@@ -45,7 +45,7 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
     """An uncompiled model: images (n, *image_shape) float32 -> needle probability (n, 1) float32.
 
     Raises:
-      ConfigError: ImageNet weights cannot be had, a weights file does not fit, or the image is too small.
+      ConfigError: ImageNet weights cannot be downloaded, a weights file does not fit, or the image is too small.
     """
     backbone = _with_weights(own.model, image_shape, "imagenet" if config.weights == "imagenet" else None)
     momentum = config.bn_momentum or (None if config.pretrained else SCRATCH_BN_MOMENTUM)
@@ -74,7 +74,7 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
 def _build(model: str, shape: ImageShape, weights: str | None) -> tf.keras.Model:
     builder = pkgutil.resolve_name(MODELS[model].builder)
     with warnings.catch_warnings():
-        # Keras' applications warn of any number of channels that is not 1 or 3, and then build what was asked for.
+        # Keras' applications warn about any number of channels but 1 and 3, and then build the model all the same.
         warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
         return builder(include_top=False, weights=weights, input_shape=shape)
 
@@ -86,7 +86,7 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
         three_channels = _build(model, (*shape[:2], 3), weights)
     except ConfigError:
         raise
-    except Exception as error:  # each library has its own class for "could not be fetched"
+    except Exception as error:  # each library raises its own class for a failed download
         raise ConfigError(
             f"weights: ImageNet weights for {model} could not be fetched ({' '.join(str(error).split())[:120]}). "
             "Take --weights none to train from scratch, or --weights FILE with weights of an earlier run."
@@ -101,8 +101,8 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
 def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:
     """Copy weights between two builds that differ in input channels only.
 
-    The kernel that meets the image is repeated over the channels and rescaled by 3 / channels; what is then left
-    over, where 3 does not divide the channels, is spread over them. Its response to a grey image stays what it was.
+    The first kernel is repeated over the channels and rescaled by 3 / channels; the remainder, if 3 does not divide
+    the number of channels, is spread over them. The response to a grey image stays the same.
     """
     weights = []
     for ours, theirs in zip(target.weights, source.get_weights(), strict=True):
