@@ -194,7 +194,7 @@ class SmoothedFocal(tf.keras.losses.Loss):
         super().__init__()
         self.label_smoothing = label_smoothing
         with warnings.catch_warnings():
-            # Importing takes a second and warns that TensorFlow Addons is no longer maintained; only this loss needs it.
+            # Importing takes a second, and warns that TensorFlow Addons is no longer maintained. Only this loss needs it.
             warnings.simplefilter("ignore", UserWarning)
             import tensorflow_addons as tfa
         self._focal = tfa.losses.sigmoid_focal_crossentropy
