@@ -17,7 +17,7 @@ __all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a command's --help and a fold task should not have to import pandas and a driver.
+    # On first use: a command's --help, and a fold task, should not pay for pandas and a driver.
     if name == "Config":
         from setibl_ray.seti.config import Config
 

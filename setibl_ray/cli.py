@@ -1,4 +1,4 @@
-"""Shared by all commands: flags derived from a model's fields, and errors as one line with an exit code."""
+"""What every command shares: flags derived from a model's fields, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _labels(value: Any) -> Any:
 
 
 class ClusterFlags(pydantic.BaseModel):
-    """Flags of commands that run folds: which Ray and nodes to use, how often to retry. None changes a result."""
+    """Flags of commands that run folds: on which Ray and nodes, how often again. None of them changes a result."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
@@ -64,13 +64,13 @@ class ClusterFlags(pydantic.BaseModel):
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
-    """Label key=value that a fold's node must have; may be repeated."""
+    """Node label key=value that a fold's node must carry; may be repeated."""
     placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """Seconds to wait for the cluster to grow before a request that does not fit is refused."""
+    """How long to wait for a cluster to grow before an impossible request is refused."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
-    """Retries of a fold whose worker or node dies repeatedly without finishing an epoch in between."""
+    """Retries of a fold whose worker or node died, without an epoch finished in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None
-    """Seconds after which an attempt at a fold is stopped and tried again on another node [no limit]."""
+    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
 
     def where(self) -> Where:
         values = {name: getattr(self, name) for name in ClusterFlags.model_fields}
@@ -92,7 +92,7 @@ def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None =
     except KeyboardInterrupt:
         print(f"{_program(command)}: interrupted", file=sys.stderr)
         return Interrupted.exit_code
-    except BrokenPipeError:  # `… | head` closed the pipe, which is not this command's failure
+    except BrokenPipeError:  # `… | head` went away: not this command's failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

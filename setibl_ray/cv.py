@@ -16,7 +16,7 @@ from setibl_ray.core.storage import Location
 from setibl_ray.seti.config import Config, load_yaml, merge, parse
 from setibl_ray.seti.planning.assume import Assume
 
-# What `cv` runs without --data: small enough for two CPU cores and a few minutes, with every real step.
+# What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
 DEMO = {
     "model": "efficientnet-nano",
     "weights": "none",
@@ -40,15 +40,15 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
     out: Location | None = None
     """Run folder or URL to write [runs/DATE-TIME]."""
     config: str | None = None
-    """YAML file with any of these fields; flags override it."""
+    """YAML file with any of these fields; flags come before it."""
     resume: bool = False
-    """Continue the run in --out with its config and data: finished folds are kept."""
+    """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
     on_bad_record: Literal["fail", "skip"] | None = None
-    """Refuse data with unusable records, or skip such records and list them in manifest.json [fail]."""
+    """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
     plan: bool = False
-    """Print the schedule, its makespan, memory, idle time and cost, without running anything."""
+    """Print the schedule, its makespan, memory and idle time, and run nothing."""
     rates: Location | None = None
-    """Run folder with measured rates for --plan [--out, if a run is there]."""
+    """Run folder whose measured rates --plan takes [those of --out, if a run is there]."""
     assume: Assume = Assume()
 
 
@@ -142,7 +142,7 @@ def main(options: Cv) -> int:
         say(f"report: {write_report(done.folder, data, done.index)}")
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
-    except Exception as error:  # a report that cannot be drawn must not make a whole run a failure
+    except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
         say(f"no report ({error}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0

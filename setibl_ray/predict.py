@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.predict RUN --data SHARDS`: apply a finished run's folds to other cadences."""
+"""`python -m setibl_ray.predict RUN --data SHARDS`: a finished run's folds applied to other cadences."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Predict(cli.ClusterFlags, cli.Command):
     run: CliPositionalArg[Location]
     """Folder or URL of a finished run."""
     data: Location
-    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are ignored."""
+    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are left alone."""
     out: Location | None = None
     """Folder or URL to write [predictions/DATE-TIME]."""
     tta: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Views averaged; 0 predicts the image as it is [the run's]."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
-    """What to predict on; auto takes the best device of the cluster."""
+    """What to predict on; auto takes the best that there is."""
     devices_per_fold: Annotated[int, Field(ge=1)] | None = None
-    """GPUs or TPU chips per fold [1 GPU, or all chips of a TPU VM]."""
+    """GPUs, or TPU chips, of a fold [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: Annotated[int, Field(ge=1)] | None = None
-    """CPU cores and TensorFlow threads per fold [an equal share of the cores]."""
+    """CPU cores, and TensorFlow threads, of a fold [its even share of the cores]."""
     resume: bool = False
-    """Continue the predictions in --out."""
+    """Go on with the predictions in --out."""
     on_bad_record: Literal["fail", "skip"] = "fail"
-    """Refuse data with unusable records, or skip such records and list them in manifest.json."""
+    """Refuse data with an unusable record, or leave such records out and list them in manifest.json."""
 
 
 def main(options: Predict) -> int:

@@ -21,7 +21,7 @@ def _names(value: Any) -> Any:
 
 
 class Sweep(Config, cli.Command):
-    """Search for a better config: each trial is a whole cross-validation on Ray; bad trials are stopped early.
+    """Search for a better config: each trial is a whole cross-validation on Ray, bad ones end early.
 
     Trial 0 is the config as the flags give it; the others vary what --space names. Without --data it runs on the
     embedded demo set.
@@ -30,47 +30,47 @@ class Sweep(Config, cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.sweep")
 
     trials: Annotated[int, Field(ge=1)] = 20
-    """Number of trials, including the base config."""
+    """How many trials, the base config among them."""
     data: Location | None = None
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
     out: Location | None = None
     """Folder to write [sweeps/DATE-TIME]."""
     config: str | None = None
-    """YAML file with config fields; flags override it."""
+    """YAML file with config fields; flags come before it."""
     space: str | None = None
     """YAML file of fields and Tune distributions [schedule.lr-max, augment.dropout-size, augment.strength]."""
     search: Literal["optuna", "random", "grid"] = "optuna"
-    """optuna (TPE), random, or grid over lists."""
+    """optuna for its TPE, random, or grid over lists."""
     stopping: Literal["asha", "none"] = "asha"
-    """asha stops trials that are behind others after the same folds and epochs; none runs each trial to its end."""
+    """asha ends trials early that fall behind at the same folds and epochs; none runs each to its end."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """ASHA continues the best one in this many at each rung."""
+    """ASHA lets the best one in so many past a rung."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
-    """Epochs of its first folds that every trial runs [one in --reduction-factor of them]."""
+    """Epochs of its first folds that every trial gets [one in --reduction-factor of them]."""
     folds_at_once: Annotated[int, Field(ge=1)] | None = None
-    """Folds that a trial runs at once [the largest number that fits and divides the folds]."""
+    """Folds that a trial runs at once [the most that fit and divide the folds]."""
     trials_at_once: Annotated[int, Field(ge=1)] | None = None
     """At most this many trials at once [as many as fit]."""
     time_budget_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which the sweep ends with what is finished; --resume continues it."""
+    """End after this time, with what is finished; --resume goes on."""
     confirm: bool = False
-    """Afterwards, repeat the best trial and the base config with other seeds."""
+    """Afterwards repeat the best trial and the base config with other seeds."""
     confirm_seeds: Annotated[int, Field(ge=1)] = 2
-    """Number of other seeds."""
+    """How many other seeds."""
     predict_test: bool = False
-    """Also predict the test set in every trial."""
+    """Predict the test set in every trial too."""
     keep_weights: bool = False
     """Keep every fold's weights."""
     log_to: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """mlflow, wandb or both, comma-separated: also log there, besides TensorBoard."""
+    """mlflow, wandb: log there too, besides TensorBoard (commas)."""
     resume: bool = False
-    """Continue the sweep in --out: finished trials, folds and epochs are kept."""
+    """Go on with the sweep in --out: finished trials, folds and epochs are kept."""
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds to wait for the cluster to grow before a request that does not fit is refused."""
+    """How long to wait for a cluster to grow before an impossible request is refused."""
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Retries of a fold whose worker or node died."""
 

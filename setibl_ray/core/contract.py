@@ -71,7 +71,7 @@ class Plan:
         return len(self.index.test) if self.predict_test else 0
 
     def prediction_batch(self, fold: int, n_replicas: int) -> int:
-        """Images per prediction step over all replicas: twice those of training, as no gradients are kept."""
+        """Images per prediction step over all replicas: twice those of training (the seed's): no gradients are kept."""
         return 2 * n_replicas * self.config.for_fold(fold).batch_size
 
 

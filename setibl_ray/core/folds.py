@@ -19,8 +19,8 @@ def assign(config: Config, train: pd.DataFrame, n_shards: int, where: str) -> np
       where: the data's folder, for messages.
 
     Returns:
-      (n,) int16 in 0 … folds-1. With `--split shards` whole shards, by scikit-learn's shuffled KFold; with
-      `stratified` and `group` rows, by StratifiedKFold and StratifiedGroupKFold.
+      (n,) int16 in 0 … folds-1. With `--split shards` whole shards, by scikit-learn's shuffled KFold (the
+      seed's way); with `stratified` and `group` rows, by StratifiedKFold and StratifiedGroupKFold.
 
     Raises:
       ConfigError: fewer shards, rows of a class or groups than folds.

@@ -1,8 +1,8 @@
 """The one config of a cross-validation: frozen, validated, the same from YAML, command line or Python.
 
 A field that may differ between folds (epochs, batch size, image size, model) holds a tuple: one value for
-all folds or one per fold. `Config.for_fold` gives a fold its own numbers. What does not affect the result
-(where to write, which cluster to join) is not here but in the commands.
+all folds or one per fold. `Config.for_fold` gives a fold its own numbers. What is not about the result
+(where to write, which cluster to join) is not here: it belongs to the commands.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Section(BaseModel):
 
 
 class Augment(Section):
-    """Random changes of a training image and, except dropout, of each test-time view; the original notebook's."""
+    """Random changes of a training image, and of each test-time view (dropout excepted). Defaults are the seed's."""
 
     strength: NonNegative = 1.0
     """Scales every magnitude below; 0 turns augmentation off."""
@@ -101,7 +101,7 @@ class Augment(Section):
     dropout_count: Annotated[int, Field(ge=0, le=256)] = 8
     """Squares per image."""
     dropout_size: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Side of a square as a fraction of the image's short side."""
+    """Side of a square as a part of the image's short side."""
 
 
 class Schedule(Section):
@@ -136,32 +136,32 @@ class Config(Section):
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     """Number of folds."""
     split: Literal["shards", "stratified", "group"] = "shards"
-    """What folds are made of: whole shards (as the original notebook), rows stratified by target, or whole groups."""
+    """What folds are made of: whole shards (the seed's way), rows stratified by target, or whole groups."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """All random numbers of the run are derived from it."""
+    """Names every random stream of the run."""
     layout: Literal["on3", "all6", "on_stack", "all_stack"] | None = None
-    """How panels become an image [all6 for cadence shards, on3 for PNG shards]."""
+    """How panels become an image [all6 for cadence shards, on3 for seed shards]."""
     image_size: PerFoldSize = ("273x256",)
-    """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
+    """Height x width of a panel at the network's input; a list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
-    """Backbone; a comma-separated list gives one per fold."""
+    """Backbone; a list gives one per fold."""
     weights: str = "imagenet"
     """imagenet, none, or a weights file (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
-    """Epochs; a comma-separated list gives one per fold."""
+    """Epochs; a list gives one per fold."""
     batch_size: PerFoldInt = (32,)
-    """Images per replica and step; a comma-separated list gives one per fold."""
+    """Images per replica and step; a list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
     """Views averaged at test time; 0 predicts the image as it is."""
     fold_weights: str = "equal"
     """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
     postprocess: str = "none"
-    """none, group-mean, group-max, group-best or module:function: adjusts scores within groups, both out-of-fold and
-    test scores."""
+    """none, group-mean, group-max, group-best or module:function: what a group's rows tell about each other; for
+    out-of-fold and test scores alike."""
     calibrate: Literal["none", "isotonic", "platt"] = "none"
-    """Turn scores into probabilities by a curve fitted on out-of-fold scores only."""
+    """Turn scores into probabilities, by a curve fitted on out-of-fold scores only."""
     standardize: bool = True
-    """Scale each panel to mean 0 and standard deviation 1 before anything else."""
+    """Bring each panel to mean 0 and standard deviation 1 before anything else."""
     loss: Literal["bce", "focal"] = "bce"
     """Binary cross-entropy, or TensorFlow Addons' sigmoid focal cross-entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.01
@@ -171,13 +171,13 @@ class Config(Section):
     mixed_precision: bool = False
     """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
-    """Compile the training and prediction step with XLA (always on for TPUs)."""
+    """Compile the training and prediction step with XLA (always so on TPUs)."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
-    """What a fold runs on; auto takes the best device of the cluster."""
+    """What a fold runs on; auto takes the best that the cluster has."""
     devices_per_fold: PositiveInt | None = None
-    """GPUs or TPU chips per fold [1 GPU, or all chips of a TPU VM]."""
+    """GPUs, or TPU chips, of a fold [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: PositiveInt | None = None
-    """CPU cores and TensorFlow threads per fold [an equal share of the cores]; kept by --resume."""
+    """CPU cores, and TensorFlow threads, of a fold [its even share of the cores; part of a run's identity]."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Where a node keeps decoded panels, once for all its folds: /dev/shm, the temporary folder, or nowhere."""
     augment: Augment = Augment()
@@ -236,7 +236,7 @@ class Config(Section):
         )
 
     def to_yaml(self) -> str:
-        """YAML that `cv --config` reads back unchanged; single values are written without brackets."""
+        """YAML that `cv --config` takes back unchanged; single values stand without brackets."""
         plain = self.model_dump(mode="json")
         for name, value in plain.items():
             if isinstance(value, list):
@@ -261,7 +261,7 @@ def explain(error: pydantic.ValidationError) -> str:
 
 
 class _Fields(yaml.SafeLoader):
-    """YAML whose mappings hold fields. Plain YAML accepts any key, and takes the last value of a repeated one."""
+    """YAML whose mappings hold fields: plain YAML takes any key, and of one that is there twice the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -294,7 +294,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
         what = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
         what += " ".join(part for part in (error.problem, error.context) if part)
         raise ConfigError(f"{flag} {path} line {line}: {what}") from None
-    # Bytes that are not text; values such as `2001-13-45`; thousands of nested brackets.
+    # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):

@@ -1,7 +1,7 @@
 """The work of a fold, in the order in which it happens: device, data, model, epochs, best weights, views.
 
-Training a fold and predicting a span of the test set with it are separate jobs, so that all free devices can share
-the test set of one fold.
+Training a fold and predicting a span of the test set with it are jobs of their own, so that the test set of one
+fold can be shared out among all devices that are free.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
 
 
 class FoldData:
-    """The datasets of one fold over its node's decoded panels; training and test panels are opened when needed."""
+    """The datasets of one fold, over the panels that its node keeps decoded, each split from when it is asked for."""
 
     def __init__(self, plan: Plan, fold: int, threads: int, n_replicas: int) -> None:
         self._config = config = plan.config
@@ -58,7 +58,7 @@ class FoldData:
         self.valid_targets = targets[self.valid_rows]
 
     def open(self, split: str) -> PanelStore:
-        """The node's panels of a split, decoded on first use."""
+        """The node's panels of a split, decoded now unless that has been done."""
         if split not in self._stores:
             self._stores[split] = self._open(split)
         return self._stores[split]
@@ -76,7 +76,7 @@ class FoldData:
         )
 
     def close(self) -> None:
-        """Release the node's panels, so that they can be removed."""
+        """Let go of the node's panels, so that whoever clears up may remove them."""
         for store in self._stores.values():
             store.close()
 
@@ -136,8 +136,8 @@ def fold_task(plan: Plan, job: AnyJob) -> Iterator[Event]:
 def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
     """Train one fold and predict the rows that it holds out.
 
-    Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state`, training continues after the last
-    finished epoch and gives the same bytes as an uninterrupted run (same
+    Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state` training goes on at the epoch
+    after the last one that was finished, and ends with the bytes of a run that was never interrupted (same
     kind of device, same threads).
 
     Raises:
@@ -228,7 +228,7 @@ def _begin(trainer: Trainer, job: Job) -> FoldState:
 def _train_epoch(
     trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, seed: int, fold: int
 ) -> dict[str, float]:
-    """Train and validate one epoch, update `state`, and return the epoch's row of history.csv."""
+    """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
     started = time.perf_counter()
     logs = trainer.train_epoch(
         data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
@@ -249,7 +249,7 @@ def _train_epoch(
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
     state.history = [*state.history, row]
-    # A diverged epoch has no AUC and is never the best, except the first, so that there are weights to report.
+    # A diverged epoch has no AUC and is never the best; the first epoch counts even so, to have weights to report.
     if auc > state.best_auc or state.best_epoch < 0:
         state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch
         state.best_weights, state.best_valid_pred = state.weights, pred
@@ -266,7 +266,7 @@ def _auc(targets: np.ndarray, pred: np.ndarray) -> float:
 
 
 class _Clock:
-    """Seconds per stage; repeated stages add up."""
+    """Seconds per stage; a stage that comes again adds up."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

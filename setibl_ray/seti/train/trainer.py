@@ -1,8 +1,8 @@
-"""One compiled model and its use by a fold: an epoch of training, predictions, its state as bytes.
+"""One compiled model and what a fold does with it: an epoch of training, predictions, its state as bytes.
 
-Building and tracing a model costs more than a short fold's training, so a process keeps its trainer, and the
+Building and tracing a model costs more than a short fold's training, so a process keeps its trainer and the
 next fold with the same shapes starts from the same initial weights without tracing again. Nothing of the
-earlier fold remains: weights, optimizer and random generators are all reset.
+earlier fold stays: weights, optimizer and random generators are all set back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from setibl_ray.seti.train.models import ImageShape, build_model
 
 @dataclass
 class FoldState:
-    """The state of a fold after `epochs_done` epochs: everything that another process needs to continue."""
+    """Where a fold stands after `epochs_done` epochs: everything that another process needs to go on."""
 
     epochs_done: int
     weights: list[np.ndarray]
@@ -80,15 +80,15 @@ class Trainer:
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
             self.model = (plan.build_model or build_model)(image_shape, config, own)
-            # The original notebook's optimizer, TensorFlow's own kernel: one operation per weight. Keras' newer one
-            # takes twenty each: with B0 that is three seconds more of building and tracing, for the same steps.
+            # TensorFlow's own kernel, one operation per weight, and the seed's optimizer. Keras' newer one takes twenty
+            # each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
             self.model.compile(
                 optimizer=self.optimizer,
                 loss=_loss(config),
                 metrics=[tf.keras.metrics.AUC(name="auc")],
                 jit_compile=config.jit_compile or device.kind == "tpu",
-                # A TPU waits for its host between executions; for a CPU or GPU, a single step is long enough.
+                # A TPU waits for its host between executions; a CPU or GPU step is long enough by itself.
                 steps_per_execution=16 if device.kind == "tpu" else 1,
             )
             self.optimizer = self.model.optimizer  # with float16, compile has wrapped it for loss scaling
@@ -104,7 +104,7 @@ class Trainer:
         ]
 
     def reset(self) -> None:
-        """Return to the state in which the trainer was built."""
+        """Back to the state in which the trainer was built."""
         self.model.set_weights(self._initial)
         self._set_optimizer(self._initial_optimizer)
 
@@ -132,14 +132,14 @@ class Trainer:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
 
     def weights_file(self) -> bytes:
-        """The model's weights as Keras writes them to HDF5; a killed process would leave a file behind."""
+        """The model's weights as Keras writes them to HDF5; never a file, which a killed process would leave behind."""
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
             save_weights_to_hdf5_group(file, self.model)
         return buffer.getvalue()
 
     def load_weights_file(self, content: bytes) -> None:
-        """Load the bytes of `weights_file`."""
+        """Take over what `weights_file` gave."""
         with h5py.File(io.BytesIO(content), "r") as file:
             load_weights_from_hdf5_group(file, self.model)
 
@@ -161,7 +161,7 @@ _kept: tuple[tuple, Trainer] | None = None
 
 
 def trainer_for(plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> Trainer:
-    """The process's trainer, reset to its initial state; a new one if that of the last fold does not fit."""
+    """The process's trainer, set back to its initial state; built anew where the last fold's does not fit."""
     global _kept
     config = plan.config
     compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
@@ -188,13 +188,13 @@ def _loss(config: Config) -> tf.keras.losses.Loss:
 
 
 class SmoothedFocal(tf.keras.losses.Loss):
-    """TensorFlow Addons' sigmoid focal cross-entropy (alpha 0.25, gamma 2) on smoothed targets."""
+    """TensorFlow Addons' sigmoid focal cross-entropy (alpha .25, gamma 2) on smoothed targets."""
 
     def __init__(self, label_smoothing: float) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
         with warnings.catch_warnings():
-            # Importing takes a second, and warns that TensorFlow Addons is no longer maintained. Only this loss needs it.
+            # A second of import that only this loss needs; it warns that TensorFlow Addons has had its last release.
             warnings.simplefilter("ignore", UserWarning)
             import tensorflow_addons as tfa
         self._focal = tfa.losses.sigmoid_focal_crossentropy
