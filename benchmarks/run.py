@@ -54,10 +54,10 @@ def timed(*command: str | Path) -> float:
     return time.perf_counter() - start
 
 
-def seed_shards(folder: Path) -> Path:
-    """600 training and 200 test records as the seed's three-channel PNG shards."""
+def png_shards(folder: Path) -> Path:
+    """600 training and 200 test records as three-channel PNG shards."""
     index = read_index(str(write_synthetic(JOB, folder / "cadences")))
-    out = folder / "seed"
+    out = folder / "png"
     out.mkdir()
     for shard in index.shards:
         frames = []
@@ -83,9 +83,9 @@ def pipeline(work: Path) -> list[Row]:
 
 
 def job(work: Path) -> list[Row]:
-    data = seed_shards(work)
+    data = png_shards(work)
     common = ["--epochs", str(EPOCHS), "--tta", str(VIEWS)]
-    plain = timed(sys.executable, HERE / "seed_loop.py", "--data", data, "--out", work / "plain", *common)
+    plain = timed(sys.executable, HERE / "notebook_loop.py", "--data", data, "--out", work / "plain", *common)
     flags = [
         "--folds",
         "5",

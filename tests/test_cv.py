@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SMALL, cadence_shards, seed_shards
+from datasets import SMALL, cadence_shards, png_shards
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
@@ -137,10 +137,10 @@ def test_a_killed_fold_goes_on_and_ends_with_the_same_bytes(shards, plain_run, t
 
 @pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize(("height", "width"), [(91, 85), (273, 256)])
-def test_seed_shards(tmp_path, height, width):
+def test_png_shards(tmp_path, height, width):
     recipe = SMALL.model_copy(update={"train": 24, "test": 4, "shards": 4, "shape": (height, width)})
     cadences = cadence_shards(tmp_path / "cadences", recipe)
-    data = seed_shards(tmp_path / "seed", cadences)
+    data = png_shards(tmp_path / "png", cadences)
     arguments = [*TINY, "--folds", "2", "--epochs", "1", "--tta", "1", "--image-size", f"{height}x{width}"]
     arguments += ["--cpus-per-fold", "1", "--workers", "1"]  # one process compiles one model
     assert cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run")]) == 0

@@ -15,16 +15,9 @@ from pydantic import BeforeValidator, Field
 from setibl_ray.core import config as core
 from setibl_ray.core.config import NonNegative, PositiveInt, Probability, Section
 from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.schedule import LearningRate, resolve
 
-MODELS = (
-    "efficientnet-nano",
-    *(f"efficientnet-b{size}" for size in range(8)),
-    "resnet50",
-    "inception-v3",
-    "xception",
-    "vit-tiny",
-)
 _IMAGE_SIZE = re.compile(r"^([1-9]\d{0,3})x([1-9]\d{0,3})$")
 
 
@@ -55,7 +48,8 @@ def _image_sizes(value: Any) -> Any:
 
 
 def _known_model(value: Any) -> Any:
-    if value not in MODELS and not re.fullmatch(r"[\w.<>]+:[\w.<>]+", str(value)):
+    named = re.fullmatch(r"[\w.<>]+:[\w.<>]+", str(value))
+    if not named and (not isinstance(value, str) or value not in MODELS):
         raise ValueError(f"expected one of {', '.join(MODELS)}, or module:function; got {value!r}")
     return value
 

@@ -17,9 +17,9 @@ what is free there is enough. docs/reliability.md holds estimates against measur
 
 from __future__ import annotations
 
-from setibl_ray.seti.backbones import BACKBONES, Backbone
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
+from setibl_ray.seti.models import MODELS, Backbone
 
 PROCESS = 1000 << 20
 BUILDING = 200 << 20
@@ -29,7 +29,7 @@ COPIES = 30
 def fold_bytes(config: Config, fold: int, device: str, cpus: int, sizes: Backbone | None = None) -> int:
     """The estimate for one fold, by the formula above; `sizes` of a model that is not one of this package's."""
     own = config.for_fold(fold)
-    backbone = sizes or BACKBONES[own.model]
+    backbone = sizes or MODELS[own.model]
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
     activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.backbones import BACKBONES, Backbone
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
+from setibl_ray.seti.models import MODELS, Backbone
 
 PREDICT_SPEEDUP = 3.0  # images per second, over those of training: a forward pass without the backward one
 
@@ -29,7 +29,7 @@ def sizes(config: Config, fold: int, code: Mapping[str, Callable[..., Any]]) -> 
     """
     own = config.for_fold(fold)
     if ":" not in own.model:
-        return BACKBONES[own.model]
+        return MODELS[own.model]
     shape = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     relevant = config.model_copy(update={"device": "cpu", "cpus_per_fold": None, "devices_per_fold": None})
     return _measured(own.model, shape, relevant.to_yaml(), fold, code.get(own.model))
@@ -56,4 +56,4 @@ def _measured(
         raise ConfigError(f"model: {name} could not be measured: {last}") from None
     if "error" in answer:
         raise ConfigError(answer["error"])
-    return Backbone(**answer)
+    return Backbone(name, **answer)

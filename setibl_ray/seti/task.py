@@ -62,7 +62,7 @@ class CadenceTask(Task):
         """
         index: DataIndex = rows.content
         layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[index.storage]]
-        if index.storage == "seed" and len(layout.panels) == N_PANELS:
+        if index.storage == "png" and len(layout.panels) == N_PANELS:
             raise ConfigError(
                 f"layout: {layout.name} needs all six panels, but the PNG shards in {index.root} hold the three ON "
                 "panels only. Take --layout on3 or on_stack, or pack cadences with `python -m setibl_ray.data pack`."

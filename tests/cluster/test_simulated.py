@@ -3,9 +3,9 @@
 import time
 from collections import Counter
 
+import png_shards
 import pytest
 import ray
-import seed_shards
 from ray.cluster_utils import Cluster
 from raylets import until_it_starts
 from tasks import Made, spec_of, zeros
@@ -150,7 +150,7 @@ def test_folds_go_where_the_label_is(tmp_path):
 
 @pytest.mark.usefixtures("nine_nodes")
 def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits(tmp_path, capsys):
-    seed_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
+    png_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
     run = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
     run += ["--batch-size", "8", "--device", "tpu"]
     assert cv.entry([*run, "--devices-per-fold", "8"]) == 2

@@ -1,3 +1,4 @@
+import pkgutil
 import re
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.config import MODELS, parse
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.train import models
 
 BIG = {
@@ -22,7 +24,7 @@ def build(name, channels, size=(80, 76), **fields):
 
 
 def test_every_name_has_a_builder():
-    assert set(models.BACKBONES) == set(MODELS)
+    assert all(callable(pkgutil.resolve_name(model.builder)) for model in MODELS.values())
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,7 @@ def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_a_kernel_for_three_channels_answers_grey_images_alike_with_any_number(channels):
-    build_nano = models._quiet(models.BACKBONES["efficientnet-nano"])
-    three, other = build_nano((64, 64, 3), None), build_nano((64, 64, channels), None)
+    three, other = (models._build("efficientnet-nano", (64, 64, n), None) for n in (3, channels))
     models._adapt_channels(three, other)
     grey = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
     expected = three(np.repeat(grey, 3, -1), training=False)
@@ -70,13 +71,13 @@ def test_a_kernel_for_three_channels_answers_grey_images_alike_with_any_number(c
 def test_imagenet_weights_reach_six_channels(monkeypatch):
     three = {}
 
-    def fake(shape, weights):
-        model = models._nano(shape, None)
+    def fake(*, include_top, weights, input_shape):
+        model = models.efficientnet_nano(include_top=include_top, weights=None, input_shape=input_shape)
         if weights:
             three["weights"] = model.get_weights()
         return model
 
-    monkeypatch.setitem(models.BACKBONES, "efficientnet-b0", fake)
+    monkeypatch.setattr("efficientnet.tfkeras.EfficientNetB0", fake)
     model = build("efficientnet-b0", 6, weights="imagenet")
     first = model.get_weights()[0]
     assert first.shape[2] == 6

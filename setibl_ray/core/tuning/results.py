@@ -153,10 +153,10 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
     if results.config is not None:
         texts["Best config: best.yaml"] = results.config.to_yaml()
     name = ledger.score.name
-    as_page = {name: "auc", f"{name}_low": "auc_low", f"{name}_high": "auc_high"}
+    as_page = {name: "score", f"{name}_low": "low", f"{name}_high": "high"}
     seeds = None if again is None else ledger.folder.read_csv("confirm.csv")
     if seeds is not None:
-        seeds = seeds.rename(columns={f"{name}_best": "auc_best", f"{name}_base": "auc_base"})
+        seeds = seeds.rename(columns={f"{name}_best": "best", f"{name}_base": "base"})
     return sweep_page.draw(
         sweep_page.Sweep(
             name=os.path.basename(ledger.root),
@@ -166,10 +166,7 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
                 for field in space
             ],
             base=space.default(base) or {},
-            reports={
-                trial.number: ledger.reports(trial).rename(columns={"score": "auc", "wave_score": "wave_auc"})
-                for trial in ledger.trials.values()
-            },
+            reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
             importance=_importance(ledger, space, base),
             best=None if results.best is None else results.best.number,
             default=DEFAULT,
@@ -180,6 +177,8 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
             confirmed="" if again is None else f"Repeated with other seeds: {again}.",
             seeds=seeds,
             texts=texts,
+            score=ledger.score.label,
+            direction=ledger.score.direction,
         )
     )
 

@@ -11,11 +11,10 @@ import yaml
 
 import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.backbones import Backbone
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.train.models import build_model
 
-KEPT = 5.25  # copies of each layer's output for the backward pass, as of an EfficientNet (seti/backbones.py)
+KEPT = 5.25  # copies of each layer's output for the backward pass, as of an EfficientNet (seti/models.py)
 
 
 def main() -> None:
@@ -33,7 +32,8 @@ def main() -> None:
     outputs = sum(float(np.prod([side or 1 for side in layer.output_shape[1:]])) for layer in _layers(model))
     adds = sum(_multiply_adds(layer) for layer in _layers(model))
     parameters = max(model.count_params() / 1e6, 0.001)
-    print(json.dumps(Backbone(parameters, KEPT * outputs / pixels, adds / pixels)._asdict()))
+    sizes = {"parameters": parameters, "kept": KEPT * outputs / pixels, "multiply_adds": adds / pixels}
+    print(json.dumps(sizes))
 
 
 def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
