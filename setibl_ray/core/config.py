@@ -8,6 +8,7 @@ a run is resumed; everything else must not.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -112,6 +113,7 @@ class Config(Section):
 C = TypeVar("C", bound=Config)
 
 
+@lru_cache  # one class for one kind of settings: a config is recognised by its class
 def config_of(settings: type[BaseModel]) -> type[Config]:
     """The config of a task's settings: its fields and those of every config.
 
