@@ -77,9 +77,11 @@ class CadenceTask(Task):
 
     def check(self, config: Config, rows: Rows, fold_of_row: np.ndarray) -> None:
         """Raises:
-        ConfigError: a fold trains on less than a batch.
+        ConfigError: a fold trains on less than a batch, or a user's model is not what a fold needs.
         DataError: a fold's held-out or training part has one class only, and so no AUC.
         """
+        for fold in range(config.folds):
+            models.sizes(config, fold, self.code)  # refuses what is no such model
         check_classes(fold_of_row, rows.target, config.folds)
         check_batches(config, fold_of_row)
 
