@@ -22,7 +22,7 @@ class Check(BaseModel):
     files: CliPositionalArg[list[Path]]
     """Files to check."""
     lock: Path | None = None
-    """Versions to hold them to [the requirements.lock above the file]."""
+    """Versions to hold them to [the lock above the file that it names, else requirements.lock]."""
 
 
 class Cluster(cli.Command):

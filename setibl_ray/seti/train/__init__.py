@@ -1,6 +1,40 @@
-"""What a fold task computes with TensorFlow: devices, models, one compiled trainer, the fold itself."""
+"""What a fold task computes with TensorFlow: devices, models, one compiled trainer, the fold itself.
 
+Whatever imports a module of this package imports TensorFlow; what its first import reads of its surroundings is set here.
+"""
+
+import importlib.util
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# Before TensorFlow is first imported: its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
+# Its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow 2.16 and later mean Keras 3 by `tf.keras`, unless told to take the package tf_keras; 2.15 has its own, and told
+# so without that package it has none.
+os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep what native code writes to standard error to itself, unless the block fails."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+if "tensorflow" not in sys.modules:
+    # 2.21 logs through absl, which heeds no log level before it is initialised.
+    with _held_back():
+        import tensorflow  # noqa: F401
