@@ -183,9 +183,12 @@ class SmoothedFocal(tf.keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        y_pred = tf.convert_to_tensor(y_pred)
-        target = tf.cast(y_true * (1 - self.label_smoothing) + self.label_smoothing / 2, y_pred.dtype)
-        cross_entropy = tf.keras.backend.binary_crossentropy(target, y_pred)
-        told = target * y_pred + (1 - target) * (1 - y_pred)
-        weight = target * 0.25 + (1 - target) * (1 - 0.25)
-        return tf.reduce_sum(weight * tf.pow(1.0 - told, 2.0) * cross_entropy, axis=-1)
+        return _focal(y_true * (1 - self.label_smoothing) + self.label_smoothing / 2, y_pred)
+
+
+@tf.function  # of its own, as in TensorFlow Addons: within the step's graph TensorFlow orders it otherwise, and rounds so
+def _focal(target: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
+    cross_entropy = tf.keras.backend.binary_crossentropy(target, pred)
+    told = target * pred + (1 - target) * (1 - pred)
+    weight = target * 0.25 + (1 - target) * (1 - 0.25)
+    return tf.reduce_sum(weight * tf.pow(1.0 - told, 2.0) * cross_entropy, axis=-1)
