@@ -129,7 +129,9 @@ def test_focal_loss_and_its_gradient_are_tensorflow_addons_to_the_bit():
     target = tf.constant(rng.integers(2, size=(500, 1)), tf.float32)
     pred = tf.Variable(np.concatenate([rng.uniform(size=(498, 1)), [[0.0], [1.0]]]), dtype=tf.float32)
 
-    class SmoothedFocal(tf.keras.losses.Loss):  # the same name: TensorFlow orders a graph by its names, and rounds so
+    class SmoothedFocal(
+        tf.keras.losses.Loss
+    ):  # the same name: TensorFlow orders a graph by its names, and rounds so
         def call(self, y_true, y_pred):
             return addons.losses.sigmoid_focal_crossentropy(y_true * 0.9 + 0.05, y_pred)
 
@@ -139,7 +141,9 @@ def test_focal_loss_and_its_gradient_are_tensorflow_addons_to_the_bit():
             value = loss(target, pred)
         return value, tape.gradient(value, pred)
 
-    for ours, others in zip(value_and_gradient(trainers.SmoothedFocal(0.1)), value_and_gradient(SmoothedFocal())):
+    for ours, others in zip(
+        value_and_gradient(trainers.SmoothedFocal(0.1)), value_and_gradient(SmoothedFocal())
+    ):
         np.testing.assert_array_equal(ours, others)
 
 

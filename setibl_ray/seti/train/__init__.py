@@ -1,6 +1,6 @@
 """What a fold task computes with TensorFlow: devices, models, one compiled trainer, the fold itself.
 
-Whatever imports a module of this package imports TensorFlow; what its first import reads of its surroundings is set here.
+Whatever imports a module of this package imports TensorFlow; what that reads of its surroundings is set here.
 """
 
 import importlib.util
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 # Its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow 2.16 and later mean Keras 3 by `tf.keras`, unless told to take the package tf_keras; 2.15 has its own, and told
-# so without that package it has none.
+# By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings its own Keras
+# 2, and told so where that package is missing it has none.
 os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
 
 

@@ -20,8 +20,8 @@ try:
     _hdf5 = importlib.import_module(f"{PACKAGE}.src.saving.legacy.hdf5_format")
 except ImportError:
     raise ConfigError(
-        f"TensorFlow {tf.__version__}: expected Keras 2 as tf.keras, found {PACKAGE} 3. Install tf-keras of TensorFlow's "
-        "version, and where a program imports TensorFlow before setibl_ray, set TF_USE_LEGACY_KERAS=1 before that"
+        f"TensorFlow {tf.__version__}: expected Keras 2 as tf.keras, found {PACKAGE} 3. Install tf-keras of the same "
+        "version; a program that imports TensorFlow before setibl_ray sets TF_USE_LEGACY_KERAS=1 before that"
     ) from None
 
 
@@ -54,7 +54,9 @@ def optimizer_variables(optimizer: tf.keras.optimizers.legacy.Optimizer) -> list
     return variables
 
 
-def create_optimizer_variables(optimizer: tf.keras.optimizers.legacy.Optimizer, model: tf.keras.Model) -> None:
+def create_optimizer_variables(
+    optimizer: tf.keras.optimizers.legacy.Optimizer, model: tf.keras.Model
+) -> None:
     """Create them now, as the first step would."""
     optimizer._create_all_weights(model.trainable_variables)
 

@@ -172,9 +172,9 @@ def _loss(config: Config) -> tf.keras.losses.Loss:
 
 
 class SmoothedFocal(tf.keras.losses.Loss):
-    """Focal cross-entropy (Lin et al. 2017, alpha 0.25, gamma 2) of smoothed targets, in the operations of TensorFlow Addons.
+    """Focal cross-entropy (Lin et al. 2017, alpha 0.25, gamma 2) of smoothed targets, to the bit TensorFlow Addons'.
 
-    Against plain cross-entropy, needles weigh a quarter and haystacks three quarters, and each loses by the square of how
+    Against plain cross-entropy, needles weigh a quarter and haystacks three quarters, and each image less the more
     surely it is told already.
     """
 
@@ -186,7 +186,7 @@ class SmoothedFocal(tf.keras.losses.Loss):
         return _focal(y_true * (1 - self.label_smoothing) + self.label_smoothing / 2, y_pred)
 
 
-@tf.function  # of its own, as in TensorFlow Addons: within the step's graph TensorFlow orders it otherwise, and rounds so
+@tf.function  # of its own, as in TensorFlow Addons: in the step's graph its gradients are summed in another order
 def _focal(target: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
     cross_entropy = tf.keras.backend.binary_crossentropy(target, pred)
     told = target * pred + (1 - target) * (1 - pred)

@@ -92,9 +92,7 @@ def _versions(config: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
         for line in text.splitlines():
             yield from _unpinned(field, line)
     if not any(word in text for text in texts.values() for word in ("install.sh", "requirements")):
-        yield Finding(
-            "setup_commands", "clusters/install.sh, or pip with a lock", "no locked install"
-        )
+        yield Finding("setup_commands", "clusters/install.sh, or pip with a lock", "no locked install")
     docker = config.get("docker") or {}
     for field in ("image", "head_image", "worker_image"):
         if field in docker:
@@ -220,9 +218,7 @@ def _tpu_node(
         )
     version = f"tpu-vm-tf-{lock['tensorflow']}-pjrt"
     if node.get("runtimeVersion") != version:
-        yield Finding(
-            f"{where}.runtimeVersion", f"{version} (the lock)", show(node.get("runtimeVersion"))
-        )
+        yield Finding(f"{where}.runtimeVersion", f"{version} (the lock)", show(node.get("runtimeVersion")))
     if (node.get("networkConfig") or {}).get("enableExternalIps") is not False:
         yield Finding(
             f"{where}.networkConfig.enableExternalIps",
