@@ -17,6 +17,7 @@ what is free there is enough. docs/reliability.md holds estimates against measur
 
 from __future__ import annotations
 
+from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.backbones import BACKBONES
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
@@ -35,6 +36,41 @@ def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
     activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
     pipeline = (cpus + 4) * 2 * pixels * channels * 4
     return int(PROCESS + BUILDING + COPIES * 4e6 * backbone.parameters + activations + pipeline)
+
+
+def device_bytes(config: Config, fold: int, batch: int | None = None) -> int:
+    """What training a fold takes of an accelerator's memory at most, for one replica; not measured on one yet.
+
+    Activations as on a CPU, in half the bytes with mixed precision; weights, gradients, Adam's two moments and two
+    passing copies; the batch and the next one; a fifth more for the allocator's gaps and convolutions' workspace.
+
+    Args:
+      batch: images in memory at once; by default the fold's batch.
+    """
+    own = config.for_fold(fold)
+    backbone = BACKBONES[own.model]
+    height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
+    pixels = (batch or own.batch_size) * height * width
+    activations = pixels * backbone.kept * (2 if config.mixed_precision else 4)
+    return int(1.2 * (activations + 6 * 4e6 * backbone.parameters + 2 * pixels * channels * 4))
+
+
+def check_share(config: Config, fold: int, share: float, limit_bytes: int) -> None:
+    """Compare the estimate with what a fold's share of a GPU leaves it.
+
+    Raises:
+      ConfigError: it is more; names the largest batch that fits.
+    """
+    wanted = device_bytes(config, fold)
+    if wanted <= limit_bytes:
+        return
+    batch = config.for_fold(fold).batch_size
+    fits = [size for size in range(1, batch) if device_bytes(config, fold, size) <= limit_bytes]
+    advice = f"the largest batch that fits is {fits[-1]}" if fits else "not even one image fits"
+    raise ConfigError(
+        f"devices-per-fold: fold {fold} takes about {wanted / 1e9:.1f} GB at --batch-size {batch}, and {share:g} of "
+        f"its GPU leaves it {limit_bytes / 1e9:.1f} GB; {advice}. Take a smaller batch or a larger share."
+    )
 
 
 def largest_fold_bytes(config: Config, device: str, cpus: int) -> int:

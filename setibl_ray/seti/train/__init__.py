@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 # Its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings its own Keras
-# 2, and told so where that package is missing it has none.
+# By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings Keras 2,
+# and told so where that package is missing it has none.
 os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
 
 

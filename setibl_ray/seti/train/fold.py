@@ -33,7 +33,9 @@ from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS
 from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
+from setibl_ray.seti.memory import check_share
 from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train.parts import within_memory
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
 
 
@@ -148,7 +150,9 @@ def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
     own = config.for_fold(job.fold)
     clock = _Clock()
 
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, config.devices_per_fold)
+    if device.memory_bytes is not None:
+        check_share(config, job.fold, config.devices_per_fold or 1, device.memory_bytes)
     yield Started(job.fold, device.place)
 
     with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
@@ -201,7 +205,7 @@ def predict_span(plan: Plan, job: PredictJob) -> Iterator[Event]:
     """
     config = plan.config
     clock = _Clock()
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, config.devices_per_fold)
     yield Started(job.fold, device.place, job.span)
 
     with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
@@ -230,8 +234,14 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
     started = time.perf_counter()
-    logs = trainer.train_epoch(
-        data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
+    key = stream_key(seed, "dropout", fold, epoch)
+
+    def undo() -> None:
+        state.n_parts = trainer.n_parts
+        trainer.restore(state)
+
+    logs = within_memory(
+        trainer, undo, lambda: trainer.train_epoch(data.epoch(epoch), learning_rate=lr, key=key)
     )
     duration_s = time.perf_counter() - started
     (pred,) = trainer.predict(data.valid_views([None]), len(data.valid_rows))
@@ -246,6 +256,8 @@ def _train_epoch(
         "images_per_s": data.n_steps * trainer.global_batch / duration_s,
         "duration_s": duration_s,
     }
+    if state.n_parts > 1:
+        row["parts"] = state.n_parts
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
     state.history = [*state.history, row]

@@ -19,7 +19,7 @@ import tensorflow as tf
 from setibl_ray.core.contract import Plan
 from setibl_ray.core.randomness import stream_key
 from setibl_ray.seti.config import Config, FoldConfig
-from setibl_ray.seti.train import keras2
+from setibl_ray.seti.train import keras2, parts
 from setibl_ray.seti.train.device import Device
 from setibl_ray.seti.train.models import ImageShape, build_model
 
@@ -36,13 +36,17 @@ class FoldState:
     best_epoch: int
     best_valid_pred: np.ndarray
     history: list[dict[str, float]] = field(default_factory=list)
+    n_parts: int = 1
 
     def to_bytes(self) -> bytes:
         """An .npz archive (no pickle in it)."""
         arrays = {"best_valid_pred": self.best_valid_pred}
         for name in ("weights", "optimizer", "best_weights"):
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
-        numbers = {name: getattr(self, name) for name in ("epochs_done", "best_auc", "best_epoch", "history")}
+        numbers = {
+            name: getattr(self, name)
+            for name in ("epochs_done", "best_auc", "best_epoch", "history", "n_parts")
+        }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
@@ -63,12 +67,16 @@ class Trainer:
     """A compiled model under a strategy.
 
     Attributes:
+      batch_size: images per step of each replica.
       global_batch: images per step over all replicas.
+      n_parts: how many parts a replica's batch is worked through in, where memory asks for it.
     """
 
     def __init__(self, plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> None:
         config = plan.config
         self.device = device
+        self.batch_size = own.batch_size
+        self.n_parts = 1
         self.global_batch = own.batch_size * device.n_replicas
         tf.keras.backend.clear_session()
         keras2.set_defaults()
@@ -99,10 +107,18 @@ class Trainer:
 
     def reset(self) -> None:
         """Back to the state in which the trainer was built."""
+        self.in_parts(1)
         self.model.set_weights(self._initial)
         self._set_optimizer(self._initial_optimizer)
 
+    def in_parts(self, n_parts: int) -> None:
+        """Work through each batch in so many parts from now on."""
+        if n_parts != self.n_parts:
+            parts.in_parts(self.model, n_parts)
+            self.n_parts = n_parts
+
     def restore(self, state: FoldState) -> None:
+        self.in_parts(state.n_parts)
         self.model.set_weights(state.weights)
         self._set_optimizer(state.optimizer)
 
