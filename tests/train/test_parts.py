@@ -40,7 +40,7 @@ def batches():
 
 
 class Small:
-    """A device that holds at most `most` images: a step that asks for more fails, and has spoilt the weights by then."""
+    """A device that holds at most `most` images: a step that asks for more spoils the weights and fails."""
 
     def __init__(self, trainer, most):
         self.trainer, self.most, self.tried = trainer, most, []

@@ -41,7 +41,8 @@ def within_memory(trainer: Trainer, undo: Callable[[], None], work: Callable[[],
                     None,
                     None,
                     f"the {trainer.device.kind}'s memory does not hold {size} images of a batch of "
-                    f"{trainer.batch_size} at once: take a smaller --image-size or --model, or a larger share with --devices-per-fold",
+                    f"{trainer.batch_size} at once: take a smaller --image-size or --model, or a larger "
+                    "share with --devices-per-fold",
                 ) from error
             trainer.in_parts(parts)
             undo()
