@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from run import Row, seed_shards
+from run import Row, png_shards
 
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
@@ -204,10 +204,10 @@ class Bench:
 
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
-        data = seed_shards(self.work)
+        data = png_shards(self.work)
         plain = [
             sys.executable,
-            str(HERE / "seed_loop.py"),
+            str(HERE / "notebook_loop.py"),
             "--data",
             str(data),
             "--out",
@@ -346,6 +346,7 @@ def main() -> None:
             "no GPU here (nvidia-smi finds none), nothing was measured; --rehearse runs everything on the CPU"
         )
     from setibl_ray.core.run.manifest import versions
+    from setibl_ray.seti.task import TASK
 
     name = "gpu-rehearsal" if options.rehearse else "gpu"
     with tempfile.TemporaryDirectory() as work:
@@ -355,7 +356,7 @@ def main() -> None:
         "card": "none (rehearsal on the CPU: its figures mean nothing)" if options.rehearse else here,
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": versions() | versions(TASK.packages),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     result = {**about, "rows": [row._asdict() for row in rows]}

@@ -14,7 +14,7 @@ import yaml
 
 from setibl_ray.cluster import entry
 from setibl_ray.core.cluster import check
-from setibl_ray.core.cluster.rules import image, pinned_versions, read_lock, tpu
+from setibl_ray.core.cluster.rules import At, image, pinned_versions, read_lock, tpu
 from setibl_ray.core.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,7 @@ def test_the_image_recipe_follows_both_locks(lock: str) -> None:
     recipe = (PROJECT / "clusters/Dockerfile").read_text()
     base = next(line.split()[1] for line in recipe.splitlines() if line.startswith("FROM rayproject/"))
     versions = read_lock(PROJECT / lock)
-    assert [*pinned_versions("Dockerfile", recipe, versions), *image("Dockerfile", base, versions)] == []
+    assert [*pinned_versions(At(recipe), versions), *image(At(base), versions)] == []
 
 
 def test_a_file_is_held_to_the_lock_that_it_names(tmp_path: Path) -> None:

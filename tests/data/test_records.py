@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from data_sets import png, seed_features
+from data_sets import png, png_features
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.seti.formats.records import (
@@ -81,7 +81,7 @@ def _saved(image):
     (cadence(cadence=None), "expected a field cadence .* or image .*, found image_id, shape, target"),
     (encode_example({"image": b"jpeg" * 10, "image_id": "a", "target": 0}), "image is not a PNG"),
     (encode_example({"image": b"", "image_id": "a", "target": 0}), "image is not a PNG"),
-    (encode_example({**seed_features("a", 0), "image": seed_features("a")["image"][:60]}), "undecodable PNG"),
+    (encode_example({**png_features("a", 0), "image": png_features("a")["image"][:60]}), "undecodable PNG"),
 ])  # fmt: skip
 def test_refusals_name_the_record_and_the_field(payload, message):
     with pytest.raises(DataError, match=f"^x.*: .*{message}"):

@@ -26,9 +26,10 @@ def plain_model(image_shape, config, own):
 
 
 def make(**fields):
-    config = parse({"model": "efficientnet-nano", "weights": "none", "batch_size": BATCH, **fields})
+    config = parse({"model": "own:plain", "weights": "none", "batch_size": BATCH, **fields})
     device = Device("cpu", tf.distribute.get_strategy(), 1)
-    return Trainer(SimpleNamespace(config=config, build_model=plain_model), config.for_fold(0), SHAPE, device)
+    work = SimpleNamespace(config=config, files={})
+    return Trainer(work, config.for_fold(0), SHAPE, device, {"own:plain": plain_model})
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from setibl_ray.seti.train.trainer import FoldState, Trainer
 import tensorflow as tf
 act, folder = sys.argv[1:]
 config = parse(dict(model="efficientnet-nano", weights="none", batch_size=8))
-plan = SimpleNamespace(config=config, build_model=None)
-trainer = Trainer(plan, config.for_fold(0), (40, 36, 3), acquire("cpu", 1))
+work = SimpleNamespace(config=config, files={})
+trainer = Trainer(work, config.for_fold(0), (40, 36, 3), acquire("cpu", 1), {})
 rng = np.random.default_rng(0)
 images, targets = rng.normal(size=(32, 40, 36, 3)).astype("f4"), rng.integers(2, size=(32, 1)).astype("f4")
 batches = tf.data.Dataset.from_tensor_slices((images, targets)).batch(8)

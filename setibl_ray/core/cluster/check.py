@@ -1,4 +1,4 @@
-"""Validate cluster files offline: everything wrong with one, before a node is paid for."""
+"""Validate cluster files offline, before a node is paid for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOCKS = ("requirements-current.lock", "requirements.lock")
 
 
 def find_lock(path: Path) -> Path:
-    """The lock, of the project that a cluster file lies in, that the file names; requirements.lock if it names none.
+    """The lock of the project that contains a cluster file: the one that the file names, else requirements.lock.
 
     Raises:
       ConfigError: there is none in any folder above it.

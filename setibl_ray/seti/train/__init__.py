@@ -1,4 +1,4 @@
-"""What a fold task computes with TensorFlow: devices, models, one compiled trainer, the fold itself.
+"""The TensorFlow part of a fold task: devices, models, one compiled trainer, the fold itself.
 
 Whatever imports a module of this package imports TensorFlow; what that reads of its surroundings is set here.
 """
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
+# Its start-up messages (no CUDA, no TensorRT) do not help a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings Keras 2,
 # and told so where that package is missing it has none.

@@ -41,9 +41,19 @@ def weights_file(model: tf.keras.Model) -> bytes:
 
 
 def load_weights_file(model: tf.keras.Model, content: bytes) -> None:
-    """Take over what `weights_file` gave."""
+    """Take over the weights of such a file, or of a whole model that Keras saved as HDF5.
+
+    Raises:
+      OSError, ValueError: it is no such file, or its weights do not fit the model.
+    """
     with h5py.File(io.BytesIO(content), "r") as file:
-        _hdf5.load_weights_from_hdf5_group(file, model)
+        whole_model = "layer_names" not in file.attrs and "model_weights" in file
+        _hdf5.load_weights_from_hdf5_group(file["model_weights"] if whole_model else file, model)
+
+
+def layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    """The model's layers, those of models inside it included."""
+    return list(model._flatten_layers(include_self=False))
 
 
 def optimizer_variables(optimizer: tf.keras.optimizers.legacy.Optimizer) -> list[tf.Variable]:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from setibl_ray.core.contract import Plan
 from setibl_ray.core.randomness import stream_key
+from setibl_ray.core.task import Work
 from setibl_ray.seti.config import Config, FoldConfig
 from setibl_ray.seti.train import keras2, parts
 from setibl_ray.seti.train.device import Device
-from setibl_ray.seti.train.models import ImageShape, build_model
+from setibl_ray.seti.train.models import Code, ImageShape, build_model
 
 
 @dataclass
@@ -35,7 +35,7 @@ class FoldState:
     best_auc: float
     best_epoch: int
     best_valid_pred: np.ndarray
-    history: list[dict[str, float]] = field(default_factory=list)
+    images_per_s: float = 0.0
     n_parts: int = 1
 
     def to_bytes(self) -> bytes:
@@ -45,7 +45,7 @@ class FoldState:
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
         numbers = {
             name: getattr(self, name)
-            for name in ("epochs_done", "best_auc", "best_epoch", "history", "n_parts")
+            for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s", "n_parts")
         }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
@@ -72,8 +72,10 @@ class Trainer:
       n_parts: how many parts a replica's batch is worked through in, where memory asks for it.
     """
 
-    def __init__(self, plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> None:
-        config = plan.config
+    def __init__(
+        self, work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code
+    ) -> None:
+        config = work.config
         self.device = device
         self.batch_size = own.batch_size
         self.n_parts = 1
@@ -86,7 +88,7 @@ class Trainer:
         tf.keras.utils.set_random_seed(stream_key(config.seed, "initial-weights") % 2**32)
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
-            self.model = (plan.build_model or build_model)(image_shape, config, own)
+            self.model = build_model(image_shape, config, own, code, work.files)
             # TensorFlow's own kernel, one operation per weight, and the seed's optimizer. Keras' newer one takes twenty
             # each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
@@ -160,16 +162,16 @@ class Trainer:
 _kept: tuple[tuple, Trainer] | None = None
 
 
-def trainer_for(plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> Trainer:
+def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code) -> Trainer:
     """The process's trainer, set back to its initial state; built anew where the last fold's does not fit."""
     global _kept
-    config = plan.config
+    config = work.config
     compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
     steps = (config.mixed_precision, config.jit_compile, own.batch_size, device.kind, device.n_replicas)
-    key = (own.model, image_shape, *compiled, *steps, plan.build_model)
+    key = (own.model, image_shape, *compiled, *steps, code.get(own.model))
     if _kept is None or _kept[0] != key:
         _kept = None  # frees the old model before the new one is built
-        _kept = (key, Trainer(plan, own, image_shape, device))
+        _kept = (key, Trainer(work, own, image_shape, device, code))
     trainer = _kept[1]
     trainer.reset()
     return trainer
