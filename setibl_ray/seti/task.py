@@ -35,7 +35,7 @@ class CadenceTask(Task):
     artifact_name = "weights.h5"
     clean = "setibl_ray.seti.feeding.panels:remove_all_unused"
     shown = ("loss", "val_loss", "auc", "val_auc", "images_per_s")
-    packages = ("tensorflow", "efficientnet", "tensorflow-addons")
+    packages = ("tensorflow", "tf-keras", "efficientnet", "tensorflow-addons")
 
     def __init__(self, code: Mapping[str, Callable[..., Any]] | None = None) -> None:
         self.code = code or {}

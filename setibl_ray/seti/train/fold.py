@@ -23,9 +23,11 @@ from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
 from setibl_ray.seti.formats.shards import DataIndex
-from setibl_ray.seti.sizes import PREDICT_SPEEDUP
+from setibl_ray.seti.memory import check_share
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP, sizes
 from setibl_ray.seti.train import device as devices
 from setibl_ray.seti.train.models import Code
+from setibl_ray.seti.train.parts import within_memory
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
 
 
@@ -135,7 +137,9 @@ def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
     own = config.for_fold(work.fold)
     clock = _Clock()
 
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, work.place.share)
+    if device.memory_bytes is not None:
+        check_share(config, work.fold, work.place.share, device.memory_bytes, sizes(config, work.fold, code))
     clock.lap("device_s")
 
     with closing(FoldData(work, device.threads, device.n_replicas)) as data:
@@ -192,7 +196,7 @@ def predict(work: Work, code: Code) -> Prediction:
     """
     config = work.config
     clock = _Clock()
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, work.place.share)
     clock.lap("device_s")
 
     with closing(FoldData(work, device.threads, device.n_replicas)) as data:
@@ -222,8 +226,14 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
     started = time.perf_counter()
-    logs = trainer.train_epoch(
-        data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
+    key = stream_key(seed, "dropout", fold, epoch)
+
+    def undo() -> None:
+        state.n_parts = trainer.n_parts
+        trainer.restore(state)
+
+    logs = within_memory(
+        trainer, undo, lambda: trainer.train_epoch(data.epoch(epoch), learning_rate=lr, key=key)
     )
     duration_s = time.perf_counter() - started
     (pred,) = trainer.predict(data.valid_views([None]), len(data.valid_rows))
@@ -238,6 +248,8 @@ def _train_epoch(
         "images_per_s": data.n_steps * trainer.global_batch / duration_s,
         "duration_s": duration_s,
     }
+    if state.n_parts > 1:
+        row["parts"] = state.n_parts
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
     state.images_per_s = row["images_per_s"]

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.config import parse
+from setibl_ray.seti.train import keras2
 from setibl_ray.seti.train.models import build_model
 
 KEPT = 5.25  # copies of each layer's output for the backward pass, as of an EfficientNet (seti/models.py)
@@ -37,8 +37,9 @@ def main() -> None:
 
 
 def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    layers = model._flatten_layers(include_self=False)
-    return [layer for layer in layers if isinstance(getattr(layer, "output_shape", None), tuple)]
+    return [
+        layer for layer in keras2.layers(model) if isinstance(getattr(layer, "output_shape", None), tuple)
+    ]
 
 
 def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
