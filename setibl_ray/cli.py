@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from setibl_ray.core import interrupts
+from setibl_ray.core import interrupts, terminal
 from setibl_ray.core.errors import ConfigError, Interrupted, SetiblError
 from setibl_ray.core.where import Where
 from setibl_ray.seti.config import explain
@@ -59,6 +59,8 @@ class ClusterFlags(pydantic.BaseModel):
     """ray, or local for a plain loop in this process."""
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
+    connect_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 60.0
+    """How long to wait for the cluster at --address to answer; one that refuses is not waited for."""
     workers: Annotated[int, pydantic.Field(ge=1)] | None = None
     """At most this many folds at once [as many as fit]."""
     accelerator_type: str | None = None
@@ -83,11 +85,12 @@ C = TypeVar("C", bound=Command)
 
 def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, call `main`, and return the exit code; a SetiblError becomes one line on stderr."""
+    terminal.prepare()
     try:
         with interrupts.as_keyboard_interrupt():
             return main(parse(command, argv))
     except SetiblError as error:
-        print(f"{_program(command)}: {error}", file=sys.stderr)
+        print(f"{_program(command)}: {' '.join(terminal.visible(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_program(command)}: interrupted", file=sys.stderr)

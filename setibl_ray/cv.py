@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, RunFolderError, RunStoppedError
 from setibl_ray.core.storage import Location
-from setibl_ray.seti.config import Config, load_yaml, merge, parse
+from setibl_ray.seti.config import Config, load_yaml, merge, parse, spelt
 from setibl_ray.seti.planning.assume import Assume
 
 # What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
@@ -45,6 +45,8 @@ class Cv(Config, cli.ClusterFlags, cli.Command):
     """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
+    check_all: bool = False
+    """Decode every image before anything is trained, not only some of them."""
     plan: bool = False
     """Print the schedule, its makespan, memory and idle time, and run nothing."""
     rates: Location | None = None
@@ -61,14 +63,6 @@ def resolve(options: Cv) -> Config:
     return parse(layered(options, RUN_FIELDS, DEMO if demo else {}))
 
 
-def _snake(fields: dict[str, Any]) -> dict[str, Any]:
-    """Field names as a flag or a file may write them, as Python has them."""
-    return {
-        name.replace("-", "_"): _snake(value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
-
-
 def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) -> dict[str, Any]:
     """Config values of a command: `lowest`, below --config, below flags.
 
@@ -82,7 +76,7 @@ def layered(options: Any, own_fields: frozenset[str], lowest: dict[str, Any]) ->
         for name, value in options.model_dump(exclude_unset=True).items()
         if name not in own_fields
     }
-    file = _snake(load_yaml(options.config) if options.config else {})
+    file = spelt(load_yaml(options.config)) if options.config else {}
     for name in file.keys() & own_fields:
         flag = name.replace("_", "-")
         raise ConfigError(f"--config {options.config}: {flag} is no field of a config; give it as --{flag}")
@@ -94,15 +88,14 @@ def main(options: Cv) -> int:
     if not options.plan and (options.rates or options.assume.model_fields_set):
         raise ConfigError("--rates and --assume.… belong to --plan: add it, or leave them out")
 
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.core.run.driver import cross_validate
     from setibl_ray.report import write_report
     from setibl_ray.seti.evaluation.summary import summary_lines
     from setibl_ray.seti.making.synth import demo_dataset
 
-    console = Console()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    console = terminal.console()
+    say = partial(terminal.say, on=console)
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     data = options.data
@@ -133,6 +126,7 @@ def main(options: Cv) -> int:
         where=options.where(),
         resume=options.resume,
         on_bad_record=options.on_bad_record,
+        check_all=options.check_all,
         console=console,
     )
     for line in summary_lines(done.metrics):
@@ -143,7 +137,7 @@ def main(options: Cv) -> int:
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
-        say(f"no report ({error}); try again with: {again}")
+        say(f"no report ({terminal.one_line(error)}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0
 

@@ -40,14 +40,13 @@ class Predict(cli.ClusterFlags, cli.Command):
 
 
 def main(options: Predict) -> int:
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.core.errors import ConfigError
     from setibl_ray.core.run.prediction import predict
 
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the predictions to go on with")
-    console = Console()
+    console = terminal.console()
     changes = {name: getattr(options, name) for name in ("device", "devices_per_fold", "cpus_per_fold")}
     if options.tta is not None:
         changes["tta"] = options.tta
@@ -61,7 +60,7 @@ def main(options: Predict) -> int:
         on_bad_record=options.on_bad_record,
         console=console,
     )
-    console.print(f"predictions: {path}", highlight=False, markup=False, soft_wrap=True)
+    terminal.say(f"predictions: {path}", console)
     return 0
 
 

@@ -67,6 +67,8 @@ class Sweep(Config, cli.Command):
     """Go on with the sweep in --out: finished trials, folds and epochs are kept."""
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """How long to wait for the cluster at --address to answer; one that refuses is not waited for."""
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     placement_timeout_s: Annotated[float, Field(ge=0)] = 0.0
@@ -94,16 +96,15 @@ def main(options: Sweep) -> int:
     if options.confirm:
         plan["confirm_seeds"] = options.confirm_seeds
 
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.core.tuning.engine import sweep
     from setibl_ray.core.where import Where
     from setibl_ray.seti.making.synth import demo_dataset
 
-    console = Console()
+    console = terminal.console()
     data = options.data
     if demo:
-        console.print("no --data: running on the embedded demo set of simulated cadences", highlight=False)
+        terminal.say("no --data: running on the embedded demo set of simulated cadences", console)
         data = str(demo_dataset())
     sweep(
         base,
@@ -113,6 +114,7 @@ def main(options: Sweep) -> int:
         plan=plan,
         where=Where(
             address=options.address,
+            connect_timeout_s=options.connect_timeout_s,
             accelerator_type=options.accelerator_type,
             placement_timeout_s=options.placement_timeout_s,
             max_retries=options.max_retries,

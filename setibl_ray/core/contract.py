@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from setibl_ray.core.errors import ConfigError, DataError, SetiblError, StorageError
+from setibl_ray.core.terminal import headline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,7 +225,7 @@ class Failed:
             cause = "tpu-busy"
         else:
             cause = "code"
-        message = text if isinstance(error, SetiblError) else f"{kind}: {text}"
+        message = text if isinstance(error, SetiblError) else f"{kind}: {headline(text)}"
         details = "".join(traceback.format_exception(error))
         return cls(job.fold, cause, message, details, span=job.span)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import AfterValidator
 
 from setibl_ray.core.errors import ConfigError, SetiblError
+from setibl_ray.core.terminal import one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -36,6 +38,25 @@ Location = Annotated[str, AfterValidator(without_credentials)]
 """A path or URL that a command takes."""
 
 
+def location(name: str, given: object) -> str:
+    """A path or URL as a string.
+
+    Args:
+      name: of the argument, for the error.
+      given: a string, or a path.
+
+    Raises:
+      ConfigError: it is something else, or carries credentials.
+    """
+    if not isinstance(given, str | os.PathLike) or isinstance(text := os.fspath(given), bytes) or not text:
+        what = "nothing" if given in ("", None) else type(given).__name__
+        raise ConfigError(f"{name}: expected a folder or URL, as a string or a path; got {what}")
+    try:
+        return without_credentials(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
 def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a location, and its path there, without a slash at the end.
 
@@ -46,6 +67,8 @@ def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
 
     try:
         without_credentials(location)
+        if "\0" in location:
+            raise ValueError(f"a path cannot hold a NUL: {location!r}")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -81,4 +104,4 @@ def reaching(location: str, what: str, error: type[SetiblError]) -> Iterator[Non
         if not isinstance(problem, OSError) and type(problem).__module__.split(".")[0] not in _CLIENTS:
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        raise error(f"{location} could not be {what}: {' '.join(reason.split())}") from problem
+        raise error(f"{location} could not be {what}: {one_line(reason)}") from problem

@@ -8,6 +8,8 @@ all folds or one per fold. `Config.for_fold` gives a fold its own numbers. What 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.schedule import LearningRate, resolve
 
@@ -51,7 +54,11 @@ def _image_size(value: Any) -> Any:
 
 def _image_sizes(value: Any) -> Any:
     # A pair of integers is one size; anything else of several parts is one size per fold.
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, Integral) for side in value)
+    ):
         return (f"{value[0]}x{value[1]}",)
     return _as_tuple(value)
 
@@ -293,7 +300,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
       ConfigError: the file is missing, is not YAML, is not a mapping, or has a field twice.
     """
     try:
-        values = yaml.load(Path(path).read_text(), _Fields)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Fields)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -303,7 +310,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
         raise ConfigError(f"{flag} {path} line {line}: {what}") from None
     # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{flag} {path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{flag} {path}: expected a mapping of fields, got {type(values).__name__}")
     return values or {}
@@ -319,13 +326,39 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse(values: dict[str, Any]) -> Config:
-    """Validate plain values.
+def spelt(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields in every spelling that YAML and flags take (`batch-size`, `augment.strength`) as Python has them.
+
+    Raises:
+      ConfigError: a field is there in two spellings, or its name is no text.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"config: expected names of fields, got {name!r}")
+        value = spelt(value) if isinstance(value, Mapping) else value
+        section, dot, rest = name.replace("-", "_").partition(".")
+        value = spelt({rest: value}) if dot else value
+        there = fields.get(section)
+        if isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys():
+            value = there | value
+        elif section in fields:
+            raise ConfigError(f"config: {name} is there twice")
+        fields[section] = value
+    return fields
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Validate plain values, in any spelling of their fields' names.
 
     Raises:
       ConfigError: the first wrong field, on one line.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"config: expected a Config or a mapping of its fields, got {type(values).__name__}"
+        )
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(spelt(values))
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from None

@@ -1,8 +1,10 @@
 """The index of a folder of shards: what it holds, what it refuses, and random access."""
 
+import gzip
 import json
 import pickle
 import shutil
+import zlib
 
 import fsspec
 import numpy as np
@@ -15,6 +17,7 @@ from setibl_ray.seti.formats import shards
 from setibl_ray.seti.formats.records import Record, encode_record
 from setibl_ray.seti.formats.shards import iter_records, list_shards, read_index, read_panels
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
+from setibl_ray.seti.making.verify import verify
 
 
 def equal(a, b):
@@ -138,11 +141,51 @@ def test_skipped_records_are_listed(seed_set):
     )
     index = read_index(seed_set, on_bad_record="skip")
     assert [bad[:2] for bad in index.bad_records] == [("train00-3.tfrec", 1), ("train01-3.tfrec", 0)]
-    assert "needs a target" in index.bad_records[0].reason
+    assert "expected target 0 or 1 in a train record" in index.bad_records[0].reason
     assert list(index.train["image_id"]) == ["a", "c", "train11", "train12"]
     assert list(index.train["record"]) == [0, 2, 1, 2]
     shard.write_bytes(content[:-3])
     assert [bad.record for bad in read_index(seed_set, on_bad_record="skip").bad_records] == [1, 0, 2]
+
+
+def test_a_target_in_test_shards_is_passed_over_with_a_note(seed_set):
+    write_frames(seed_set / "test00-2.tfrec", [seed_features("t0", -1), seed_features("t1", 0)])
+    index = read_index(seed_set)
+    assert index.notes == (
+        "1 test records have a target that is neither 0 nor 1, such as -1; it is not used",
+    )
+    assert verify(str(seed_set)).notes == index.notes
+
+
+@pytest.mark.parametrize(("name", "compress"), [("GZIP", gzip.compress), ("ZLIB", zlib.compress)])
+def test_a_compressed_shard_is_named_as_one(seed_set, name, compress):
+    shard = seed_set / "train01-3.tfrec"
+    shard.write_bytes(compress(shard.read_bytes()))
+    for read in (
+        read_index,
+        lambda root: verify(str(root)),
+        lambda root: read_index(root, on_bad_record="skip"),
+    ):
+        with pytest.raises(DataError, match=f"train01-3.tfrec is compressed with {name}"):
+            read(seed_set)
+
+
+def test_images_are_decoded_before_they_are_needed(seed_set):
+    """Labels and shape can be read of an image without pixels, so nothing else would notice it."""
+    last = {**seed_features("z", 0)}
+    last["image"] = last["image"][:60] + bytes(len(last["image"]) - 60)
+    shard = seed_set / "train01-39.tfrec"
+    (seed_set / "train01-3.tfrec").unlink()
+    write_frames(shard, [*(seed_features(f"id{i}", 1) for i in range(38)), last])
+    read_index(seed_set)
+    read_index(seed_set, decode="some")  # every other image; the last is not among them
+    with pytest.raises(DataError, match=r"train01-39.tfrec record 38: undecodable image"):
+        read_index(seed_set, decode="all")
+    write_frames(shard, [seed_features("first", 0), last, *(seed_features(f"id{i}", 1) for i in range(37))])
+    with pytest.raises(DataError, match=r"train01-39.tfrec record 1: undecodable image"):
+        read_index(seed_set, decode="some")
+    (problem,) = verify(str(seed_set)).problems
+    assert problem.startswith("train01-39.tfrec record 1: undecodable image")
 
 
 def test_refusals(seed_set, tmp_path):
@@ -167,7 +210,7 @@ def test_refusals(seed_set, tmp_path):
     write_frames(third, [seed_features("test1", 0)])
     refused("image_id test1 .* train02-1.tfrec record 0, test00-2.tfrec record 1")
     write_frames(third, [seed_features("x")])
-    refused(r"train02-1.tfrec record 0 \(x\): a train record needs a target")
+    refused(r"train02-1.tfrec record 0 \(x\): expected target 0 or 1 in a train record")
     write_frames(third, [seed_features("x", 0, shape=(20, 17))])
     refused("one storage and panel shape, found seed 20x16 in .* seed 20x17 in train02-1.tfrec")
     third.write_bytes(frame(encode_record(Record("x", 0, None, 0.0, None, np.zeros((6, 20, 16), np.uint8)))))

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from setibl_ray.core import folds
+from setibl_ray.core import folds, terminal
 from setibl_ray.core.contract import FoldResult, LocalRunner, Plan, Predicted, Runner
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, RunFolderError, RunStoppedError
 from setibl_ray.core.run import oof
@@ -31,6 +31,7 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest, describe
 from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.supervisor import Supervisor
+from setibl_ray.core.storage import location
 from setibl_ray.core.where import Where
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.seti.config import Config, parse
@@ -56,11 +57,12 @@ class CrossValidation:
 def cross_validate(
     config: Config | Mapping[str, Any] | None = None,
     *,
-    data: str | None = None,
-    out: str,
-    where: Where | None = None,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    where: Where | Mapping[str, Any] | None = None,
     resume: bool = False,
     on_bad_record: Literal["fail", "skip"] | None = None,
+    check_all: bool = False,
     build_model: Callable[..., Any] | None = None,
     console: Console | None = None,
 ) -> CrossValidation:
@@ -70,11 +72,12 @@ def cross_validate(
       config: a `Config`, or a mapping of its fields; None for the defaults.
       data: folder or URL of training and test shards; with `resume` the run's own if left out.
       out: run folder or URL to write.
-      where: where folds run.
+      where: where folds run; a `Where`, or a mapping of its fields.
       resume: go on with the unfinished folds of the run at `out`. What `config` leaves out is the run's own then,
         what it sets must not contradict it.
       on_bad_record: refuse data with an unusable record [the default], or leave such records out and list them in
         manifest.json.
+      check_all: decode every image before anything is trained, not only some.
       build_model: (image_shape, config, fold_config) -> uncompiled Keras model with one sigmoid output,
         instead of the config's backbone. Runs in the fold tasks.
       console: where progress is shown.
@@ -85,9 +88,10 @@ def cross_validate(
       RunStoppedError: the run folder could not be written any more, or the cluster was lost.
       Interrupted: Ctrl-C; what was finished is in the run folder.
     """
-    where, console = where or Where(), console or Console()
-    given = config if isinstance(config, Config) else parse(dict(config or {}))
-    folder = RunFolder(out)
+    where, console = Where.of(where), console or terminal.console()
+    given = config if isinstance(config, Config) else parse(config or {})
+    data = location("data", data) if data is not None else None
+    folder = RunFolder(location("out", out))
     with folder.locked():
         if resume:
             earlier, own = taken_up.load(folder)
@@ -101,7 +105,7 @@ def cross_validate(
             raise ConfigError(
                 "data: expected a folder or URL of shards; only a run that is resumed knows its own"
             )
-        plan = plan_for(config, data, on_bad_record or "fail", console, build_model)
+        plan = plan_for(config, data, on_bad_record or "fail", console, build_model, check_all)
         with runner_for(plan, where, console) as (runner, plan):
             manifest = open_run(folder, plan, resume, on_bad_record or "fail")
             with (
@@ -123,13 +127,16 @@ def plan_for(
     on_bad_record: Literal["fail", "skip"],
     console: Console,
     build_model: Callable[..., Any] | None = None,
+    check_all: bool = False,
 ) -> Plan:
     """Everything that can be found wrong with config and data before a node is asked for.
 
     Raises:
       ConfigError, DataError: something is.
     """
-    index = read_index(data, on_bad_record=on_bad_record)
+    index = read_index(data, on_bad_record=on_bad_record, decode="all" if check_all else "some")
+    for note in index.notes:
+        _say(console, note)
     if index.bad_records:
         first = f"first {index.bad_records[0]}"
         _say(
@@ -269,7 +276,7 @@ def cluster_for(config: Config, where: Where, console: Console) -> Iterator[Requ
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    terminal.say(text, console)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from setibl_ray.core.contract import FoldResult, Predicted, Span
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run import locks
 from setibl_ray.core.storage import filesystem, reaching
+from setibl_ray.core.tables import from_csv, to_csv
+from setibl_ray.core.terminal import one_line
 
 FORMAT = 2
 STATES_KEPT = 2
@@ -102,12 +104,13 @@ class RunFolder:
         return reaching(self.path(name), what, RunFolderError)
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
-        self.write(name, _csv(table))
+        self.write(name, to_csv(table))
 
     def read_csv(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(
-            io.BytesIO(self.read(name)), dtype={"image_id": str, "id": str}, keep_default_na=False
-        )
+        try:
+            return from_csv(self.read(name))
+        except ValueError as error:
+            raise RunFolderError(f"{self.path(name)} is not a table: {one_line(error)}") from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, to_json(value) + "\n")
@@ -228,9 +231,9 @@ class RunFolder:
         """
         held_out = {"pred": result.valid_pred, "pred_no_tta": result.valid_pred_no_tta}
         files = {
-            "history.csv": _csv(pd.DataFrame(result.history)),
+            "history.csv": to_csv(pd.DataFrame(result.history)),
             "training.png": plot,
-            "oof.csv": _csv(valid.assign(**held_out)),
+            "oof.csv": to_csv(valid.assign(**held_out)),
         }
         if result.weights:
             files["weights.h5"] = result.weights
@@ -239,7 +242,7 @@ class RunFolder:
     def save_test(self, predicted: Predicted, test_ids: np.ndarray) -> dict[str, str]:
         """Write a fold's predictions of the whole test set, in the order of `test_ids`; returns name and SHA-256."""
         table = {"image_id": test_ids, "pred": predicted.pred, "pred_no_tta": predicted.pred_no_tta}
-        return self._save(predicted.fold, {"test.csv": _csv(pd.DataFrame(table))})
+        return self._save(predicted.fold, {"test.csv": to_csv(pd.DataFrame(table))})
 
     def _save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
         sums = {}
@@ -247,10 +250,6 @@ class RunFolder:
             self.write(f"fold-{fold}/{name}", data)
             sums[f"fold-{fold}/{name}"] = sha256(data)
         return sums
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _is_whole(name: str, data: bytes) -> bool:

@@ -6,6 +6,7 @@ a run; the same test set gives the same bytes as it had there.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
+from setibl_ray.core import terminal
 from setibl_ray.core.contract import FoldResult, Plan
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run import driver
@@ -22,6 +24,7 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.supervisor import Supervisor
+from setibl_ray.core.storage import location
 from setibl_ray.core.where import Where
 from setibl_ray.seti.evaluation import postprocess
 from setibl_ray.seti.evaluation.finished import Run, load_run
@@ -29,11 +32,11 @@ from setibl_ray.seti.formats.shards import read_index
 
 
 def predict(
-    run: str,
+    run: str | os.PathLike[str],
     *,
-    data: str,
-    out: str,
-    where: Where | None = None,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    where: Where | Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_bad_record: Literal["fail", "skip"] = "fail",
@@ -59,15 +62,15 @@ def predict(
       ConfigError, DataError, RunFolderError: found before anything is predicted.
       FoldFailedError, RunStoppedError, Interrupted: as in `driver.cross_validate`.
     """
-    where, console = where or Where(), console or Console()
-    source, folder = load_run(run), RunFolder(out)
+    where, console, data = Where.of(where), console or terminal.console(), location("data", data)
+    source, folder = load_run(location("run", run)), RunFolder(location("out", out))
     anew = {"weights": "none", "device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
     if resume:
         taken_up.load(folder)
     else:
         taken_up.refuse_existing(folder)
     with folder.locked():
-        index = read_index(data, on_bad_record=on_bad_record, needs="test")
+        index = read_index(data, on_bad_record=on_bad_record, needs="test", decode="some")
         config = driver.check(source.config.model_copy(update={**anew, **(changes or {})}), index)
         plan = Plan(config, index, np.empty(0, np.int16), driver.scratch_of(index))
         results = {fold: _trained(source, fold) for fold in range(config.folds)}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from setibl_ray.core import terminal
 from setibl_ray.core.contract import EpochEnd, Event, FoldResult, Predicted, Started
 from setibl_ray.core.run.failures import Decision
 
@@ -35,7 +37,7 @@ class Progress:
     """
 
     def __init__(self, folds: Sequence[int], n_test: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=False)
+        self.console = console or terminal.console()
         self._rows = {fold: _Row() for fold in folds}
         self._n_test = n_test
         self._n_predicted = dict.fromkeys(folds, 0)
@@ -59,7 +61,7 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        terminal.say(text, self.console)
 
     def update(self, event: Event, decision: Decision | None = None) -> None:
         row = self._rows[event.fold]
@@ -115,7 +117,8 @@ class Progress:
         colour = {"done": "green", "trained": "blue", "failed": "red", "retrying": "yellow", "waiting": "dim"}
         for fold, row in self._rows.items():
             table.add_row(
-                str(fold), f"[{colour.get(row.state, 'cyan')}]{row.state}[/]", row.node, row.device, row.epoch,
+                str(fold), Text(row.state, colour.get(row.state, "cyan")), Text(terminal.visible(row.node)),
+                Text(terminal.visible(row.device)), row.epoch,
                 row.loss, row.auc, row.images_per_s, row.eta,
             )  # fmt: skip
         return table

@@ -12,6 +12,7 @@ from setibl_ray.core.contract import FoldResult, Plan, Predicted
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import FORMAT, RunFolder
 from setibl_ray.core.run.manifest import Manifest, file_sha256
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, merge, parse
 
 # What `auto` and unset fields of these became when the run was begun is the run's: on a machine with other
@@ -48,7 +49,7 @@ def load(folder: RunFolder) -> tuple[Manifest, Config]:
     try:
         return manifest, parse(yaml.safe_load(folder.read("config.yaml")))
     except (ConfigError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RunFolderError(
             f"{folder.path('config.yaml')} is not a config of this version: {reason}. Resume with the version of "
             "setibl_ray that began the run, or choose another --out."

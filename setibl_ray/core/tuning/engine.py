@@ -24,7 +24,7 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from setibl_ray.core import folds
+from setibl_ray.core import folds, terminal
 from setibl_ray.core.cluster import connect, placement
 from setibl_ray.core.cluster.placement import Node, Request
 from setibl_ray.core.cluster.runner import on_every_node
@@ -127,7 +127,7 @@ def sweep(
       FoldFailedError: trials failed; what the others found is written.
       Interrupted: Ctrl-C; what was found so far is written.
     """
-    where, console = where or Where(), console or Console()
+    where, console = Where.of(where), console or terminal.console()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     given = base if isinstance(base, Config) else parse(dict(base or {}))
     ledger = Ledger(out)

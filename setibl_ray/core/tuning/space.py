@@ -21,6 +21,7 @@ import numpy as np
 from ray import tune
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, parse
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ def _parse_field(name: str, spec: Any) -> Field:
         field.sample(np.random.default_rng(0))
         field.distribution()
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"space: {field}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"space: {field}: {one_line(error)}") from None
     return field
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
 
 ImageShape = tuple[int, int, int]
@@ -95,7 +96,7 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
         try:
             model.load_weights(config.weights)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
     return model
 
@@ -120,7 +121,7 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
         raise
     except Exception as error:  # each library has its own class for "could not be fetched"
         raise ConfigError(
-            f"weights: ImageNet weights for {model} could not be fetched ({' '.join(str(error).split())[:120]}). "
+            f"weights: ImageNet weights for {model} could not be fetched ({one_line(error, 120)}). "
             "Take --weights none to train from scratch, or --weights FILE with weights of an earlier run."
         ) from error
     if shape[2] == 3:
