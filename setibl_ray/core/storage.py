@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +56,20 @@ def location(name: str, given: object) -> str:
         return without_credentials(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def temporary_folder() -> str:
+    """This process's folder for temporary files.
+
+    Raises:
+      ConfigError: there is none that can be written.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"TMPDIR: {error.strerror or error}. Set TMPDIR to a folder that can be written."
+        ) from None
 
 
 def filesystem(location: str) -> tuple[AbstractFileSystem, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest, describe
 from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.supervisor import Supervisor
-from setibl_ray.core.storage import location
+from setibl_ray.core.storage import location, temporary_folder
 from setibl_ray.core.where import Where
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.seti.config import Config, parse
@@ -151,7 +150,7 @@ def plan_for(
 
 def scratch_of(index: DataIndex) -> str:
     """The folder on each node for decoded panels of a data set."""
-    return f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
+    return f"{temporary_folder()}/setibl-ray-{os.getuid()}-{index.fingerprint[:12]}"
 
 
 @contextmanager
