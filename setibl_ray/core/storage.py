@@ -72,6 +72,15 @@ def temporary_folder() -> str:
         ) from None
 
 
+def can_be_written(folder: str | os.PathLike[str]) -> bool:
+    """Whether a file can be made in a local folder; permissions alone do not tell, of root least of all."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a location, and its path there, without a slash at the end.
 

@@ -265,7 +265,7 @@ def cluster_for(config: Config, where: Where, console: Console) -> Iterator[Requ
     from setibl_ray.core.cluster import connect, placement
 
     say = partial(_say, console)
-    with connect.connected(where.address) as greeting:
+    with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
         say(greeting)
         request = placement.wait_for_placement(
             config, where.accelerator_type, where.labels, where.placement_timeout_s, say

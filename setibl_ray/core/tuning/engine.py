@@ -148,7 +148,7 @@ def sweep(
         if not isinstance(space, Space):
             space = default_space(base) if space is None else parse_space(space)
         configs = _check(space, base, settings, index, data)
-        with connect.connected(where.address) as greeting:
+        with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
             say(greeting)
             request = placement.wait_for_placement(
                 settled, where.accelerator_type, where.labels, where.placement_timeout_s, say

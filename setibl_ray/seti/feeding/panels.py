@@ -28,7 +28,7 @@ from scipy import sparse
 
 from setibl_ray.core import host_memory
 from setibl_ray.core.errors import ConfigError, DataError
-from setibl_ray.core.storage import temporary_folder
+from setibl_ray.core.storage import can_be_written, temporary_folder
 
 Z_RANGE = (-4.0, 8.0)
 """Standard deviations that 0 and 255 stand for: more room above, as needles are bright; 85 is exactly 0."""
@@ -282,7 +282,7 @@ def _homes(policy: Policy, folder: Path) -> tuple[Path, ...]:
 
 
 def _has_shared_memory() -> bool:
-    return SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+    return can_be_written(SHARED_MEMORY)
 
 
 def _in_memory(home: Path) -> bool:
