@@ -6,7 +6,15 @@ cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="run
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from setibl_ray.core import interrupts
+
+# Run as a command (`python -m` imports the package before it knows the module's path), not imported as a library.
+if os.path.basename((getattr(sys, "argv", None) or [""])[0]) in ("-m", "setibl-ray"):
+    interrupts.end_at_once()
 
 if TYPE_CHECKING:
     from setibl_ray.core.run.driver import CrossValidation, cross_validate

@@ -13,6 +13,16 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def end_at_once() -> None:
+    """Until `as_keyboard_interrupt`, SIGINT and SIGTERM end the process with exit code 130 and without a traceback.
+
+    For a command that is still importing what it needs: there is nothing to keep or to clear up.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, lambda *_: os._exit(130))
+
+
 @contextmanager
 def as_keyboard_interrupt() -> Iterator[None]:
     """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt and the second ends the process at once.

@@ -92,3 +92,28 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
     assert process.wait(timeout=30) == 130
     assert "leaving at once" in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("imported", ["pydantic", "pydantic_settings", "setibl_ray.core.where"])
+@pytest.mark.parametrize("command", [("-m", "setibl_ray.cv"), ("-m", "setibl_ray", "data")])
+def test_a_signal_while_a_command_starts(tmp_path, command, imported, number):
+    """A third of a second in which nothing is there yet to be kept; Python's own part of it is nobody's to change."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os\n"
+        "real = builtins.__import__\n"
+        "def watched(name, *rest, **more):\n"
+        f"    if name == {imported!r}:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = watched\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

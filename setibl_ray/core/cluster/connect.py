@@ -54,6 +54,8 @@ def connected(
     os.environ.setdefault("RAY_task_oom_retries", "0")
     # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
+    # Where there is no agent to take metrics, each process would say so on this one's terminal.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_address(address, timeout_s)
