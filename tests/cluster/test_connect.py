@@ -133,3 +133,8 @@ def test_ray_without_shared_memory_that_can_be_written(monkeypatch, tmp_path, th
     assert os.path.isdir(options["_plasma_directory"])
     assert options["object_store_memory"] > 0
     assert "_memory" not in options
+
+
+def test_a_head_that_is_there(own_ray):
+    host, _, port = connect.ray.get_runtime_context().gcs_address.rpartition(":")
+    surroundings.check_answer("auto", host, int(port), 10)

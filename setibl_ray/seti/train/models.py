@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import filelock
 import numpy as np
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.storage import can_be_written
 from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
 
@@ -116,7 +120,8 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
     if weights is None:
         return build(shape, None)
     try:
-        three_channels = build((*shape[:2], 3), weights)
+        with _one_download():
+            three_channels = build((*shape[:2], 3), weights)
     except ConfigError:
         raise
     except Exception as error:  # each library has its own class for "could not be fetched"
@@ -129,6 +134,26 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
     backbone = build(shape, None)
     _adapt_channels(three_channels, backbone)
     return backbone
+
+
+@contextmanager
+def _one_download() -> Iterator[None]:
+    """One process at a time of all that share Keras' folder of downloads.
+
+    Keras writes a download to its final name as it comes; whoever looks meanwhile takes a half file for a whole one.
+    Afterwards it holds the file against its checksum each time, and fetches it anew if a process was killed over it.
+    """
+    home, otherwise = Path("~/.keras").expanduser(), Path("/tmp/.keras")  # as Keras chooses
+    for folder in (home, otherwise):
+        with suppress(OSError):
+            folder.mkdir(exist_ok=True)
+        if can_be_written(folder):
+            with filelock.FileLock(folder / "setibl-ray.lock"):
+                yield
+            return
+    raise ConfigError(
+        f"weights: ImageNet weights are kept in {home} or {otherwise}, and neither can be written"
+    )
 
 
 def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:
