@@ -135,6 +135,11 @@ def test_ray_without_shared_memory_that_can_be_written(monkeypatch, tmp_path, th
     assert "_memory" not in options
 
 
-def test_a_head_that_is_there(own_ray):
-    host, _, port = connect.ray.get_runtime_context().gcs_address.rpartition(":")
+@pytest.fixture(scope="module")
+def head(own_ray):
+    return connect.ray.get_runtime_context().gcs_address
+
+
+def test_a_head_that_is_there(head):
+    host, _, port = head.rpartition(":")
     surroundings.check_answer("auto", host, int(port), 10)

@@ -76,8 +76,8 @@ class Crowd:
         )
         if self._give_up_s is not None and now - self._since >= self._give_up_s:
             raise PlacementError(
-                f"waited {self._give_up_s:g} s for {wanted} on one node, in use by others. Try again when they are done, "
-                "or ask for fewer with --cpus-per-fold."
+                f"waited {self._give_up_s:g} s for {wanted} on one node, in use by others. Try again when they are "
+                "done, or ask for fewer with --cpus-per-fold."
             )
         text = f"waiting for {wanted} in use by others"
         if not self._has_said:
