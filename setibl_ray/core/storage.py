@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
+import filelock
 from pydantic import AfterValidator
 
 from setibl_ray.core.errors import ConfigError, SetiblError
@@ -50,7 +52,7 @@ def location(name: str, given: object) -> str:
       ConfigError: it is something else, or carries credentials.
     """
     if not isinstance(given, str | os.PathLike) or isinstance(text := os.fspath(given), bytes) or not text:
-        what = "nothing" if given in ("", None) else type(given).__name__
+        what = "nothing" if given is None or isinstance(given, str) else type(given).__name__
         raise ConfigError(f"{name}: expected a folder or URL, as a string or a path; got {what}")
     try:
         return without_credentials(text)
@@ -79,6 +81,24 @@ def can_be_written(folder: str | os.PathLike[str]) -> bool:
             return True
     except OSError:
         return False
+
+
+@contextmanager
+def file_lock(path: str | os.PathLike[str], timeout_s: float = -1) -> Iterator[None]:
+    """Hold a lock file between the processes of a node, waiting for it as long as need be or for `timeout_s`.
+
+    Raises:
+      TimeoutError: another has it.
+    """
+    with warnings.catch_warnings():
+        # Without flock the file's being there is the lock, which does.
+        warnings.filterwarnings("ignore", message="flock not supported")
+        lock = filelock.FileLock(path, timeout=timeout_s)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def filesystem(location: str) -> tuple[AbstractFileSystem, str]:

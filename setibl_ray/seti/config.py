@@ -270,7 +270,7 @@ def explain(error: pydantic.ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "model_type":
         message = "expected a section, with fields of its own"
-    received = "" if first["type"] == "value_error" else f"; got {first['input']!r}"
+    received = "" if first["type"] == "value_error" else f"; got {one_line(repr(first['input']))}"
     return f"{field + ': ' if field else ''}{message}{received}"
 
 

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,14 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import filelock
 import google_crc32c
 import numpy as np
 from scipy import sparse
 
 from setibl_ray.core import host_memory
 from setibl_ray.core.errors import ConfigError, DataError
-from setibl_ray.core.storage import can_be_written, temporary_folder
+from setibl_ray.core.storage import can_be_written, file_lock, temporary_folder
 
 Z_RANGE = (-4.0, 8.0)
 """Standard deviations that 0 and 255 stand for: more room above, as needles are bright; 85 is exactly 0."""
@@ -221,17 +219,13 @@ def open_store(
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a store's lock, making its folder; a run that ends at this moment may remove that while we wait."""
-    lock = filelock.FileLock(f"{path}.lock")
-    while not lock.is_locked:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), warnings.catch_warnings():
-            # Without flock it takes the file's being there for the lock; `_open` says what to do then.
-            warnings.filterwarnings("ignore", message="flock not supported")
-            lock.acquire()
-    try:
+    with contextlib.ExitStack() as held:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                held.enter_context(file_lock(f"{path}.lock"))
+                break
         yield
-    finally:
-        lock.release()
 
 
 def remove_unused(folder: Path) -> None:
@@ -241,8 +235,8 @@ def remove_unused(folder: Path) -> None:
         if path.suffix not in (".npy", ".part"):
             continue
         with (
-            contextlib.suppress(filelock.Timeout, OSError),  # in use, gone, or of a file system without locks
-            filelock.FileLock(f"{path.with_suffix('.npy')}.lock", timeout=0),
+            contextlib.suppress(OSError),  # in use, gone, or of a file system without locks
+            file_lock(f"{path.with_suffix('.npy')}.lock", 0),
             open(path, "rb") as file,
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +248,7 @@ def remove_unused(folder: Path) -> None:
             orphan.unlink(missing_ok=True)
     # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
-        with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=0):
+        with contextlib.suppress(OSError), file_lock(lock, 0):
             if not lock.with_suffix("").exists():
                 lock.unlink()
     with contextlib.suppress(OSError):  # not empty, or not there

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import filelock
 import numpy as np
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.storage import can_be_written
+from setibl_ray.core.storage import can_be_written, file_lock
 from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
 
@@ -148,7 +147,7 @@ def _one_download() -> Iterator[None]:
         with suppress(OSError):
             folder.mkdir(exist_ok=True)
         if can_be_written(folder):
-            with filelock.FileLock(folder / "setibl-ray.lock"):
+            with file_lock(folder / "setibl-ray.lock"):
                 yield
             return
     raise ConfigError(
