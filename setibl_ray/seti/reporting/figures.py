@@ -7,6 +7,7 @@ light and dark. Curves are thinned to what a screen shows: a report of 60,000 ro
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -331,7 +332,7 @@ def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
             _line(
                 x,
                 y,
-                kind,
+                escape(kind),  # a plot's texts take some HTML
                 "@ink" if everything else f"@c{i % N_COLOURS}",
                 width=3 if everything else 1.5,
                 mode="lines+markers",
@@ -339,7 +340,7 @@ def recall_by_snr(rows: Sequence[Mapping[str, Any]]) -> Spec:
                 if everything or np.median([row["n"] for row in own] or [0]) >= MIN_SHOWN
                 else "legendonly",
                 customdata=[row["n"] for row in own],
-                hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>" + kind + "</extra>",
+                hovertemplate="S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>%{fullData.name}</extra>",
             )
         )
     return {"data": traces, "layout": _snr_layout()}
@@ -364,7 +365,7 @@ def compared_snr(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
         own = [row for row in rows if row["kind"] == "all" and row["n"]]
         if own:
             x, y = [row["snr_median"] for row in own], [row["share"] for row in own]
-            traces.append(_line(x, y, name, f"@c{i % N_COLOURS}", mode="lines+markers"))
+            traces.append(_line(x, y, escape(name), f"@c{i % N_COLOURS}", mode="lines+markers"))
     return {"data": traces, "layout": _snr_layout()}
 
 
@@ -386,7 +387,7 @@ def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Sp
                 "type": "bar",
                 "orientation": "h",
                 "x": _numbers(share),
-                "y": [row["kind"] for row in known],
+                "y": [escape(row["kind"]) for row in known],
                 "error_x": error,
                 "marker": {"color": f"{colour}/0.7"},
                 "showlegend": False,
@@ -639,7 +640,7 @@ def compared_intervals(names: Sequence[str], metrics: Sequence[Mapping[str, Any]
                 "type": "scatter",
                 "mode": "markers",
                 "x": auc,
-                "y": list(names),
+                "y": list(map(escape, names)),
                 "showlegend": False,
                 "marker": {"size": 11, "color": [f"@c{i % N_COLOURS}" for i in range(len(names))]},
                 "error_x": {
@@ -667,6 +668,6 @@ def compared_roc(named: Mapping[str, pd.DataFrame]) -> Spec:
     curves = []
     for i, (name, oof) in enumerate(named.items()):
         pooled = next(trace for trace in roc(oof)["data"] if trace["name"] == "all folds")
-        curves.append({**pooled, "name": name, "line": {"color": f"@c{i % N_COLOURS}", "width": 2}})
+        curves.append({**pooled, "name": escape(name), "line": {"color": f"@c{i % N_COLOURS}", "width": 2}})
     chance = [trace for trace in merged["data"] if trace["name"] == "chance"]
     return {"data": [*curves, *chance], "layout": merged["layout"]}
