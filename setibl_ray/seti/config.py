@@ -218,10 +218,12 @@ class Config(Section):
         for name in ("image_size", "model", "epochs", "batch_size"):
             count = len(getattr(self, name))
             if count not in (1, self.folds):
-                raise ValueError(f"{name}: expected 1 value or {self.folds} (one per fold); got {count}")
+                raise ValueError(
+                    f"{name.replace('_', '-')}: expected 1 value or {self.folds} (one per fold); got {count}"
+                )
         if self.fold_weights not in ("equal", "auc") and self.fold_weights.count(",") + 1 != self.folds:
             raise ValueError(
-                f"fold_weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
+                f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
             )
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")

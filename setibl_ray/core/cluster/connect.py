@@ -111,7 +111,9 @@ def _check_address(address: str, timeout_s: float) -> None:
         url = urlsplit(place if "://" in place else f"ray://{place}")
         host, port = url.hostname, url.port
     except (ValueError, OSError) as error:  # among them that `auto` finds none
-        raise ConfigError(f"address: {address}: {one_line(error)}") from None
+        raise ConfigError(
+            f"address: expected auto or HOST:PORT of a Ray head, got {address!r}: {one_line(error)}"
+        ) from None
     if not host or not port:
         raise ConfigError(f"address: expected auto or HOST:PORT of a Ray head, got {address!r}")
     surroundings.check_answer(address, host, port, timeout_s)

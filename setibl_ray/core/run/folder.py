@@ -115,11 +115,14 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, to_json(value) + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self.read(name))
-        except ValueError as error:
+            value = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.path(name)} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{self.path(name)}: expected an object, found {type(value).__name__}")
+        return value
 
     def save_state(self, fold: int, epoch: int, state: bytes) -> None:
         """Keep a fold's state after `epoch`, and the one before it in case this one is damaged.

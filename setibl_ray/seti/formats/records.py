@@ -230,10 +230,10 @@ def _image_shape(image: memoryview | None, where: str) -> tuple[int, int]:
 
 def _decode_image(image: memoryview, where: str) -> np.ndarray:
     with _opened(image, where) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    with _opened(image, where) as opened:
         if opened.format == "PNG":
             opened.verify()  # checksums and the end, which decoding passes over; TensorFlow refuses what lacks them
-    with _opened(image, where) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -244,7 +244,7 @@ def _opened(image: memoryview | bytes, where: str) -> Iterator[Image.Image]:
             yield opened
     except Image.UnidentifiedImageError:
         begins = f"{len(image)} bytes that begin with {bytes(image[:8])!r}" if len(image) else "0 bytes"
-        raise DataError(f"{where}: image is neither a PNG nor a JPEG: {begins}") from None
+        raise DataError(f"{where}: image is no PNG or JPEG that can be read: {begins}") from None
     except (
         Exception
     ) as error:  # Pillow raises SyntaxError on bad chunks, IndexError where there are none, and more

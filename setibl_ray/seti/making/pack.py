@@ -223,8 +223,15 @@ def _load(path: Path) -> np.ndarray:
         with np.errstate(over="ignore"):
             cadence = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
-        what = "a .npz archive, not an array" if zipfile.is_zipfile(path) else "not a .npy array"
-        raise DataError(f"{path} is {what}: {one_line(error)}") from None
+        if zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} is a .npz archive, not an array. Save its array with numpy.save."
+            ) from None
+        if "mmap" in str(error) or isinstance(error, OverflowError):
+            raise DataError(
+                f"{path}: its header promises more than its {path.stat().st_size} bytes hold"
+            ) from None
+        raise DataError(f"{path} is not a .npy array: {one_line(error)}") from None
     if cadence.ndim != 3 or len(cadence) != N_PANELS or 0 in cadence.shape:
         raise DataError(f"{path}: expected shape ({N_PANELS}, time, frequency), found {cadence.shape}")
     if cadence.dtype.kind != "f":
