@@ -144,7 +144,7 @@ def test_defaults_are_the_seeds():
         ({"image_size": "8x8"}, "at least 32"),
         ({"model": "b0"}, "expected one of efficientnet-nano"),
         ({"epochs": "1,2"}, "epochs: expected 1 value or 5"),
-        ({"fold_weights": "1,2"}, "fold_weights: expected 5 numbers, got 2"),
+        ({"fold_weights": "1,2"}, "fold-weights: expected 5 numbers, got 2"),
         ({"fold_weights": "0,0,0,0,0"}, "positive sum"),
         ({"fold_weights": "best"}, "expected equal, auc, or numbers"),
         ({"augment": {"strength": float("nan")}}, "augment.strength"),

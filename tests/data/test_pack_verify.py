@@ -86,7 +86,7 @@ def test_pack_refusals_name_the_file(kaggle, tmp_path):
     np.save(path, np.zeros((6, 20, 16), np.int16))
     refused("1r001.npy: expected a float array, found int16")
     path.write_bytes(good[:300])
-    refused("1r001.npy is not a .npy array")
+    refused("1r001.npy: its header promises more than its 300 bytes hold")
     path.unlink()
     refused(r"train_labels.csv: 1 ids have no file under .*train \(1r001\)")
     path.write_bytes(good)

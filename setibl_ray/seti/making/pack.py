@@ -9,6 +9,7 @@ files by how their ids begin, as Kaggle's `train/0/0a1b2c.npy` do: such folders 
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -227,7 +228,7 @@ def _load(path: Path) -> np.ndarray:
             raise DataError(
                 f"{path} is a .npz archive, not an array. Save its array with numpy.save."
             ) from None
-        if "mmap" in str(error) or isinstance(error, OverflowError):
+        if isinstance(error, OverflowError) or re.search("mmap|too big", str(error)):
             raise DataError(
                 f"{path}: its header promises more than its {path.stat().st_size} bytes hold"
             ) from None
