@@ -21,14 +21,16 @@ import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
 # isort: split
 import tensorflow as tf
 
-from setibl_ray.core.contract import FoldResult, Job, Plan
+from setibl_ray.core.jobs import Place
+from setibl_ray.core.task import Fitted, Work
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.formats.shards import DataIndex, read_index
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.task import rows_of
 from setibl_ray.seti.train import device as devices
 from setibl_ray.seti.train import trainer as trainers
-from setibl_ray.seti.train.fold import FoldData, fit_fold
+from setibl_ray.seti.train.fold import FoldData, fit
 from setibl_ray.seti.train.trainer import trainer_for
 
 TURNS = 5
@@ -63,15 +65,17 @@ def in_memory(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return batches
 
 
-def plan_for(index: DataIndex, scratch: str, **fields: object) -> Plan:
-    return Plan(parse({**FIELDS, **fields}), index, index.train["shard"].to_numpy(), scratch, False)
+def work_for(index: DataIndex, scratch: str, fold: int = 0, **fields: object) -> Work:
+    config = parse({**FIELDS, **fields})
+    return Work(config, rows_of(index), fold, index.train["shard"].to_numpy(), Place.here(config), scratch)
 
 
 def steady_state(index: DataIndex, scratch: str, batch: int) -> dict[str, float]:
     """A fold's speed over the bare model's in training, and its cost over the bare model's for all views."""
-    plan = plan_for(index, scratch, batch_size=batch)
-    data = FoldData(plan, 0, 1, 1)
-    trainer = trainer_for(plan, plan.config.for_fold(0), data.image_shape, devices.acquire("cpu", 1))
+    work = work_for(index, scratch, batch_size=batch)
+    data = FoldData(work, 1, 1)
+    own = work.config.for_fold(0)
+    trainer = trainer_for(work, own, data.image_shape, devices.acquire("cpu", 1), {})
     bare = in_memory(data.epoch(0))
     trainer.train_epoch(bare, learning_rate=1e-3, key=0)  # traces
     ours, plain = best(
@@ -90,15 +94,15 @@ def steady_state(index: DataIndex, scratch: str, batch: int) -> dict[str, float]
 
 def second_fold(index: DataIndex, scratch: str) -> dict[str, float]:
     """Two folds one after the other, as in a CPU process that is used again: seconds and traces of each."""
-    plan = plan_for(index, scratch, batch_size=32, epochs=1, tta=1)
     found: dict[str, float] = {}
     for name, fold in (("first", 0), ("second", 1)):
-        result = next(event for event in fit_fold(plan, Job(fold)) if isinstance(event, FoldResult))
+        work = work_for(index, scratch, fold, batch_size=32, epochs=1, tta=1)
+        fitted = next(found for found in fit(work, {}) if isinstance(found, Fitted))
         model = trainers._kept[1].model
         functions = (model.train_function, model.predict_function)
         found[f"{name}_traces"] = sum(each.experimental_get_tracing_count() for each in functions)
-        found[f"{name}_build_s"] = result.timings["build_s"]
-        found[f"{name}_train_s"] = result.timings["train_s"]
+        found[f"{name}_build_s"] = fitted.facts["timings"]["build_s"]
+        found[f"{name}_train_s"] = fitted.facts["timings"]["train_s"]
     return found
 
 

@@ -4,7 +4,7 @@
 
 Both run in one process on the same cores, in turns, and the best turn counts: on a shared machine the fastest
 repetition is the one least disturbed, and images per second of processor time are less disturbed still. The
-plain pipeline does what the seed describes, one image at a time: read records, decode the PNG, affine map,
+plain pipeline does what the original notebook describes, one image at a time: read records, decode the PNG, affine map,
 flip, saturation, contrast, brightness, dropout squares, batch.
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import notebook_loop
 import numpy as np
 import pandas as pd
-import seed_loop
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +38,7 @@ BATCH = 32
 N_IMAGES = 192
 TURNS = 3
 SEED_SIZE = (273, 256)
-SETTINGS = Augment()  # the seed's
+SETTINGS = Augment()  # the original notebook's
 
 
 @dataclass
@@ -63,7 +63,7 @@ def noise_panels() -> Panels:
     return Panels((85 + 21 * noise).clip(0, 255).astype(np.uint8))
 
 
-def write_seed_shard(path: Path, panels: Panels) -> None:
+def write_png_shard(path: Path, panels: Panels) -> None:
     """One shard of PNG records of the three ON panels."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number, image in enumerate(panels.values[..., ::2]):
@@ -114,7 +114,7 @@ def rate(dataset: tf.data.Dataset, batches: int) -> Callable[[], np.ndarray]:
 def measure(threads: int, folder: Path) -> dict[str, np.ndarray]:
     panels = noise_panels()
     shard = folder / f"train00-{N_IMAGES}.tfrec"
-    write_seed_shard(shard, panels)
+    write_png_shard(shard, panels)
 
     def store(layout: str, size: tuple[int, int]) -> PanelStore:
         return open_store(
@@ -129,7 +129,7 @@ def measure(threads: int, folder: Path) -> dict[str, np.ndarray]:
             read=lambda index, split, rows, positions: index.values[rows][..., list(positions)],
         )
 
-    plain = seed_loop.dataset(
+    plain = notebook_loop.dataset(
         [str(shard)],
         SEED_SIZE,
         BATCH,

@@ -20,12 +20,15 @@ import pandas as pd
 
 from setibl_ray.core.tuning.ledger import DEFAULT, Ledger, Trial
 from setibl_ray.core.tuning.pruning import Pruning
+from setibl_ray.seti.task import TASK
 
 GOAL_SPENT, GOAL_LOST = 0.5, 0.01
 
 
 class Stops:
     """What the scheduler asks of a ledger."""
+
+    score = TASK.score
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.trials = {number: Trial(number, {}) for number in numbers}
@@ -60,7 +63,7 @@ def replay(
         report = table.iloc[step].to_dict()
         if step == len(table) - 1:
             pruning.on_trial_complete(None, trials[number], report)
-            spent, best = spent + whole, max(best, report["auc"])
+            spent, best = spent + whole, max(best, report["score"])
             begin()
         elif pruning.on_trial_result(None, trials[number], report) == "STOP":
             spent += int(report["fold_epochs"])
@@ -89,7 +92,7 @@ def main() -> None:
         "--orders", type=int, default=1000, help="random orders of the trials, the base config first"
     )
     options = parser.parse_args()
-    ledger = Ledger(options.sweep)
+    ledger = Ledger(options.sweep, TASK.score)
     ledger.load()
     unfinished = [number for number, trial in ledger.trials.items() if trial.state != "done"]
     if unfinished:
@@ -98,7 +101,7 @@ def main() -> None:
     reports = {number: ledger.reports(ledger.trials[number]) for number in numbers}
     others = sorted(set(reports) - {DEFAULT})
     whole = sum(int(table["fold_epochs"].iloc[-1]) for table in reports.values())
-    best = max(float(table["auc"].iloc[-1]) for table in reports.values())
+    best = max(float(table["score"].iloc[-1]) for table in reports.values())
     rng = np.random.default_rng(0)
     orders = [[DEFAULT, *rng.permutation(others).tolist()] for _ in range(options.orders)]
     print(f"{len(reports)} trials, {whole} fold-epochs, best AUC {best:.4f}")

@@ -29,6 +29,7 @@ from setibl_ray.seti.formats.shards import iter_records, read_index, shard_name
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.seti.task import TASK
 
 HERE = Path(__file__).parent
 JOB = Recipe(train=600, test=200, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100))
@@ -53,10 +54,10 @@ def timed(*command: str | Path) -> float:
     return time.perf_counter() - start
 
 
-def seed_shards(folder: Path) -> Path:
-    """600 training and 200 test records as the seed's three-channel PNG shards."""
+def png_shards(folder: Path) -> Path:
+    """600 training and 200 test records as three-channel PNG shards."""
     index = read_index(str(write_synthetic(JOB, folder / "cadences")))
-    out = folder / "seed"
+    out = folder / "png"
     out.mkdir()
     for shard in index.shards:
         frames = []
@@ -82,9 +83,9 @@ def pipeline(work: Path) -> list[Row]:
 
 
 def job(work: Path) -> list[Row]:
-    data = seed_shards(work)
+    data = png_shards(work)
     common = ["--epochs", str(EPOCHS), "--tta", str(VIEWS)]
-    plain = timed(sys.executable, HERE / "seed_loop.py", "--data", data, "--out", work / "plain", *common)
+    plain = timed(sys.executable, HERE / "notebook_loop.py", "--data", data, "--out", work / "plain", *common)
     flags = [
         "--folds",
         "5",
@@ -248,7 +249,7 @@ def main() -> None:
     content = {
         "machine": machine,
         "date": when,
-        "versions": versions(),
+        "versions": versions() | versions(TASK.packages),
         "rows": [row._asdict() | {"holds": bool(row.holds)} for row in rows],  # NumPy's bool is no JSON
     }
     (options.out / "results.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--out scale.json] [--rows 10000000] [--folds 1000] [--nodes 20]
 
-Gathering is what `driver.gather_run` does with predictions: put the held-out ones in table order with and without
+Gathering is what `session.gather` does with predictions: put the held-out ones in table order with and without
 views, score each fold for its weight, average the test predictions of all folds. Its tables of image ids, its metrics
 and its CSV files are not in it.
 
@@ -25,22 +25,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 
-from setibl_ray.core.contract import FoldResult, Job, Place, Plan, Predicted, Started
-from setibl_ray.core.run import driver, oof
+from setibl_ray.core.jobs import Job, RunSpec, Trained
+from setibl_ray.core.run import gathering, session
 from setibl_ray.core.run.folder import RunFolder
-from setibl_ray.core.run.supervisor import Supervisor
-from setibl_ray.seti.config import parse
-from setibl_ray.seti.formats.shards import read_index
-from setibl_ray.seti.making.recipe import Recipe
-from setibl_ray.seti.making.synth import write_synthetic
+from setibl_ray.core.task import Fitted, Rows, Step, Task, Work
+from setibl_ray.seti.config import Config, parse
 from setibl_ray.seti.reporting import training_plot
+from setibl_ray.seti.task import TASK
 
 N_FOLDS = 5  # that are gathered
+N_EPOCHS = 2  # of an empty fold
 
 
 def gather(n_rows: int) -> dict[str, float]:
@@ -57,15 +55,13 @@ def _gather(n_rows: int) -> dict[str, float]:
     counts = np.bincount(fold_of_row, minlength=N_FOLDS)
     valid = {fold: rng.random(counts[fold], np.float32) for fold in range(N_FOLDS)}
     plain = {fold: rng.random(counts[fold], np.float32) for fold in range(N_FOLDS)}
-    predicted = {
-        fold: Predicted(fold, (0, n_rows), *(rng.random(n_rows, np.float32) for _ in range(2)), {})
-        for fold in range(N_FOLDS)
-    }
+    predicted = [rng.random(n_rows, np.float32) for _ in range(N_FOLDS)]
     before = _peak_bytes()
     start = time.perf_counter()
-    pred, no_tta = oof.gather(fold_of_row, valid), oof.gather(fold_of_row, plain)
-    weights = driver.fold_weights(config, pd.DataFrame({"target": target, "pred": pred, "fold": fold_of_row}))
-    average = oof.average([predicted[fold].pred for fold in range(N_FOLDS)], weights)
+    pred, no_tta = gathering.gather(fold_of_row, valid), gathering.gather(fold_of_row, plain)
+    table = pd.DataFrame({"target": target, "pred": pred, "fold": fold_of_row})
+    weights = gathering.fold_weights(config, TASK.score, table)
+    average = gathering.average(predicted, weights)
     seconds = time.perf_counter() - start
     assert len(pred) == len(no_tta) == len(average) == n_rows
     return {"gather_s": seconds, "gather_peak_gb": _peak_bytes() / 1e9, "predictions_gb": before / 1e9}
@@ -75,12 +71,17 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def empty_fold(plan: Plan, job: Job) -> Iterator[Started | FoldResult]:
-    yield Started(job.fold, Place.here("cpu", 1, 1))
-    pred = np.full(len(plan.valid_rows(job.fold)), 0.5, np.float32)
-    row = {"lr": 1e-3, "loss": 0.7, "auc": 0.5, "val_loss": 0.7, "val_auc": 0.5, "images_per_s": 1.0}
-    history = [{"epoch": epoch, **row, "duration_s": 1.0} for epoch in range(2)]
-    yield FoldResult(job.fold, pred, pred, 0, history, b"", {"train_s": 1.0}, 0)
+class EmptyFolds(Task):
+    """Folds that fit nothing: what is left is the driver's."""
+
+    Settings = Config
+    score = TASK.score
+
+    def fit(self, work: Work) -> Iterator[Step | Fitted]:
+        row = {"lr": 1e-3, "loss": 0.7, "auc": 0.5, "val_loss": 0.7, "val_auc": 0.5, "images_per_s": 1.0}
+        for epoch in range(N_EPOCHS):
+            yield Step({"epoch": epoch, **row, "duration_s": 1.0})
+        yield Fitted(np.full(len(work.valid), 0.5, np.float32))
 
 
 @contextmanager
@@ -109,15 +110,17 @@ def follow(n_folds: int, n_nodes: int, folder: str) -> dict[str, float]:
     from setibl_ray.core.cluster.placement import Request
     from setibl_ray.core.cluster.runner import RayRunner
 
-    recipe = Recipe(train=2 * n_folds, shards=1, shape=(16, 16))
-    index = read_index(str(write_synthetic(recipe, f"{folder}/data", n_processes=1)))
-    config = parse({"folds": n_folds, "weights": "none", "device": "cpu"})
-    plan = Plan(config, index, (np.arange(2 * n_folds) % n_folds).astype(np.int16), folder)
+    table = pd.DataFrame(
+        {"id": [f"row-{i}" for i in range(2 * n_folds)], "target": np.arange(2 * n_folds) % 2}
+    )
+    rows = Rows(table, table[["id"]][:0], "empty", root=folder)
+    config = parse({"folds": n_folds, "weights": "none", "device": "cpu", "split": "rows"})
+    spec = RunSpec(EmptyFolds(), config, rows, (np.arange(2 * n_folds) % n_folds).astype(np.int16), folder)
     found: dict[str, float] = {}
     with cluster(n_nodes) as found["cluster_start_s"]:
 
         def runner() -> RayRunner:
-            return RayRunner(empty_fold, plan, Request("cpu", 1), max_parallel=2 * n_nodes)
+            return RayRunner(spec, Request("cpu", 1), max_parallel=2 * n_nodes)
 
         warm = runner()
         for fold in range(4 * n_nodes):  # starts the workers
@@ -130,10 +133,10 @@ def follow(n_folds: int, n_nodes: int, folder: str) -> dict[str, float]:
         found |= _paid("runner", bare.events(), n_folds)
 
         run = RunFolder(f"{folder}/run")
-        with run.locked(), patch.object(training_plot, "draw", lambda history, title: b""):
-            manifest = driver.open_run(run, plan, resume=False)
-            supervisor = Supervisor(runner(), run, manifest, plan, max_retries=0)
-            found |= _paid("run", (event for event, _ in supervisor.follow()), n_folds)
+        with run.locked():
+            record = session.open_record(run, spec, resume=False)
+            events = (event for event, _ in session.follow(runner(), record, max_retries=0))
+            found |= _paid("run", events, n_folds)
     return found
 
 
@@ -141,7 +144,7 @@ def _paid(name: str, events: Iterator[Any], n_folds: int) -> dict[str, float]:
     memory, n_done = [], 0
     start_cpu, start = time.process_time(), time.perf_counter()
     for event in events:
-        if isinstance(event, FoldResult):
+        if isinstance(event, Trained):
             n_done += 1
             if n_done in (n_folds // 2, n_folds):
                 memory.append(_held_bytes())

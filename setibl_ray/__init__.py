@@ -1,11 +1,15 @@
-"""Ray-distributed cross-validation of EfficientNets for radio-technosignature search.
+"""Ray-distributed cross-validation, and the search for radio technosignatures built on it.
 
 from setibl_ray import cross_validate
 cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
+
+For another model and other data write a `Task`: `cross_validate(..., task=TASK)`, or `main(TASK)` at the end of a
+script. `setibl_ray.api` has `sweep` and `predict` as well.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,21 +21,27 @@ if os.path.basename((getattr(sys, "argv", None) or [""])[0]) in ("-m", "setibl-r
     interrupts.end_at_once()
 
 if TYPE_CHECKING:
-    from setibl_ray.core.run.driver import CrossValidation, cross_validate
+    from setibl_ray.api import cross_validate, main
+    from setibl_ray.core.run.session import CrossValidation
+    from setibl_ray.core.task import Fitted, Needs, Prediction, Rows, Score, Step, Task, Work
     from setibl_ray.core.where import Where
     from setibl_ray.seti.config import Config
 
-__all__ = ["Config", "CrossValidation", "Where", "cross_validate"]
+__all__ = [
+    "Config", "CrossValidation", "Fitted", "Needs", "Prediction", "Rows", "Score", "Step", "Task", "Where", "Work",
+    "cross_validate", "main",
+]  # fmt: skip
+
+_HOMES = {
+    "Config": "setibl_ray.seti.config",
+    "Where": "setibl_ray.core.where",
+    "CrossValidation": "setibl_ray.core.run.session",
+    **dict.fromkeys(("cross_validate", "main"), "setibl_ray.api"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a command's --help, and a fold task, should not pay for pandas and a driver.
-    if name == "Config":
-        from setibl_ray.seti.config import Config
-
-        return Config
-    if name in __all__:
-        from setibl_ray.core.run import driver
-
-        return getattr(driver, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # On first use: a command's --help, and a worker, should not pay for pandas and a driver.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "setibl_ray.core.task")), name)

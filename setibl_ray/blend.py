@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.blend RUN RUN… --out DIR`: several runs into one, weighted by out-of-fold AUC."""
+"""`python -m setibl_ray.blend RUN RUN… --out DIR`: combine several runs, weighted by out-of-fold AUC."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.storage import Location
 from setibl_ray.core.tables import from_csv
 from setibl_ray.core.terminal import one_line, say
+from setibl_ray.core.text import gained
 from setibl_ray.seti.evaluation import blending, calibration, metrics, postprocess
 from setibl_ray.seti.evaluation.finished import Run, load_run, same_rows
-from setibl_ray.seti.evaluation.summary import finish_lines, gained
+from setibl_ray.seti.evaluation.summary import finish_lines
 
 
 class Blend(cli.Command):
     """Blend the predictions of runs over the same cadences.
 
-    Writes oof.csv (each row blended with weights that its fold had no part in), submission.csv (weights from
-    all rows) and blend.json. A single run is taken too, to calibrate or post-process it.
+    Writes oof.csv (each row blended with weights chosen without its fold), submission.csv (weights from all rows)
+    and blend.json. A single run can be given too, to calibrate or post-process it.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.blend")
@@ -38,9 +39,9 @@ class Blend(cli.Command):
     method: Literal["best", "weights", "rank-mean"] = "best"
     """weights that maximise AUC, the plain mean of ranks, or the better of the two by nested score."""
     postprocess: str = "none"
-    """none, group-mean, group-max, group-best or module:function; applied to out-of-fold and test alike."""
+    """none, group-mean, group-max, group-best or module:function; applied to out-of-fold and test scores."""
     groups: str | None = None
-    """CSV with image_id,group for --postprocess, of the test set and of training rows to be grouped otherwise [the
+    """CSV with image_id,group for --postprocess: groups of test rows, and of training rows whose group it changes [the
     shards' own]."""
     calibrate: calibration.Asked = "none"
     """Turn scores into probabilities: isotonic or platt, fitted on out-of-fold predictions only."""
@@ -75,12 +76,12 @@ def blend_runs(
     """Blend runs over the same rows.
 
     Returns:
-      Out-of-fold table (image_id, target, pred, fold, group) with honest predictions, test table (image_id,
-      pred, and a group that is ""), and what blend.json says: weights, each run's AUC, the nested AUC of both
+      Out-of-fold table (image_id, target, pred, fold, group) with unbiased predictions, test table (image_id,
+      pred, and an empty group), and the content of blend.json: weights, each run's AUC, the nested AUC of both
       methods and the method taken.
 
     Raises:
-      RunFolderError: a fold other than the training rows leaves only one class, so no weights can be chosen.
+      RunFolderError: without some fold only one class is left, so no weights can be chosen.
     """
     oof = runs[0].oof
     target, fold = oof["target"].to_numpy(), oof["fold"].to_numpy()
@@ -92,7 +93,7 @@ def blend_runs(
             )
     weights = blending.simplex_weights(target, preds)
     honest = blending.nested(target, preds, fold)
-    # A fold's ranks are taken within the fold: a row's score must not depend on who else is in the table.
+    # A fold's ranks are taken within the fold: a row's score must not depend on which other rows are in the table.
     ranked = np.empty(len(preds))
     for k in np.unique(fold):
         ranked[fold == k] = blending.ranks(preds[fold == k]).mean(axis=1)
@@ -132,12 +133,12 @@ def blend_runs(
 def with_groups(
     table: pd.DataFrame, test: pd.DataFrame, run: Run, path: str | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables with a column `group`: of a CSV where it names a row, else of the shards.
+    """Both tables with a column `group`: from a CSV if it names the row, otherwise from the shards.
 
     Args:
       table: out-of-fold rows; image_id and the shards' group.
       test: test rows; image_id.
-      run: whose shards are asked for the test set's groups if there is no CSV.
+      run: its shards give the test set's groups if there is no CSV.
       path: of the CSV, image_id and group.
 
     Raises:
@@ -162,7 +163,7 @@ def _read_groups(path: str) -> pd.Series:
         table = from_csv(Path(path).read_bytes(), text=None)
     except OSError as error:
         raise ConfigError(f"--groups {path}: {error.strerror or error}") from None
-    except ValueError as error:  # empty, no text, ragged
+    except ValueError as error:  # empty, not text, ragged
         raise ConfigError(f"--groups {path}: not a CSV: {one_line(error)}") from None
     missing = [name for name in ("image_id", "group") if name not in table]
     if missing:

@@ -14,9 +14,11 @@ import pydantic
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from setibl_ray.core import interrupts, terminal
+from setibl_ray.core.config import C as AnyConfig
+from setibl_ray.core.config import explain, load_yaml, merge, spelt
+from setibl_ray.core.config import parse as parse_config
 from setibl_ray.core.errors import ConfigError, Interrupted, SetiblError
 from setibl_ray.core.where import Where
-from setibl_ray.seti.config import explain
 
 
 class Command(BaseSettings):
@@ -50,19 +52,15 @@ def _labels(value: Any) -> Any:
     return parts
 
 
-class ClusterFlags(pydantic.BaseModel):
-    """Flags of commands that run folds: on which Ray and nodes, how often again. None of them changes a result."""
+class NodeFlags(pydantic.BaseModel):
+    """Flags of commands that run folds on Ray: on which nodes, how often again. None of them changes a result."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
-    runner: Literal["ray", "local"] = "ray"
-    """ray, or local for a plain loop in this process."""
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
     connect_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 60.0
     """How long to wait for the cluster at --address to answer; one that refuses is not waited for."""
-    workers: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """At most this many folds at once [as many as fit]."""
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
@@ -75,9 +73,47 @@ class ClusterFlags(pydantic.BaseModel):
     """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
 
     def where(self) -> Where:
-        values = {name: getattr(self, name) for name in ClusterFlags.model_fields}
+        names = [name for name in (*NodeFlags.model_fields, "runner", "workers") if hasattr(self, name)]
+        values = {name: getattr(self, name) for name in names}
         labels = dict(label.split("=", 1) for label in values.pop("label"))
         return Where(**values, labels=labels)
+
+
+class ClusterFlags(NodeFlags):
+    """The same, and which runner."""
+
+    runner: Literal["ray", "local"] = "ray"
+    """ray, or local for a plain loop in this process."""
+    workers: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """At most this many folds at once [as many as fit]."""
+
+
+def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str) -> type[Command]:
+    """A command of the fields of some models."""
+    settings: Any = SettingsConfigDict(cli_prog_name=program)
+    return type(
+        "TaskCommand", (*fields, Command), {"__doc__": doc, "model_config": settings, "__module__": __name__}
+    )
+
+
+def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyConfig:
+    """The config of a command: `lowest`, below --config, below flags.
+
+    Args:
+      options: a command with the fields of `kind` and `config`, a YAML file.
+      kind: of config.
+      lowest: what stands above the defaults.
+
+    Raises:
+      ConfigError: the file holds a flag that is no field of a config, or a value is wrong.
+    """
+    values = options.model_dump(exclude_unset=True)
+    flags = {name: value for name, value in values.items() if name in kind.model_fields}
+    file = spelt(load_yaml(options.config)) if options.config else {}
+    for name in file.keys() & type(options).model_fields.keys() - kind.model_fields.keys():
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--config {options.config}: {flag} is no field of a config; give it as --{flag}")
+    return parse_config(kind, merge(lowest, file, flags))
 
 
 C = TypeVar("C", bound=Command)

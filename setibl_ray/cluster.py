@@ -15,18 +15,18 @@ from setibl_ray.core.errors import ConfigError
 
 
 class Check(BaseModel):
-    """Find what is wrong in cluster files (`ray up` or KubeRay), without a cloud account or a network."""
+    """Check cluster files (for `ray up` or KubeRay) without a cloud account or a network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     files: CliPositionalArg[list[Path]]
     """Files to check."""
     lock: Path | None = None
-    """Versions to hold them to [the requirements.lock above the file]."""
+    """Lock file with the versions to expect [the requirements.lock in a folder above the file]."""
 
 
 class Cluster(cli.Command):
-    """Clusters that folds run on."""
+    """Check files that describe clusters."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cluster")
 

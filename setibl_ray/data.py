@@ -1,6 +1,6 @@
-"""`python -m setibl_ray.data synth | pack | verify`: make a data set, or look whether one is sound.
+"""`python -m setibl_ray.data synth | pack | verify`: make a data set, or verify one.
 
-Only what parses is imported here; each command imports what it needs, so that --help answers at once.
+Only what parsing needs is imported here; each command imports the rest, so that --help is quick.
 """
 
 from __future__ import annotations

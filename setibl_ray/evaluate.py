@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.evaluate RUN`: score a run, and with --baselines ask whether to believe the score."""
+"""`python -m setibl_ray.evaluate RUN`: score a run, and with --baselines check whether the score can be trusted."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from setibl_ray import cli
 from setibl_ray.core.storage import Location
 from setibl_ray.core.terminal import say
+from setibl_ray.core.text import number, percent, spread
 from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.evaluation.finished import Run, load_run
-from setibl_ray.seti.evaluation.summary import number, percent, spread, summary_lines
+from setibl_ray.seti.evaluation.summary import summary_lines
 
 
 class Evaluate(cli.Command):
-    """Write RUN/metrics.json anew and print it; `python -m setibl_ray.report RUN` draws it."""
+    """Compute RUN/metrics.json again and print it; `python -m setibl_ray.report RUN` draws it."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.evaluate")
 
     run: CliPositionalArg[Location]
     """Run folder or URL."""
     baselines: bool = False
-    """Score simple methods on the same folds, and look for leaks (reads the shards)."""
+    """Score simple methods on the same folds, and check for leaks (reads the shards)."""
     rows: Annotated[int, Field(ge=100)] = 5000
-    """Cadences of each split that --baselines reads at most, drawn at random."""
+    """At most this many training and this many test cadences are read by --baselines, drawn at random."""
     data: Location | None = None
     """Where the shards are now [where the run read them]."""
     bootstrap: Annotated[int, Field(ge=10)] = 500
     """Resamples behind each interval."""
     seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the resamples and of the rows drawn [the run's own, which gives the intervals that it wrote itself]."""
+    """Seed of the resamples and of the rows drawn [the run's own, which gives the same intervals as the run]."""
 
 
 def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, Any]:
-    """What metrics.json says of a run; keeps what only `cv` and `--baselines` know."""
+    """The content of metrics.json; keeps entries that only `cv` and `--baselines` can compute."""
     fresh = metrics.summarise(run.oof, n_bootstrap=n_bootstrap, seed=seed)
     for fold in fresh["folds"]:
         past = run.histories[fold["fold"]]

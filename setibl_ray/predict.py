@@ -5,63 +5,92 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import Location
 
+if TYPE_CHECKING:
+    from setibl_ray.core.task import Task
 
-class Predict(cli.ClusterFlags, cli.Command):
-    """Predict the test shards of a data set with every fold of a run, and average the folds as the run does."""
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.predict")
+class Flags(cli.ClusterFlags):
+    """What `predict` of any task takes."""
 
     run: CliPositionalArg[Location]
     """Folder or URL of a finished run."""
     data: Location
-    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are left alone."""
+    """Where the data lie: a path or URL (gs://, s3://); training rows in it are left alone."""
     out: Location | None = None
     """Folder or URL to write [predictions/DATE-TIME]."""
-    tta: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Views averaged; 0 predicts the image as it is [the run's]."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
     """What to predict on; auto takes the best that there is."""
-    devices_per_fold: Annotated[int, Field(ge=1)] | None = None
-    """GPUs, or TPU chips, of a fold [1 GPU, or all chips of a TPU VM]."""
+    devices_per_fold: Annotated[float, Field(gt=0)] | None = None
+    """GPUs of a fold, or a part of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: Annotated[int, Field(ge=1)] | None = None
-    """CPU cores, and TensorFlow threads, of a fold [its even share of the cores]."""
+    """CPU cores of a fold [its even share of the cores]."""
     resume: bool = False
     """Go on with the predictions in --out."""
+
+
+class Predict(Flags, cli.Command):
+    """Predict the test shards of a data set with every fold of a run, and average the folds as the run does."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.predict")
+
+    data: Location
+    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are left alone."""
+    tta: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Views averaged; 0 predicts the image as it is [the run's]."""
+    cache: Literal["auto", "memory", "disk", "off"] | None = None
+    """Where a node keeps decoded panels [the run's]."""
     on_bad_record: Literal["fail", "skip"] = "fail"
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json."""
 
 
 def main(options: Predict) -> int:
     from setibl_ray.core import terminal
-    from setibl_ray.core.errors import ConfigError
+    from setibl_ray.seti import task
+
+    named = {name: getattr(options, name) for name in ("tta", "cache") if getattr(options, name) is not None}
+    of_task = {"on_bad_record": options.on_bad_record}
+    run(task.NAME, options, terminal.console(), changes=named, of_task=of_task)
+    return 0
+
+
+def run(
+    task: Task | str,
+    options: Flags,
+    console: Any,
+    command: str = "python -m setibl_ray.predict",
+    changes: dict[str, Any] | None = None,
+    of_task: dict[str, Any] | None = None,
+) -> str:
+    """Predict with a run of any task as the flags say; where the predictions are."""
     from setibl_ray.core.run.prediction import predict
+    from setibl_ray.core.run.session import sayer
 
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the predictions to go on with")
-    console = terminal.console()
-    changes = {name: getattr(options, name) for name in ("device", "devices_per_fold", "cpus_per_fold")}
-    if options.tta is not None:
-        changes["tta"] = options.tta
+    placed = {name: getattr(options, name) for name in ("device", "devices_per_fold", "cpus_per_fold")}
     path = predict(
+        task,
         options.run,
         data=options.data,
         out=options.out or time.strftime("predictions/%Y%m%d-%H%M%S"),
         where=options.where(),
-        changes=changes,
+        changes=placed | (changes or {}),
         resume=options.resume,
-        on_bad_record=options.on_bad_record,
+        options=of_task,
+        command=command,
         console=console,
     )
-    terminal.say(f"predictions: {path}", console)
-    return 0
+    sayer(console)(f"predictions: {path}")
+    return path
 
 
 def entry(argv: Sequence[str] | None = None) -> int:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Report(cli.Command):
-    """Write RUN/report.html, a page that needs no network; with several runs, a comparison of them."""
+    """Write RUN/report.html, a self-contained page; for several runs, a comparison of them."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.report")
 
     runs: CliPositionalArg[list[Location]]
     """Run folders or URLs."""
     out: str | None = None
-    """HTML file to write [RUN/report.html, or comparison.html here]."""
+    """HTML file to write [RUN/report.html, or ./comparison.html]."""
     data: Location | None = None
     """Where the shards are now, for pictures [where the run read them]."""
 
@@ -37,13 +37,13 @@ def write_report(folder: str, data: str | None = None, index: DataIndex | None =
 
     Args:
       folder: run folder or URL.
-      data: where its shards are; by default where they were. Without them, the report has no waterfalls and
+      data: where its shards are now; by default where they were. Without them, the report has no waterfalls and
         says so.
-      index: of those shards, where the caller has read it already: shards without a stored index are scanned from
-        end to end for it.
+      index: of those shards, if the caller has read it already; otherwise shards without a stored index are scanned
+        again.
 
     Returns:
-      Where the report is.
+      Path of the report.
     """
     run_folder = RunFolder(folder)
     run_folder.write("report.html", _page(folder, data, index))
@@ -58,7 +58,7 @@ def _page(folder: str, data: str | None, index: DataIndex | None = None) -> str:
     try:
         pixels, reason = open_pixels(run, data, index), ""
     except DataError as error:
-        if data is not None:  # asked for by name: then its absence is an error
+        if data is not None:  # explicitly given, so its absence is an error
             raise
         pixels, reason = None, f"No pictures: {error} Give the shards' place with --data."
     return build.single(run, pixels, reason)

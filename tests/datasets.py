@@ -1,4 +1,4 @@
-"""Small shard folders for tests: synthetic cadences, and the seed's three-channel PNG shards made from them."""
+"""Small shard folders for tests: synthetic cadences, and three-channel PNG shards made from them."""
 
 import io
 from pathlib import Path
@@ -18,8 +18,8 @@ def cadence_shards(folder: Path, recipe: Recipe = SMALL) -> Path:
     return write_synthetic(recipe, folder, n_processes=1)
 
 
-def seed_shards(folder: Path, cadences: Path) -> Path:
-    """The ON panels of `cadences` as the seed's shards, without dataset.json."""
+def png_shards(folder: Path, cadences: Path) -> Path:
+    """The ON panels of `cadences` as PNG shards, without dataset.json."""
     folder.mkdir(parents=True)
     for shard in read_index(str(cadences)).shards:
         payloads = []

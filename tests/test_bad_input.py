@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import cadence_shards, seed_shards
+from datasets import cadence_shards, png_shards
 
 from setibl_ray import cv
 from setibl_ray.seti.formats.records import Record, encode_record
@@ -82,8 +82,8 @@ def test_fields(capsys, good, tmp_path):
 
 
 def test_layout_that_the_shards_cannot_give(capsys, good, tmp_path):
-    seed = seed_shards(tmp_path / "seed", good)
-    said = refused(capsys, *BASE, "--data", seed, "--out", tmp_path / "run", "--layout", "all6", "--folds", 3)
+    data = png_shards(tmp_path / "png", good)
+    said = refused(capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--layout", "all6", "--folds", 3)
     assert "layout: all6 needs all six panels" in said
 
 

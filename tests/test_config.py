@@ -9,8 +9,10 @@ import pytest
 import yaml
 from hypothesis import example, given
 
+from setibl_ray.core.config import load_yaml
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.config import MODELS, Augment, Config, Schedule, load_yaml, parse
+from setibl_ray.seti.config import Augment, Config, Schedule, parse
+from setibl_ray.seti.models import MODELS
 
 configs = st.builds(
     lambda folds, epochs, sizes, batch, model, seed, strength, lr_max: {
@@ -27,7 +29,7 @@ configs = st.builds(
     st.integers(1, 50),
     st.tuples(st.integers(32, 999), st.integers(32, 999)),
     st.lists(st.integers(1, 64), min_size=1, max_size=1),
-    st.sampled_from(MODELS),
+    st.sampled_from(list(MODELS)),
     st.integers(0, 2**32 - 1),
     st.floats(0, 10),
     st.none() | st.floats(1e-9, 1),
@@ -125,7 +127,7 @@ def test_scalars_hold_for_every_fold_and_lists_for_one_each():
     assert {config.for_fold(fold).image_size for fold in range(3)} == {(91, 85)}
 
 
-def test_defaults_are_the_seeds():
+def test_defaults_are_those_of_the_original_notebook():
     config = Config()
     assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6"))
     assert (config.tta, config.label_smoothing, config.seed) == (11, 0.01, 42)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SMALL, cadence_shards, seed_shards
+from datasets import SMALL, cadence_shards, png_shards
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
@@ -111,20 +111,20 @@ def test_ray_gives_the_bytes_of_the_plain_loop(shards, plain_run, tmp_path, work
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_fold_goes_on_and_ends_with_the_same_bytes(shards, plain_run, tmp_path, monkeypatch):
-    from setibl_ray.core.contract import EpochEnd
-    from setibl_ray.core.run import driver
+    from setibl_ray.core.jobs import Stepped
+    from setibl_ray.core.run.progress import Progress
 
     killed = []
-    update = driver.Progress.update
+    on = Progress.on
 
-    def kill_once(self, event, decision=None):
-        update(self, event, decision)
-        if isinstance(event, EpochEnd) and event.fold == 1 and event.epoch == 0 and not killed:
-            manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-            killed.append(manifest["folds"]["1"]["attempts"][0]["pid"])
+    def kill_once(self, event, answer):
+        on(self, event, answer)
+        if isinstance(event, Stepped) and event.fold == 1 and event.step == 0 and not killed:
+            entry = json.loads((tmp_path / "run" / "fold-1" / "fold.json").read_text())
+            killed.append(entry["attempts"][0]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(driver.Progress, "update", kill_once)
+    monkeypatch.setattr(Progress, "on", kill_once)
     arguments = [*QUICK, "--data", shards, "--out", tmp_path / "run", "--workers", 1]
     assert cv.entry([str(argument) for argument in arguments]) == 0
     same_results(plain_run, tmp_path / "run")
@@ -137,10 +137,10 @@ def test_a_killed_fold_goes_on_and_ends_with_the_same_bytes(shards, plain_run, t
 
 @pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize(("height", "width"), [(91, 85), (273, 256)])
-def test_seed_shards(tmp_path, height, width):
+def test_png_shards(tmp_path, height, width):
     recipe = SMALL.model_copy(update={"train": 24, "test": 4, "shards": 4, "shape": (height, width)})
     cadences = cadence_shards(tmp_path / "cadences", recipe)
-    data = seed_shards(tmp_path / "seed", cadences)
+    data = png_shards(tmp_path / "png", cadences)
     arguments = [*TINY, "--folds", "2", "--epochs", "1", "--tta", "1", "--image-size", f"{height}x{width}"]
     arguments += ["--cpus-per-fold", "1", "--workers", "1"]  # one process compiles one model
     assert cv.entry([*arguments, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
@@ -154,6 +154,18 @@ def test_seed_shards(tmp_path, height, width):
 def test_a_run_folder_is_not_written_over(shards, plain_run, capsys):
     assert cv.entry([*QUICK, "--data", str(shards), "--out", str(plain_run)]) == 2
     assert "holds a run already. Add --resume" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_how_a_run_is_computed_may_change_when_it_goes_on(shards, plain_run, tmp_path):
+    out = tmp_path / "run"
+    arguments = [*map(str, QUICK), "--data", str(shards), "--out", str(out), "--workers", "1"]
+    assert cv.entry([*arguments, "--cache", "memory"]) == 0
+    (out / "fold-2" / "oof.csv").unlink()  # trained again, from panels on disk
+    assert cv.entry(["--resume", "--out", str(out), "--cache", "disk", "--workers", "1"]) == 0
+    for name in ("oof.csv", "submission.csv"):
+        assert (plain_run / name).read_bytes() == (out / name).read_bytes(), name
+    assert "cache: disk" in (out / "config.yaml").read_text()
 
 
 def test_resume_refuses_another_config_and_says_what_differs(shards, plain_run, capsys):

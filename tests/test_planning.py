@@ -19,10 +19,10 @@ from hypothesis import given
 from setibl_ray import cv
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import FORMAT
-from setibl_ray.seti.backbones import BACKBONES
-from setibl_ray.seti.config import MODELS, parse
+from setibl_ray.seti.config import parse
 from setibl_ray.seti.feeding import panels
 from setibl_ray.seti.memory import fold_bytes
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning import assume
 from setibl_ray.seti.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
 from setibl_ray.seti.planning.rates import NAMES, Rates, Share, assumed, flop, measure
@@ -201,7 +201,7 @@ def run_as_planned(folder, values, rows, share=CORE):
         laps, entry = dict(job.laps), entries[str(job.fold)]
         traced = 5.0 if "build" in laps else 0.0
         attempt = {
-            "node": "a", "device": share.kind, "n_replicas": 1, "threads": 1, "outcome": "done", "attempt": 0,
+            "node": "a", "device": share.kind, "n_replicas": 1, "cpus": 1, "outcome": "done", "attempt": 0,
             "pid": job.slot if share.kind == "cpu" else number,
             "started_s": 1000 + job.start_s + laps.get("start", 0), "ended_s": 1000 + job.end_s,
         }  # fmt: skip
@@ -220,10 +220,17 @@ def run_as_planned(folder, values, rows, share=CORE):
         history["images_per_s"] = images / history["duration_s"]
         history.to_csv(folder / f"fold-{job.fold}/history.csv", index=False)
         timings |= {"train_s": laps["train"] + traced, "predict_valid_s": laps["views"]}
-        entry["attempts"].append(attempt | {"from_epoch": 0})
+        entry["attempts"].append(attempt | {"from_step": 0})
         entry["timings"] = timings
-    data = {"n_train": rows.train, "root": "none", "on_bad_record": "fail"}
-    content = {"format": FORMAT, "resumed": [], "started_s": 1000.0, "data": data, "folds": entries}
+    data = {"n_train": rows.train, "root": "none", "options": {"on_bad_record": "fail"}}
+    content = {
+        "format": FORMAT,
+        "command": "cv",
+        "resumed": [],
+        "started_s": 1000.0,
+        "data": data,
+        "folds": entries,
+    }
     (folder / "manifest.json").write_text(json.dumps(content))
     return own
 
@@ -261,6 +268,7 @@ def test_a_run_without_a_trained_fold_has_no_rates(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for entry in manifest["folds"].values():
         entry["attempts"][0]["outcome"] = "running"
+        del entry["attempts"][0]["ended_s"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunFolderError, match="no fold was trained there from its first epoch to its last"):
         measure(str(tmp_path))
@@ -277,15 +285,20 @@ def test_assumed_rates_are_the_peak_times_utilisation_over_flop():
 
 
 def test_a_device_that_nothing_is_known_of_needs_its_numbers():
-    lacking = r"nothing is known of H100.*--assume\.utilisation, --assume\.build-s"
+    lacking = r"nothing is known about H100.*--assume\.utilisation, --assume\.build-s"
     with pytest.raises(ConfigError, match=lacking):
         assume.device_of(assume.Assume(peak_tflops=60), "H100")
     known = assume.device_of(assume.Assume(peak_tflops=60, utilisation=0.1, build_s=9), "H100")
-    assert (known.tflops, known.utilisation, known.build_s) == (60, 0.1, 9)
+    assert (known.peak_tflops, known.utilisation, known.build_s) == (60, 0.1, 9)
 
 
 def test_help_states_what_is_assumed_of_each_device():
-    fields = {"peak_tflops": "tflops", "utilisation": "utilisation", "build_s": "build_s", "price": "price"}
+    fields = {
+        "peak_tflops": "peak_tflops",
+        "utilisation": "utilisation",
+        "build_s": "build_s",
+        "price": "price",
+    }
     fields |= {"cpus_per_node": "cpus", "memory_gb_per_node": "memory_gb"}
     for flag, field in fields.items():
         said = dict(re.findall(r"(TPU-V4|L4|CPU) ([\d.]+)", assume.Assume.model_fields[flag].description))
@@ -350,8 +363,7 @@ def test_panels_of_a_node_take_each_others_room():
 
 
 def test_every_backbone_has_its_sizes():
-    assert set(BACKBONES) == set(MODELS)
-    assert all(min(backbone) > 0 for backbone in BACKBONES.values())
+    assert all(min(sizes) > 0 for _, *sizes in MODELS.values())
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +399,7 @@ def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, c
     manifest["folds"]["1"] |= {"state": "trained", "predictions": []}
     manifest["folds"]["2"] |= {"state": "waiting", "attempts": [], "predictions": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "fold-2" / f"state-001-{'0' * 32}.npz").write_bytes(b"")
+    (tmp_path / "fold-2" / f"state-001-{'0' * 32}.bin").write_bytes(b"")
     before = files(tmp_path)
     arguments = ["--resume", "--out", str(tmp_path), "--data", str(shards), "--runner", "local", "--plan"]
     assert cv.entry(arguments) == 0
@@ -402,7 +414,7 @@ def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, c
     ("arguments", "says"),
     [
         (["--image-size", "8x8"], "image-size: expected HEIGHTxWIDTH"),
-        (["--folds", "7"], "7 folds need at least 7 training shards"),
+        (["--folds", "7"], "7 folds need at least 7 shards"),
         (["--rates", "nowhere"], "nowhere/manifest.json is missing"),
         (["--assume.rows", "100+10"], "leave out --data"),
         (["--assume.nodes", "5 v4-8"], "assume.nodes: expected NODES x DEVICE:COUNT"),
@@ -445,7 +457,9 @@ def test_the_documented_plan_is_what_its_command_prints(capsys, monkeypatch):
             ["--plan", "--assume.rows", "60000+39995", "--assume.nodes", nodes], capsys, monkeypatch
         )
         labels = "makespan", "bill, on demand", "bill, preemptible"
-        found = [re.search(rf"^{label} +([\d.]+ \S+)", out, re.MULTILINE).group(1) for label in labels]
+        found = [
+            re.search(rf"^{label} +(\$[\d.]+|[\d.]+ \S+)", out, re.MULTILINE).group(1) for label in labels
+        ]
         assert [nodes, *values] == [nodes, *found]
 
 

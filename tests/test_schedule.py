@@ -4,7 +4,7 @@ from setibl_ray.seti.config import parse
 
 
 def seed_schedule(epoch, lr_max, start=5e-6, floor=1e-6, ramp=5, sustain=0, decay=0.8):
-    """The seed's formula, written out."""
+    """The original notebook's formula, written out."""
     if epoch < ramp:
         return (lr_max - start) / ramp * epoch + start
     if epoch < ramp + sustain:

@@ -18,15 +18,15 @@ OFF = (1, 3, 5)
 PANEL_SHAPE = (273, 256)  # (time, frequency) of a Breakthrough Listen snippet
 CLASS_NAMES = ("haystack", "needle")
 
-Storage = Literal["seed", "cadence"]  # three ON panels as a PNG, or all six as raw uint8
+Storage = Literal["png", "cadence"]  # kinds of shards: three ON panels as a PNG, or all six as raw uint8
 
 
 @dataclass(frozen=True)
 class Layout:
     """How panels become an image.
 
-    `panels` are cadence positions in the order in which they are taken; `stacked` lays them one below
-    the other along time (one channel) instead of side by side as channels.
+    `panels` are cadence positions in their order in the image; `stacked` puts them one below the other
+    along time (one channel) instead of into channels.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Layout:
         return height, width, len(self.panels)
 
     def arrange(self, panels: np.ndarray) -> np.ndarray:
-        """Turn (n, height, width, panels) into (n, *image_shape); stacking moves no pixel of a panel."""
+        """Turn (n, height, width, panels) into (n, *image_shape); stacking keeps each panel as it is."""
         if not self.stacked:
             return panels
         n, height, width, count = panels.shape
@@ -58,4 +58,4 @@ LAYOUTS = {
     )
 }
 
-DEFAULT_LAYOUT: dict[Storage, str] = {"seed": "on3", "cadence": "all6"}
+DEFAULT_LAYOUT: dict[Storage, str] = {"png": "on3", "cadence": "all6"}

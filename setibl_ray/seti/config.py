@@ -1,8 +1,7 @@
-"""The one config of a cross-validation: frozen, validated, the same from YAML, command line or Python.
+"""The config of this package's runs: a task's settings for cadences, on top of what every config has.
 
 A field that may differ between folds (epochs, batch size, image size, model) holds a tuple: one value for
-all folds or one per fold. `Config.for_fold` gives a fold its own numbers. What is not about the result
-(where to write, which cluster to join) is not here: it belongs to the commands.
+all folds or one per fold. `Config.for_fold` gives a fold its own numbers.
 """
 
 from __future__ import annotations
@@ -10,26 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from numbers import Integral
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.terminal import one_line
+from setibl_ray.core import config as core
+from setibl_ray.core.config import NonNegative, PositiveInt, Probability, Section
 from setibl_ray.seti.cadence import LAYOUTS
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.schedule import LearningRate, resolve
 
-MODELS = (
-    "efficientnet-nano",
-    *(f"efficientnet-b{size}" for size in range(8)),
-    "resnet50",
-    "inception-v3",
-    "xception",
-    "vit-tiny",
-)
 _IMAGE_SIZE = re.compile(r"^([1-9]\d{0,3})x([1-9]\d{0,3})$")
 
 
@@ -64,14 +54,12 @@ def _image_sizes(value: Any) -> Any:
 
 
 def _known_model(value: Any) -> Any:
-    if value not in MODELS:
-        raise ValueError(f"expected one of {', '.join(MODELS)}; got {value!r}")
+    named = re.fullmatch(r"[\w.<>]+:[\w.<>]+", str(value))
+    if not named and (not isinstance(value, str) or value not in MODELS):
+        raise ValueError(f"expected one of {', '.join(MODELS)}, or module:function; got {value!r}")
     return value
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 PerFoldInt = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)]
 PerFoldModel = Annotated[
     tuple[Annotated[str, BeforeValidator(_known_model)], ...], BeforeValidator(_as_tuple)
@@ -79,10 +67,6 @@ PerFoldModel = Annotated[
 PerFoldSize = Annotated[
     tuple[Annotated[str, BeforeValidator(_image_size)], ...], BeforeValidator(_image_sizes)
 ]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Augment(Section):
@@ -144,21 +128,21 @@ class FoldConfig(NamedTuple):
     model: str
 
 
-class Config(Section):
-    """Everything that decides a cross-validation's result, given the data."""
+class Config(core.Config):
+    """Everything that decides a cross-validation's result, given the data; and, in `how`, how it is computed."""
 
-    folds: Annotated[int, Field(ge=2, le=1000)] = 5
-    """Number of folds."""
-    split: Literal["shards", "stratified", "group"] = "shards"
-    """What folds are made of: whole shards (the seed's way), rows stratified by target, or whole groups."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Names every random stream of the run."""
+    split: Annotated[str, Field(min_length=1)] = "shards"
+    """What folds are made of: shards (as in the original notebook), stratified (rows by target), group, a splitter of
+    scikit-learn by name (StratifiedGroupKFold), or a CSV file with the columns image_id and fold."""
+    fold_weights: str = "equal"
+    """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
+
     layout: Literal["on3", "all6", "on_stack", "all_stack"] | None = None
     """How panels become an image [all6 for cadence shards, on3 for seed shards]."""
     image_size: PerFoldSize = ("273x256",)
     """Height x width of a panel at the network's input; a list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
-    """Backbone; a list gives one per fold."""
+    """Backbone, or module:function, a Keras model of your own; a list gives one per fold."""
     weights: str = "imagenet"
     """imagenet, none, or a weights file (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
@@ -167,8 +151,6 @@ class Config(Section):
     """Images per replica and step; a list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
     """Views averaged at test time; 0 predicts the image as it is."""
-    fold_weights: str = "equal"
-    """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
     postprocess: str = "none"
     """none, group-mean, group-max, group-best or module:function: what a group's rows tell about each other; for
     out-of-fold and test scores alike."""
@@ -186,32 +168,14 @@ class Config(Section):
     """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
     """Compile the training and prediction step with XLA (always so on TPUs)."""
-    device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
-    """What a fold runs on; auto takes the best that the cluster has."""
-    devices_per_fold: PositiveInt | None = None
-    """GPUs, or TPU chips, of a fold [1 GPU, or all chips of a TPU VM]."""
-    cpus_per_fold: PositiveInt | None = None
-    """CPU cores, and TensorFlow threads, of a fold [its even share of the cores; part of a run's identity]."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Where a node keeps decoded panels, once for all its folds: /dev/shm, the temporary folder, or nowhere."""
     augment: Augment = Augment()
     schedule: Schedule = Schedule()
 
-    @pydantic.field_validator("fold_weights", mode="before")
-    @classmethod
-    def _fold_weights(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            value = ",".join(str(weight) for weight in value)
-        value = str(value)
-        if value in ("equal", "auc"):
-            return value
-        try:
-            weights = [float(part) for part in value.split(",")]
-        except ValueError:
-            raise ValueError(f"expected equal, auc, or numbers separated by commas; got {value!r}") from None
-        if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights) > 0:
-            raise ValueError(f"expected finite weights of at least 0 with a positive sum; got {value!r}")
-        return value
+    how: ClassVar[frozenset[str]] = core.Config.how | {"cache"}
+    unsearchable: ClassVar[frozenset[str]] = core.Config.unsearchable | {"postprocess", "calibrate"}
+    weight_rules: ClassVar[tuple[str, ...]] = ("equal", "auc")
 
     @pydantic.model_validator(mode="after")
     def _one_value_or_one_per_fold(self) -> Config:
@@ -221,10 +185,6 @@ class Config(Section):
                 raise ValueError(
                     f"{name.replace('_', '-')}: expected 1 value or {self.folds} (one per fold); got {count}"
                 )
-        if self.fold_weights not in ("equal", "auc") and self.fold_weights.count(",") + 1 != self.folds:
-            raise ValueError(
-                f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
-            )
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         return self
@@ -251,103 +211,19 @@ class Config(Section):
             **self.schedule.model_dump(),
         )
 
-    def to_yaml(self) -> str:
-        """YAML that `cv --config` takes back unchanged; single values stand without brackets."""
-        plain = self.model_dump(mode="json")
-        for name, value in plain.items():
-            if isinstance(value, list):
-                plain[name] = value[0] if len(value) == 1 else value
-        return yaml.safe_dump(plain, sort_keys=False)
+    def search_value(self, name: str) -> Any:
+        if name == "schedule.lr-max":
+            return self.learning_rate(0, 1).peak  # unset, it follows the weights and the batch
+        return super().search_value(name)
 
-
-def explain(error: pydantic.ValidationError) -> str:
-    """One line for the first thing wrong in a config, naming the field as a flag would."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    field = field.replace("_", "-")
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {field!r}: check its spelling (--help lists every field)"
-    if first["type"] == "missing":
-        return f"{field}: expected, but not given (see --help)"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "model_type":
-        message = "expected a section, with fields of its own"
-    received = "" if first["type"] == "value_error" else f"; got {one_line(repr(first['input']))}"
-    return f"{field + ': ' if field else ''}{message}{received}"
-
-
-class _Fields(yaml.SafeLoader):
-    """YAML whose mappings hold fields: plain YAML takes any key, and of one that is there twice the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.tag != "tag:yaml.org,2002:str":
-                problem = f"expected the name of a field, found {key.value!r}"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            field = key.value.replace("-", "_")
-            if field in seen:
-                problem = f"{key.value} is there twice"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(field)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
-    """Read a file of fields that `flag` names.
-
-    Raises:
-      ConfigError: the file is missing, is not YAML, is not a mapping, or has a field twice.
-    """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Fields)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        what = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
-        what += " ".join(part for part in (error.problem, error.context) if part)
-        raise ConfigError(f"{flag} {path} line {line}: {what}") from None
-    # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} {path}: not YAML: {one_line(error)}") from None
-    if not isinstance(values, dict | None):
-        raise ConfigError(f"{flag} {path}: expected a mapping of fields, got {type(values).__name__}")
-    return values or {}
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Mappings on top of each other, later ones winning, sections field by field."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-            merged[name] = merge(merged[name], value) if both else value
-    return merged
-
-
-def spelt(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields in every spelling that YAML and flags take (`batch-size`, `augment.strength`) as Python has them.
-
-    Raises:
-      ConfigError: a field is there in two spellings, or its name is no text.
-    """
-    fields: dict[str, Any] = {}
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise ConfigError(f"config: expected names of fields, got {name!r}")
-        value = spelt(value) if isinstance(value, Mapping) else value
-        section, dot, rest = name.replace("-", "_").partition(".")
-        value = spelt({rest: value}) if dot else value
-        there = fields.get(section)
-        if isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys():
-            value = there | value
-        elif section in fields:
-            raise ConfigError(f"config: {name} is there twice")
-        fields[section] = value
-    return fields
+    def default_space(self) -> dict[str, Any]:
+        """Learning-rate peak, a decade either way of the config's own; dropout size; augmentation strength."""
+        peak = self.learning_rate(0, 1).peak
+        return {
+            "schedule.lr-max": {"loguniform": [float(f"{peak / 10:.3g}"), float(f"{peak * 10:.3g}")]},
+            "augment.dropout-size": {"uniform": [0.0, 0.2]},
+            "augment.strength": {"uniform": [0.0, 2.0]},
+        }
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -356,11 +232,4 @@ def parse(values: Mapping[str, Any]) -> Config:
     Raises:
       ConfigError: the first wrong field, on one line.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"config: expected a Config or a mapping of its fields, got {type(values).__name__}"
-        )
-    try:
-        return Config.model_validate(spelt(values))
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error)) from None
+    return core.parse(Config, values)

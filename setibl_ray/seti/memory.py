@@ -17,25 +17,21 @@ what is free there is enough. docs/reliability.md holds estimates against measur
 
 from __future__ import annotations
 
-from setibl_ray.seti.backbones import BACKBONES
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
+from setibl_ray.seti.models import MODELS, Backbone
 
 PROCESS = 1000 << 20
 BUILDING = 200 << 20
 COPIES = 30
 
 
-def fold_bytes(config: Config, fold: int, device: str, cpus: int) -> int:
-    """The estimate for one fold, by the formula above."""
+def fold_bytes(config: Config, fold: int, device: str, cpus: int, sizes: Backbone | None = None) -> int:
+    """The estimate for one fold, by the formula above; `sizes` of a model that is not one of this package's."""
     own = config.for_fold(fold)
-    backbone = BACKBONES[own.model]
+    backbone = sizes or MODELS[own.model]
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
     activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
     pipeline = (cpus + 4) * 2 * pixels * channels * 4
     return int(PROCESS + BUILDING + COPIES * 4e6 * backbone.parameters + activations + pipeline)
-
-
-def largest_fold_bytes(config: Config, device: str, cpus: int) -> int:
-    return max(fold_bytes(config, fold, device, cpus) for fold in range(config.folds))

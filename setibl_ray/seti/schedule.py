@@ -1,20 +1,20 @@
-"""The learning rate of each epoch: ramp, sustain, exponential decay (the seed's shape) as a pure function."""
+"""The learning rate of each epoch, as in the original notebook: ramp, sustain, exponential decay. A pure function."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The seed's peak for ImageNet weights, per image of the global batch: fine-tuning moves weights little.
+# The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
 PRETRAINED_LR_PER_IMAGE = 1.25e-6
-# From scratch, Adam wants about 2e-3 at batch 16 (measured on the demo set with the nano model); beyond
-# a global batch of 128 a linear rule asks for more than Adam bears, so the peak stops growing there.
+# From scratch, Adam needs about 2e-3 at batch 16 (measured on the demo set with the nano model). Beyond
+# a global batch of 128 the linear rule gives rates at which Adam diverges, so the peak stops growing there.
 SCRATCH_LR_PER_IMAGE = 1.25e-4
 SCRATCH_LR_LIMIT = 1.6e-2
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A schedule whose every number is known. `start`, `peak`, `floor` are Adam learning rates; the rest are epochs."""
+    """A schedule with all its values. `start`, `peak`, `floor` are Adam learning rates; the rest are epochs."""
 
     start: float
     peak: float
@@ -46,12 +46,12 @@ def resolve(
     sustain_epochs: float,
     decay: float | None,
 ) -> LearningRate:
-    """Fill in what the config leaves open.
+    """Fill in the values that the config leaves open.
 
-    Pretrained weights get the seed's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
-    epochs of ramp, decay 0.8. From scratch those would not leave the starting point in a short run: peak 1.25e-4 x
+    Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
+    epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
     global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, decay 0.95.
-    Where the seed's ramp is longer than the run, it is kept: the run is then all ramp, as the seed's would be.
+    If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if pretrained:
         peak = lr_max if lr_max is not None else PRETRAINED_LR_PER_IMAGE * global_batch

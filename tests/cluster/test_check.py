@@ -14,7 +14,7 @@ import yaml
 
 from setibl_ray.cluster import entry
 from setibl_ray.core.cluster import check
-from setibl_ray.core.cluster.rules import image, pinned_versions, read_lock, tpu
+from setibl_ray.core.cluster.rules import At, image, pinned_versions, read_lock, tpu
 from setibl_ray.core.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def test_a_newer_lock_is_held_against_the_files() -> None:
 def test_the_image_recipe_follows_the_lock() -> None:
     recipe = (PROJECT / "clusters/Dockerfile").read_text()
     base = next(line.split()[1] for line in recipe.splitlines() if line.startswith("FROM rayproject/"))
-    assert [*pinned_versions("Dockerfile", recipe, LOCK), *image("Dockerfile", base, LOCK)] == []
+    assert [*pinned_versions(At(recipe), LOCK), *image(At(base), LOCK)] == []
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,15 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray.core.cluster.placement import Node, Request, request_for, wait_for_placement, with_memory
+from setibl_ray.core.cluster.placement import Ask, Node, Request, request_for, wait_for_placement, with_memory
 from setibl_ray.core.errors import PlacementError
+from setibl_ray.core.task import Needs
+from setibl_ray.core.where import Where
 from setibl_ray.seti.config import parse
+
+
+def ask(config, accelerator_type=None, labels=None):
+    return Ask.of(config, Needs(), Where(accelerator_type=accelerator_type, labels=labels or {}))
 
 
 def cpu(n, name="cpu", **labels):
@@ -45,19 +51,19 @@ def slice_host(pod_type):
     ],
 )
 def test_a_fold_takes(nodes, values, expected):
-    assert request_for(parse(values), nodes) == expected
+    assert request_for(ask(parse(values)), nodes) == expected
 
 
 def test_chips_are_those_of_hosts_of_the_kind_that_is_asked_for():
     nodes = [tpu(4), tpu(4), tpu(4), tpu(8, kind="V5LITEPOD", zone="b")]
-    assert request_for(parse({}), nodes, accelerator_type="TPU-V5LITEPOD").tpu_chips == 8
-    assert request_for(parse({}), nodes, labels={"zone": "b"}).tpu_chips == 8
+    assert request_for(ask(parse({}), accelerator_type="TPU-V5LITEPOD"), nodes).tpu_chips == 8
+    assert request_for(ask(parse({}), labels={"zone": "b"}), nodes).tpu_chips == 8
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(2, 12))
 def test_cpu_folds_leave_no_room_for_larger_ones_that_all_run_at_once(cores, folds):
     nodes = [cpu(n) for n in cores]
-    share = request_for(parse({"folds": folds}), nodes).cpus
+    share = request_for(ask(parse({"folds": folds})), nodes).cpus
     at_once = sum(n // share for n in cores)
     assert at_once >= folds or share == 1
     assert sum(n // (share + 1) for n in cores) < folds
@@ -65,12 +71,12 @@ def test_cpu_folds_leave_no_room_for_larger_ones_that_all_run_at_once(cores, fol
 
 def test_a_host_of_a_slice_of_several_is_left_alone():
     nodes = [cpu(2), slice_host("v4-16"), slice_host("v4-8")]
-    request = request_for(parse({}), nodes)
+    request = request_for(ask(parse({})), nodes)
     assert [request.slots(node) for node in nodes] == [0, 0, 1]
     assert request.options()["label_selector"] == {"ray.io/tpu-pod-type": "!in(v4-16)"}
-    assert request_for(parse({}), nodes[:2]).device == "cpu"
+    assert request_for(ask(parse({})), nodes[:2]).device == "cpu"
     with pytest.raises(PlacementError) as caught:
-        request_for(parse({"device": "tpu"}), nodes[:2])
+        request_for(ask(parse({"device": "tpu"})), nodes[:2])
     assert "1 x 240 CPU + 4 TPU (one host of a v4-16 slice)" in str(caught.value)
 
 
@@ -122,13 +128,13 @@ def test_slots_count_every_resource_and_label():
 )
 def test_an_impossible_request_is_refused_with_the_nearest_that_fits(nodes, values, options, says):
     with pytest.raises(PlacementError) as caught:
-        request_for(parse(values), nodes, **options)
+        request_for(ask(parse(values), **options), nodes)
     assert says in str(caught.value)
 
 
 def test_the_refusal_says_what_was_asked_and_what_there_is():
     with pytest.raises(PlacementError) as caught:
-        request_for(parse({"device": "tpu", "devices_per_fold": 8}), [cpu(2), tpu(4), tpu(4)])
+        request_for(ask(parse({"device": "tpu", "devices_per_fold": 8})), [cpu(2), tpu(4), tpu(4)])
     assert "8 TPU chips, 1 CPU on one node" in str(caught.value)
     assert "1 x 2 CPU; 2 x 240 CPU + 4 TPU (TPU-V4)" in str(caught.value)
 
@@ -136,10 +142,10 @@ def test_the_refusal_says_what_was_asked_and_what_there_is():
 def test_memory_is_asked_for_only_where_it_decides_something():
     """An autoscaler starts no node for a request that names what the cluster file does not: memory, mostly."""
     host = Node("tpu", {"CPU": 240, "TPU": 4, "memory": 300e9})
-    request = request_for(parse({}), [host])
+    request = request_for(ask(parse({})), [host])
     assert with_memory(request, int(50e9), [host]).memory_bytes == 0
     shared = Node("gpu", {"CPU": 16, "GPU": 4, "memory": 100e9})
-    request = request_for(parse({}), [shared])
+    request = request_for(ask(parse({})), [shared])
     assert with_memory(request, int(20e9), [shared]).memory_bytes == 0
     assert with_memory(request, int(30e9), [shared]).slots(shared) == 3
 
@@ -172,7 +178,7 @@ NODES = st.lists(
 def test_what_is_said_to_fit_fits(nodes, device, devices, cpus, accelerator_type, labels):
     values = {"device": device, "devices_per_fold": devices, "cpus_per_fold": cpus}
     try:
-        request_for(parse(values), nodes, accelerator_type, labels)
+        request_for(ask(parse(values), accelerator_type, labels), nodes)
     except PlacementError as error:
         said = re.search(r"Nearest that fits: (.*)\.", str(error))
         if not said:
@@ -187,7 +193,9 @@ def test_what_is_said_to_fit_fits(nodes, device, devices, cpus, accelerator_type
                 accelerator_type = value or None
             else:
                 values[flag[2:].replace("-", "_")] = value
-        assert any(request_for(parse(values), nodes, accelerator_type, labels).slots(node) for node in nodes)
+        assert any(
+            request_for(ask(parse(values), accelerator_type, labels), nodes).slots(node) for node in nodes
+        )
 
 
 class Growing:
@@ -206,14 +214,14 @@ def test_waiting_ends_when_the_cluster_has_grown_or_time_is_up():
     said = []
     config = parse({"device": "tpu", "cpus_per_fold": 1})
     look = Growing(cpu(2), gpu(1), tpu(4))
-    found = wait_for_placement(config, None, {}, 60, said.append, look=look, poll_s=0)
+    found = wait_for_placement(ask(config), 60, said.append, look=look, poll_s=0)
     assert found == Request("tpu", 1, tpu_chips=4)
     assert look.looks == 4
     assert [text.partition(":")[0] for text in said] == ["waiting up to 60 s for the cluster to grow"]
     with pytest.raises(PlacementError, match=r"\(waited 0.01 s for the cluster to grow\)"):
-        wait_for_placement(config, None, {}, 0.01, said.append, look=Growing(cpu(2)), poll_s=0)
+        wait_for_placement(ask(config), 0.01, said.append, look=Growing(cpu(2)), poll_s=0)
     with pytest.raises(PlacementError) as caught:
-        wait_for_placement(config, None, {}, 0, said.append, look=Growing(), poll_s=0)
+        wait_for_placement(ask(config), 0, said.append, look=Growing(), poll_s=0)
     assert "(waited" not in str(caught.value)
     assert len(said) == 2
 
@@ -231,7 +239,7 @@ def test_what_is_waited_for_stands_in_rays_queue_where_an_autoscaler_sees_it():
         return [tpu(4, zone="a")] if any(seen) else []
 
     config = parse({"device": "tpu"})
-    wait_for_placement(config, None, {"zone": "a"}, 30, lambda text: None, look=look, poll_s=0.1)
+    wait_for_placement(ask(config, labels={"zone": "a"}), 30, lambda text: None, look=look, poll_s=0.1)
     assert seen[-1] == [{"CPU": 1.0, "TPU": 1.0}]
     while any(seen[-1]):  # and leaves it with the wait
         look()

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import hosts
+import png_shards
 import pytest
-import seed_shards
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def cv(data: Path, out: Path | str) -> list[str]:
 
 def test_five_folds_survive_a_lost_host(tmp_path: Path) -> None:
     data, expected = tmp_path / "data", tmp_path / "expected"
-    seed_shards.write(data, train_shards=10, test_shards=2, per_shard=24)
+    png_shards.write(data, train_shards=10, test_shards=2, per_shard=24)
 
     with (
         single_machine_run(data, expected) as single_machine,

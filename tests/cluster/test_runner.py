@@ -4,45 +4,31 @@ import os
 import signal
 import time
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tasks import Made, spec_of, zeros
 
 from setibl_ray.core.cluster.placement import Request, cluster_nodes
 from setibl_ray.core.cluster.runner import RayRunner
-from setibl_ray.core.contract import (
-    EpochEnd,
-    Failed,
-    FoldResult,
-    Job,
-    LocalRunner,
-    Place,
-    Predicted,
-    PredictJob,
-    Started,
-)
 from setibl_ray.core.errors import DataError
+from setibl_ray.core.jobs import Failed, Job, LocalRunner, Predicted, Started, Stepped, Trained
+from setibl_ray.core.task import Fitted, Step
 
-PLAN = SimpleNamespace(n_epochs=3)
 
+def stepped():
+    """A fit of three steps; made inside a function so that it travels by value."""
 
-def fold_task():
-    """A task that needs no TensorFlow; made inside a function so that it travels by value."""
-
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1))
-        done = int(job.state or b"0")
-        for epoch in range(done, plan.n_epochs):
-            yield EpochEnd(job.fold, epoch, plan.n_epochs, {"loss": epoch / 7}, str(epoch + 1).encode())
-            if job.fold == 1 and job.attempt == 0 and epoch == 1:
+    def fit(work):
+        for step in range(work.step, work.config.n_steps):
+            yield Step({"loss": step / 7}, str(step + 1).encode())
+            if work.fold == 1 and work.state is None and step == 1:
                 time.sleep(600)  # until the test kills this process
-        if job.fold == 3:
+        if work.fold == 3:
             raise DataError("shard train03-5.tfrec: record 2 is truncated")
-        pred = np.full(4, job.fold, np.float32)
-        yield FoldResult(job.fold, pred, pred, 0, [], b"w", {}, 0)
+        yield Fitted(np.full(len(work.valid), work.fold, np.float32), b"w")
 
-    return task
+    return spec_of(Made(fit))
 
 
 def collect(runner, jobs):
@@ -54,8 +40,8 @@ def collect(runner, jobs):
 def outcome(events, fold):
     keep = [e for e in events if e.fold == fold and not isinstance(e, Started)]
     return [
-        (e.epoch, e.row)
-        if isinstance(e, EpochEnd)
+        (e.step, e.row)
+        if isinstance(e, Stepped)
         else (e.cause, e.message)
         if isinstance(e, Failed)
         else type(e).__name__
@@ -66,9 +52,9 @@ def outcome(events, fold):
 @pytest.mark.usefixtures("own_ray")
 def test_events_are_those_of_the_plain_loop():
     jobs = [Job(0), Job(2), Job(3)]
-    plain = collect(LocalRunner(fold_task(), PLAN), jobs)
+    plain = collect(LocalRunner(stepped()), jobs)
     for max_parallel in (1, 2, None):
-        events = collect(RayRunner(fold_task(), PLAN, Request("cpu", 1), max_parallel), jobs)
+        events = collect(RayRunner(stepped(), Request("cpu", 1), max_parallel), jobs)
         assert [outcome(events, fold) for fold in (0, 2, 3)] == [outcome(plain, fold) for fold in (0, 2, 3)]
     failed = [event for event in events if isinstance(event, Failed)]
     assert [(f.fold, f.cause, f.message) for f in failed] == [
@@ -78,25 +64,22 @@ def test_events_are_those_of_the_plain_loop():
 
 @pytest.mark.usefixtures("own_ray")
 def test_predictions_that_are_kept_hold_nothing_in_the_object_store():
-    """Ray's arrays are views: each would keep the whole message, a fold's weights with it, for the rest of the run."""
-    events = collect(RayRunner(fold_task(), PLAN, Request("cpu", 1)), [Job(0)])
-    result = events[-1]
-    assert isinstance(result, FoldResult)
-    for array in (result.valid_pred, result.valid_pred_no_tta):
-        assert array.flags.owndata
-        assert array.flags.writeable
+    """Ray's arrays are views: each would keep the whole message, a fold's artifact with it, for the rest of the run."""
+    events = collect(RayRunner(stepped(), Request("cpu", 1)), [Job(0)])
+    assert isinstance(events[-1], Trained)
+    assert events[-1].fitted.pred.flags.owndata
+    assert events[-1].fitted.pred.flags.writeable
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_fold_that_fails_leaves_its_process_to_others():
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1))
-        if job.fold % 2:
+    def fit(work):
+        if work.fold % 2:
             raise ValueError("an odd fold")
-        pred = np.zeros(1, np.float32)
-        yield FoldResult(job.fold, pred, pred, 0, [], b"", {}, 0)
+        yield Fitted(np.zeros(1))
 
-    events = collect(RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(n) for n in range(20)])
+    spec = spec_of(Made(fit), folds=20, rows_per_fold=1)
+    events = collect(RayRunner(spec, Request("cpu", 1), max_parallel=1), [Job(n) for n in range(20)])
     assert [event.message for event in events if isinstance(event, Failed)] == [
         "ValueError: an odd fold"
     ] * 10
@@ -105,33 +88,31 @@ def test_a_fold_that_fails_leaves_its_process_to_others():
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_killed_worker_is_a_failed_event_and_goes_on_from_its_state():
-    runner = RayRunner(fold_task(), PLAN, Request("cpu", 1))
+    runner = RayRunner(stepped(), Request("cpu", 1))
     runner.submit(Job(1))
     events = []
     for event in runner.events():
         events.append(event)
-        if isinstance(event, EpochEnd) and event.epoch == 1 and event.fold == 1:
+        if isinstance(event, Stepped) and event.step == 1 and event.fold == 1:
             os.kill(events[0].place.pid, signal.SIGKILL)
         elif isinstance(event, Failed):
-            runner.submit(Job(1, attempt=1, state=b"2"))
+            runner.submit(Job(1, attempt=1, step=2, payload=b"2"))
     names = [type(e).__name__ for e in events]
-    assert names == ["Started", "EpochEnd", "EpochEnd", "Failed", "Started", "EpochEnd", "FoldResult"]
+    assert names == ["Started", "Stepped", "Stepped", "Failed", "Started", "Stepped", "Trained"]
     assert events[3].cause == "worker-died"
-    assert events[5].epoch == 2
+    assert events[5].step == 2
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_at_most_max_parallel_run_at_once():
-    def task(plan, job):
+    def fit(work):
         started = time.time()
-        yield Started(job.fold, Place.here("cpu", 1, 1))
         time.sleep(0.3)
-        yield FoldResult(job.fold, *[np.array([started, time.time()])] * 2, 0, [], b"", {}, 0)
+        yield Fitted(np.array([started, time.time()]))
 
-    events = collect(
-        RayRunner(task, PLAN, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)]
-    )
-    spans = sorted(tuple(event.valid_pred) for event in events if isinstance(event, FoldResult))
+    spec = spec_of(Made(fit), rows_per_fold=2)
+    events = collect(RayRunner(spec, Request("cpu", 1), max_parallel=1), [Job(fold) for fold in range(3)])
+    spans = sorted(tuple(event.fitted.pred) for event in events if isinstance(event, Trained))
     assert all(first[1] <= second[0] for first, second in pairwise(spans))
 
 
@@ -140,16 +121,16 @@ def test_at_most_max_parallel_run_at_once():
 def test_cancel_leaves_no_task_running(tmp_path, polite):
     beats = tmp_path / "beats"
 
-    def task(plan, job):
+    def fit(work):
         if not polite:  # as C code in a long step does
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        yield Started(job.fold, Place.here("cpu", 1, 1))
         while True:
             with beats.open("a") as stream:
-                stream.write(f"{job.fold}\n")
+                stream.write(f"{work.fold}\n")
             time.sleep(0.02)
+        yield
 
-    runner = RayRunner(task, PLAN, Request("cpu", 1))
+    runner = RayRunner(spec_of(Made(fit)), Request("cpu", 1))
     for fold in range(3):
         runner.submit(Job(fold))
     started: set[int] = set()
@@ -167,20 +148,18 @@ def test_cancel_leaves_no_task_running(tmp_path, polite):
     assert set(map(int, beats.read_text().split())) <= started  # the third had no place, and gets none
 
 
-def two_stage_task(seconds=0.0):
-    """A fold is trained, then it predicts whatever the length of its weights is."""
+def two_stages(seconds=0.0):
+    """A fold is fitted, then it predicts whatever the length of its artifact is."""
 
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1), job.span)
+    def fit(work):
         time.sleep(seconds)
-        if isinstance(job, PredictJob):
-            pred = np.full(job.span[1] - job.span[0], len(job.weights), np.float32)
-            yield Predicted(job.fold, job.span, pred, pred, {})
-        else:
-            pred = np.zeros(1, np.float32)
-            yield FoldResult(job.fold, pred, pred, 0, [], b"w" * (job.fold + 1), {}, 0)
+        yield from zeros(work)
 
-    return task
+    def predict(work):
+        time.sleep(seconds)
+        return np.full(work.span[1] - work.span[0], len(work.artifact), np.float32)
+
+    return spec_of(Made(fit, predict), n_test=3)
 
 
 def train_and_predict(runner, folds, spans):
@@ -188,29 +167,29 @@ def train_and_predict(runner, folds, spans):
         runner.submit(Job(fold))
     for event in runner.events():
         yield event
-        if isinstance(event, FoldResult):
+        if isinstance(event, Trained):
             for span in spans:
-                runner.submit(PredictJob(event.fold, span, event.weights))
+                runner.submit(Job(event.fold, span, payload=event.fitted.artifact))
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_spans_start_in_slots_that_folds_leave_over_and_get_their_folds_weights():
-    runner = RayRunner(two_stage_task(0.3), PLAN, Request("cpu", 1))
+def test_spans_start_in_slots_that_folds_leave_over_and_get_their_folds_artifact():
+    runner = RayRunner(two_stages(0.3), Request("cpu", 1))
     assert runner.slots == 2
     events = list(train_and_predict(runner, 3, [(0, 2), (2, 3)]))
     starts = [(event.fold, event.span) for event in events if isinstance(event, Started)]
     # The third fold takes the first slot that is left; a span may have the other one, and be heard of sooner.
     assert sum(span is not None for _, span in starts[: starts.index((2, None))]) <= 1, starts
-    predicted = {(e.fold, e.span): e.pred.tolist() for e in events if isinstance(e, Predicted)}
+    predicted = {(e.fold, e.span): e.prediction.pred.tolist() for e in events if isinstance(e, Predicted)}
     assert predicted == {(f, s): [f + 1.0] * (s[1] - s[0]) for f in range(3) for s in ((0, 2), (2, 3))}
-    assert runner._weights == {}, "weights stay in the object store when nobody needs them"
+    assert runner._artifacts == {}, "artifacts stay in the object store when nobody needs them"
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_process_that_had_an_accelerator_ends_with_its_job():
     """It would keep the TPU or GPU from the next one, which has a process of its own."""
     pids = []
-    for event in train_and_predict(RayRunner(two_stage_task(), PLAN, Request("tpu", 1)), 2, [(0, 1)]):
+    for event in train_and_predict(RayRunner(two_stages(), Request("tpu", 1)), 2, [(0, 1)]):
         if isinstance(event, Started):
             pids.append(event.place.pid)
     assert len(set(pids)) == 4

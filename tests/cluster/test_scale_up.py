@@ -31,25 +31,27 @@ AUTOSCALER_V2 = {
 }
 FOLDS = 3
 DRIVER = f"""
-import json, time
-from types import SimpleNamespace
-import numpy as np
+import json, sys, time
+sys.path.insert(0, {str(PROJECT / "tests")!r})
+from tasks import Made, spec_of, zeros
 from setibl_ray.core.cluster import connect, placement
 from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.core.jobs import Job, Started
+from setibl_ray.core.task import Needs
+from setibl_ray.core.where import Where
 from setibl_ray.seti.config import parse
-from setibl_ray.core.contract import FoldResult, Job, Place, Started
 
-def task(plan, job):
-    yield Started(job.fold, Place.here("tpu", 4, 240))
+def fit(work):
     time.sleep(15)  # for longer than two more nodes take
-    yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {{}}, 0)
+    yield from zeros(work)
 
 said = []
 config = parse({{"device": "tpu", "folds": {FOLDS}}})
 with connect.connected("auto"):
-    request = placement.wait_for_placement(config, "TPU-V4", {{}}, 180, said.append)
+    ask = placement.Ask.of(config, Needs(), Where(accelerator_type="TPU-V4"))
+    request = placement.wait_for_placement(ask, 180, said.append)
     request = placement.with_memory(request, 10**9, placement.cluster_nodes())
-    runner = RayRunner(task, SimpleNamespace(), request)
+    runner = RayRunner(spec_of(Made(fit), folds={FOLDS}), request)
     for fold in range({FOLDS}):
         runner.submit(Job(fold))
     nodes = {{event.fold: event.place.node_id for event in runner.events() if isinstance(event, Started)}}

@@ -2,20 +2,21 @@
 
 import time
 from collections import Counter
-from types import SimpleNamespace
 
-import numpy as np
+import png_shards
 import pytest
 import ray
-import seed_shards
 from ray.cluster_utils import Cluster
 from raylets import until_it_starts
+from tasks import Made, spec_of, zeros
 
 from setibl_ray import cv
 from setibl_ray.core.cluster import connect
-from setibl_ray.core.cluster.placement import cluster_nodes, request_for
+from setibl_ray.core.cluster.placement import Ask, cluster_nodes, request_for
 from setibl_ray.core.cluster.runner import RayRunner
-from setibl_ray.core.contract import FoldResult, Job, Place, Started
+from setibl_ray.core.jobs import Job, Started
+from setibl_ray.core.task import Needs
+from setibl_ray.core.where import Where
 from setibl_ray.seti.config import parse
 
 TPU_HOST = {"num_cpus": 8, "resources": {"TPU": 4, "accelerator_type:TPU-V4": 1}}
@@ -61,19 +62,19 @@ def places(meeting, values, at_once, **options):
     """
     config = parse({"weights": "none", **values})
 
-    def task(plan, job):
-        yield Started(job.fold, Place.here("any", 1, 1))
-        (meeting / str(job.fold)).touch()
+    def fit(work):
+        (meeting / str(work.fold)).touch()
         deadline = time.monotonic() + 120
         while len(list(meeting.iterdir())) < at_once and time.monotonic() < deadline:
             time.sleep(0.02)
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
+        yield from zeros(work)
 
     _until(
         idle
     )  # what the test before held: a raylet hears late that another's GPUs are free, and passes it by
-    request = request_for(config, cluster_nodes(), **options)
-    runner = RayRunner(task, SimpleNamespace(), request)
+    request = request_for(Ask.of(config, Needs(), Where(**options)), cluster_nodes())
+    share = {"devices_per_fold": config.devices_per_fold}
+    runner = RayRunner(spec_of(Made(fit), folds=config.folds, **share), request)
     for fold in range(config.folds):
         runner.submit(Job(fold))
     found = {event.fold: event.place for event in runner.events() if isinstance(event, Started)}
@@ -116,6 +117,17 @@ def test_a_fold_on_two_gpus_has_both_of_one_node(tmp_path):
 
 
 @pytest.mark.usefixtures("nine_nodes")
+def test_folds_share_gpus_two_on_each(tmp_path):
+    request, found = places(tmp_path, {"folds": 5, "device": "gpu", "devices_per_fold": 0.4}, at_once=5)
+    assert request.gpus == 0.4
+    assert str(request) == "0.4 GPU, 1 CPU on one node"
+    shared = Counter((place.node_id, place.visible["CUDA_VISIBLE_DEVICES"]) for place in found.values())
+    assert max(shared.values()) <= 2
+    assert {gpu for _, gpu in shared} <= {"0", "1"}
+    assert {place.share for place in found.values()} == {0.4}
+
+
+@pytest.mark.usefixtures("nine_nodes")
 def test_fewer_folds_than_gpus_go_to_different_nodes(tmp_path):
     _, found = places(tmp_path, {"folds": 2, "device": "gpu"}, at_once=2)
     assert per_node(found) == [1, 1]
@@ -138,7 +150,7 @@ def test_folds_go_where_the_label_is(tmp_path):
 
 @pytest.mark.usefixtures("nine_nodes")
 def test_an_impossible_request_ends_at_once_with_the_nearest_that_fits(tmp_path, capsys):
-    seed_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
+    png_shards.write(tmp_path / "data", train_shards=5, test_shards=1, per_shard=8)
     run = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
     run += ["--batch-size", "8", "--device", "tpu"]
     assert cv.entry([*run, "--devices-per-fold", "8"]) == 2

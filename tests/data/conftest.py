@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from data_sets import SMALL, seed_features, write_frames
+from data_sets import SMALL, png_features, write_frames
 
 from setibl_ray.seti.making.synth import write_synthetic
 
@@ -15,11 +15,11 @@ def small_set(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def seed_set(tmp_path) -> Path:
-    """Two train shards of three records and a test shard of two, in the seed notebook's format."""
-    folder = tmp_path / "seed"
+def png_set(tmp_path) -> Path:
+    """Two train shards of three records and a test shard of two, in the original notebook's format."""
+    folder = tmp_path / "png"
     for shard in range(2):
-        examples = [seed_features(f"train{shard}{i}", (shard + i) % 2) for i in range(3)]
+        examples = [png_features(f"train{shard}{i}", (shard + i) % 2) for i in range(3)]
         write_frames(folder / f"train{shard:02d}-3.tfrec", examples)
-    write_frames(folder / "test00-2.tfrec", [seed_features(f"test{i}") for i in range(2)])
+    write_frames(folder / "test00-2.tfrec", [png_features(f"test{i}") for i in range(2)])
     return folder

@@ -18,7 +18,7 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def seed_features(name: str, target: int | None = None, shape=(20, 16)) -> dict:
+def png_features(name: str, target: int | None = None, shape=(20, 16)) -> dict:
     rng = np.random.default_rng(sum(name.encode()))
     features = {"image": png(rng.integers(0, 256, (*shape, 3), np.uint8)), "image_id": name}
     return features if target is None else {**features, "target": target}

@@ -1,4 +1,4 @@
-"""The kernel against a per-pixel NumPy version, against TensorFlow, and against the seed's own arithmetic."""
+"""The kernel against a per-pixel NumPy version, against TensorFlow, and against the original notebook's arithmetic."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def normals_and_uniforms(seeds: np.ndarray, count: int) -> tuple[np.ndarray, np.
 
 
 def naive_map(normal: np.ndarray, settings: Augment, height: int, width: int) -> np.ndarray:
-    """(H, W, 2) float64 source row and column of each output pixel, by the seed's 3x3 matrices."""
+    """(H, W, 2) float64 source row and column of each output pixel, by the original notebook's 3x3 matrices."""
     strength = settings.strength
     rotation = np.deg2rad(strength * settings.rotation * normal[0])
     shear = np.deg2rad(strength * settings.shear * normal[1])
@@ -230,7 +230,7 @@ def test_geometry_is_tensorflow_addons_projective_transform() -> None:
 
 
 def test_geometry_is_the_seeds_but_for_its_centre_and_its_truncation() -> None:
-    """The seed's own coordinates: taken about its whole-number centre, ours are the same to rounding."""
+    """The original notebook's coordinates: about its whole-number centre, ours are the same up to rounding."""
     settings = only(rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=4, width_shift=4)
     normal, _ = normals_and_uniforms(some_seeds(5), 0)
     size = 33

@@ -175,11 +175,11 @@ def test_too_many_shards(kaggle, tmp_path):
         pack(kaggle, tmp_path / "out", n_shards=2)
 
 
-def test_verify_finds_a_sound_set_sound(small_set, seed_set):
+def test_verify_finds_a_sound_set_sound(small_set, png_set):
     report = verify(str(small_set))
     assert report.problems == ()
     assert report.fingerprint == read_index(small_set).fingerprint
-    assert verify(str(seed_set)).problems == ()
+    assert verify(str(png_set)).problems == ()
 
 
 def test_verify_lists_every_problem(small_set, tmp_path):

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from data_sets import png, seed_features
+from data_sets import png, png_features
 from PIL import Image
 
 from setibl_ray.core.errors import DataError
@@ -122,7 +122,7 @@ def test_a_target_where_none_is_needed_is_left_alone(target):
     (cadence(cadence=None), "expected a field cadence .* or image .*, found image_id, shape, target"),
     (encode_example({"image": b"GIF8" * 10, "image_id": "a", "target": 0}), "no PNG or JPEG .*: 40 bytes"),
     (encode_example({"image": b"", "image_id": "a", "target": 0}), "no PNG or JPEG .*: 0 bytes"),
-    (encode_example({**seed_features("a", 0), "image": seed_features("a")["image"][:60]}), "undecodable image"),
+    (encode_example({**png_features("a", 0), "image": png_features("a")["image"][:60]}), "undecodable image"),
 ])  # fmt: skip
 def test_refusals_name_the_record_and_the_field(payload, message):
     with pytest.raises(DataError, match=f"^x.*: .*{message}"):

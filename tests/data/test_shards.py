@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from data_sets import SMALL, seed_features, write_frames
+from data_sets import SMALL, png_features, write_frames
 
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.formats import shards
@@ -91,9 +91,9 @@ def test_random_access_equals_reading_in_order(small_set, monkeypatch, gap, bloc
     assert read_panels(index, "test", [], range(6)).shape == (0, 32, 24, 6)
 
 
-def test_seed_shards(seed_set):
-    index = read_index(seed_set)
-    assert (index.storage, index.panel_shape, index.n_panels) == ("seed", (20, 16), 3)
+def test_png_shards(png_set):
+    index = read_index(png_set)
+    assert (index.storage, index.panel_shape, index.n_panels) == ("png", (20, 16), 3)
     assert list(index.train["image_id"]) == ["train00", "train01", "train02", "train10", "train11", "train12"]
     assert list(index.train["target"]) == [0, 1, 0, 1, 0, 1]
     assert index.train["group"].isna().all()
@@ -101,7 +101,7 @@ def test_seed_shards(seed_set):
     np.testing.assert_array_equal(
         read_panels(index, "train", [3], (4, 0))[0], record.panels[[2, 0]].transpose(1, 2, 0)
     )
-    with pytest.raises(ConfigError, match="seed shards hold the ON panels only"):
+    with pytest.raises(ConfigError, match="PNG shards hold the ON panels only"):
         read_panels(index, "train", [0], range(6))
 
 
@@ -122,44 +122,42 @@ def test_remote_folder_gives_the_same_index_and_pixels(small_set):
         fs.rm("/bucket", recursive=True)
 
 
-def test_no_test_shards_give_an_empty_table(seed_set):
-    (seed_set / "test00-2.tfrec").unlink()
-    index = read_index(seed_set)
+def test_no_test_shards_give_an_empty_table(png_set):
+    (png_set / "test00-2.tfrec").unlink()
+    index = read_index(png_set)
     assert len(index.test) == 0
     assert list(index.test) == [name for name in index.train if name != "target"]
 
 
-def test_skipped_records_are_listed(seed_set):
-    shard = seed_set / "train01-3.tfrec"
+def test_skipped_records_are_listed(png_set):
+    shard = png_set / "train01-3.tfrec"
     content = bytearray(shard.read_bytes())
     content[50] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"train01-3.tfrec record 0: bad checksum"):
-        read_index(seed_set)
-    write_frames(
-        seed_set / "train00-3.tfrec", [seed_features("a", 1), seed_features("b"), seed_features("c", 0)]
-    )
-    index = read_index(seed_set, on_bad_record="skip")
+        read_index(png_set)
+    write_frames(png_set / "train00-3.tfrec", [png_features("a", 1), png_features("b"), png_features("c", 0)])
+    index = read_index(png_set, on_bad_record="skip")
     assert [bad[:2] for bad in index.bad_records] == [("train00-3.tfrec", 1), ("train01-3.tfrec", 0)]
     assert "expected target 0 or 1 in a train record" in index.bad_records[0].reason
     assert list(index.train["image_id"]) == ["a", "c", "train11", "train12"]
     assert list(index.train["record"]) == [0, 2, 1, 2]
     shard.write_bytes(content[:-3])
-    assert [bad.record for bad in read_index(seed_set, on_bad_record="skip").bad_records] == [1, 0, 2]
+    assert [bad.record for bad in read_index(png_set, on_bad_record="skip").bad_records] == [1, 0, 2]
 
 
-def test_a_target_in_test_shards_is_passed_over_with_a_note(seed_set):
-    write_frames(seed_set / "test00-2.tfrec", [seed_features("t0", -1), seed_features("t1", 0)])
-    index = read_index(seed_set)
+def test_a_target_in_test_shards_is_passed_over_with_a_note(png_set):
+    write_frames(png_set / "test00-2.tfrec", [png_features("t0", -1), png_features("t1", 0)])
+    index = read_index(png_set)
     assert index.notes == (
         "1 test records have a target that is neither 0 nor 1, such as -1; it is not used",
     )
-    assert verify(str(seed_set)).notes == index.notes
+    assert verify(str(png_set)).notes == index.notes
 
 
 @pytest.mark.parametrize(("name", "compress"), [("GZIP", gzip.compress), ("ZLIB", zlib.compress)])
-def test_a_compressed_shard_is_named_as_one(seed_set, name, compress):
-    shard = seed_set / "train01-3.tfrec"
+def test_a_compressed_shard_is_named_as_one(png_set, name, compress):
+    shard = png_set / "train01-3.tfrec"
     shard.write_bytes(compress(shard.read_bytes()))
     for read in (
         read_index,
@@ -167,60 +165,60 @@ def test_a_compressed_shard_is_named_as_one(seed_set, name, compress):
         lambda root: read_index(root, on_bad_record="skip"),
     ):
         with pytest.raises(DataError, match=f"train01-3.tfrec is compressed with {name}"):
-            read(seed_set)
+            read(png_set)
 
 
-def test_images_are_decoded_before_they_are_needed(seed_set):
+def test_images_are_decoded_before_they_are_needed(png_set):
     """Labels and shape can be read of an image without pixels, so nothing else would notice it."""
-    last = {**seed_features("z", 0)}
+    last = {**png_features("z", 0)}
     last["image"] = last["image"][:60] + bytes(len(last["image"]) - 60)
-    shard = seed_set / "train01-39.tfrec"
-    (seed_set / "train01-3.tfrec").unlink()
-    write_frames(shard, [*(seed_features(f"id{i}", 1) for i in range(38)), last])
-    read_index(seed_set)
-    read_index(seed_set, decode="some")  # every other image; the last is not among them
+    shard = png_set / "train01-39.tfrec"
+    (png_set / "train01-3.tfrec").unlink()
+    write_frames(shard, [*(png_features(f"id{i}", 1) for i in range(38)), last])
+    read_index(png_set)
+    read_index(png_set, decode="some")  # every other image; the last is not among them
     with pytest.raises(DataError, match=r"train01-39.tfrec record 38: undecodable image"):
-        read_index(seed_set, decode="all")
-    write_frames(shard, [seed_features("first", 0), last, *(seed_features(f"id{i}", 1) for i in range(37))])
+        read_index(png_set, decode="all")
+    write_frames(shard, [png_features("first", 0), last, *(png_features(f"id{i}", 1) for i in range(37))])
     with pytest.raises(DataError, match=r"train01-39.tfrec record 1: undecodable image"):
-        read_index(seed_set, decode="some")
-    (problem,) = verify(str(seed_set)).problems
+        read_index(png_set, decode="some")
+    (problem,) = verify(str(png_set)).problems
     assert problem.startswith("train01-39.tfrec record 1: undecodable image")
 
 
-def test_refusals(seed_set, tmp_path):
-    def refused(message, folder=seed_set):
+def test_refusals(png_set, tmp_path):
+    def refused(message, folder=png_set):
         with pytest.raises(DataError, match=message):
             read_index(folder)
 
     refused("nowhere is not a folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refused("empty has no train shards", tmp_path / "empty")
-    third = write_frames(seed_set / "train02-2.tfrec", [seed_features("x", 0)])
+    third = write_frames(png_set / "train02-2.tfrec", [png_features("x", 0)])
     refused("train02-2.tfrec: its name says 2 records, it holds 1")
-    third.rename(seed_set / "train03-1.tfrec")
+    third.rename(png_set / "train03-1.tfrec")
     refused("train02 is missing among 3 train shards")
-    third = (seed_set / "train03-1.tfrec").rename(seed_set / "train01-1.tfrec")
+    third = (png_set / "train03-1.tfrec").rename(png_set / "train01-1.tfrec")
     refused("train shard 01 is there twice")
-    third = third.rename(seed_set / "train2-1.tfrec")
+    third = third.rename(png_set / "train2-1.tfrec")
     refused("train2-1.tfrec: expected a name like train00-50.tfrec")
-    third = third.rename(seed_set / "train02-1.tfrec")
-    write_frames(third, [seed_features("train11", 0)])
+    third = third.rename(png_set / "train02-1.tfrec")
+    write_frames(third, [png_features("train11", 0)])
     refused("image_id train11 stands for 2 records: train01-3.tfrec record 1, train02-1.tfrec record 0")
-    write_frames(third, [seed_features("test1", 0)])
+    write_frames(third, [png_features("test1", 0)])
     refused("image_id test1 .* train02-1.tfrec record 0, test00-2.tfrec record 1")
-    write_frames(third, [seed_features("x")])
+    write_frames(third, [png_features("x")])
     refused(r"train02-1.tfrec record 0 \(x\): expected target 0 or 1 in a train record")
-    write_frames(third, [seed_features("x", 0, shape=(20, 17))])
-    refused("one storage and panel shape, found seed 20x16 in .* seed 20x17 in train02-1.tfrec")
+    write_frames(third, [png_features("x", 0, shape=(20, 17))])
+    refused("one storage and panel shape, found png 20x16 in .* png 20x17 in train02-1.tfrec")
     third.write_bytes(frame(encode_record(Record("x", 0, None, 0.0, None, np.zeros((6, 20, 16), np.uint8)))))
-    refused("found cadence 20x16 in train02-1.tfrec, seed 20x16 in test00-2.tfrec")
+    refused("found cadence 20x16 in train02-1.tfrec, png 20x16 in test00-2.tfrec")
     third.write_bytes(frame(encode_example({"image_id": "x", "target": 0})))
     refused(r"train02-1.tfrec record 0 \(x\): expected a field cadence")
     third.unlink()
-    (seed_set / "dataset.json").write_text("{")
+    (png_set / "dataset.json").write_text("{")
     refused("dataset.json is not JSON")
-    (seed_set / "dataset.json").write_text(json.dumps({"format_version": 99}))
+    (png_set / "dataset.json").write_text(json.dumps({"format_version": 99}))
     refused("expected format_version 1, found 99")
 
 
@@ -229,10 +227,10 @@ def test_unknown_protocol_is_a_config_error():
         list_shards("nonsense://x")
 
 
-def test_fingerprint_depends_on_content_and_order(seed_set):
-    before = read_index(seed_set).fingerprint
-    first, second = seed_set / "train00-3.tfrec", seed_set / "train01-3.tfrec"
-    first.rename(seed_set / "tmp")
+def test_fingerprint_depends_on_content_and_order(png_set):
+    before = read_index(png_set).fingerprint
+    first, second = png_set / "train00-3.tfrec", png_set / "train01-3.tfrec"
+    first.rename(png_set / "tmp")
     second.rename(first)
-    (seed_set / "tmp").rename(second)
-    assert read_index(seed_set).fingerprint != before
+    (png_set / "tmp").rename(second)
+    assert read_index(png_set).fingerprint != before

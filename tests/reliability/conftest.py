@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from datasets import SMALL, cadence_shards
 from harness import RUN, start
-from standin import no_plot, no_report, standin
+from standin import StandIn, no_report
 
 from setibl_ray import cv
-from setibl_ray.core.run import driver
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +24,7 @@ def local_cv(monkeypatch, shards):
     """`cv --runner local` in this process with the stand-in; returns the exit code."""
 
     def call(out, *more, task=None, run=(*RUN, "--data", str(shards))):
-        monkeypatch.setattr(driver, "FOLD_TASK", task or standin())
-        monkeypatch.setattr("setibl_ray.seti.reporting.training_plot.draw", no_plot)
+        monkeypatch.setattr("setibl_ray.seti.task.NAME", task or StandIn())
         monkeypatch.setattr("setibl_ray.report.write_report", no_report)
         return cv.entry([str(part) for part in (*run, "--out", out, "--runner", "local", *more)])
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.feeding import panels
@@ -54,6 +56,11 @@ def manifest(out):
     return json.loads((out / "manifest.json").read_text())
 
 
+def folds_of(out):
+    """What is known of each fold: while a run goes on, in a file of its own."""
+    return Manifest.load(RunFolder(str(out))).plain()["folds"]
+
+
 def wait_for(condition, deadline_s=DEADLINE_S):
     deadline = time.monotonic() + deadline_s
     while not (found := condition()):
@@ -68,7 +75,11 @@ def leftovers(out):
     return [
         str(n)
         for n in names
-        if ".tmp-" in n.name or n.name == ".lock" or n.name.startswith("state-") or n.suffix == ".npy"
+        if ".tmp-" in n.name
+        or n.name == ".lock"
+        or n.name.startswith("state-")
+        or n.suffix == ".npz"
+        or n.name == "fold.json"
     ]
 
 
@@ -86,7 +97,7 @@ def processes_with(variable):
 
 def attempts_of(out):
     """Every attempt of a run, at folds and at spans of their test predictions."""
-    folds = manifest(out)["folds"].values()
+    folds = folds_of(out).values()
     return [attempt for entry in folds for attempt in [*entry["attempts"], *entry["predictions"]]]
 
 

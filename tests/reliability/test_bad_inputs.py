@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import s3fs
 from harness import ARGUMENTS
-from standin import standin
+from standin import StandIn
 from test_bad_input import copied, put, record
 
 from setibl_ray import cv, predict
 from setibl_ray import data as data_command
-from setibl_ray.core.run import driver
 from setibl_ray.core.run.folder import FORMAT
 from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
@@ -411,7 +410,9 @@ def run_case(what, change=lambda out: None, *more):
     def _(data, folder):
         out = folder / "run"
         out.mkdir()
-        (out / "manifest.json").write_text(json.dumps({"format": FORMAT}))
+        (out / "manifest.json").write_text(
+            json.dumps({"format": FORMAT, "command": "cv", "data": {}, "started_s": 0})
+        )
         change(out)
         return ["--data", data, *more]
 
@@ -584,7 +585,7 @@ def no_keys(monkeypatch):
 @pytest.mark.usefixtures("no_keys")
 def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(driver, "FOLD_TASK", standin())  # for the one that is not refused
+    monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn())  # for the one that is not refused
     rows, groups = [], {}
     for number, ((group, what), build) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"

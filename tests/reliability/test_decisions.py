@@ -5,22 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 from typing import get_args
 
-import numpy as np
 import pytest
 from ray import exceptions
+from tasks import Made, spec_of, zeros
 
 from setibl_ray.core.cluster import placement, runner
 from setibl_ray.core.cluster.placement import Node, Request
 from setibl_ray.core.cluster.runner import RayRunner
-from setibl_ray.core.contract import Cause, EpochEnd, Failed, FoldResult, Job, LocalRunner, Place, Started
+from setibl_ray.core.jobs import Cause, Failed, Job, LocalRunner
 from setibl_ray.core.run.failures import ACTIONS, decide
+from setibl_ray.core.task import Step
 from setibl_ray.seti.config import parse
-from setibl_ray.seti.memory import largest_fold_bytes
-
-PLAN = SimpleNamespace()
+from setibl_ray.seti.memory import fold_bytes
+from setibl_ray.seti.task import TASK
 
 
 def test_every_cause_has_a_decision_and_retries_end():
@@ -56,7 +55,7 @@ def test_errors_of_a_task_have_causes():
         (RuntimeError("The TPU is already in use by process 12"), "tpu-busy"),
         (KeyError("x"), "code"),
     ):
-        assert Failed.from_exception(Job(0), error).cause == cause
+        assert TASK.cause_of(error) == cause
 
 
 def test_a_retry_elsewhere_names_the_nodes_to_avoid():
@@ -65,18 +64,17 @@ def test_a_retry_elsewhere_names_the_nodes_to_avoid():
 
 
 def sleeper(seconds):
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1))
+    def fit(work):
         for _ in range(100):
             time.sleep(seconds / 100)
-        yield FoldResult(job.fold, *[np.zeros(1, np.float32)] * 2, 0, [], b"", {}, 0)
+        yield from zeros(work)
 
-    return task
+    return spec_of(Made(fit), folds=5)
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_time_limit_stops_an_attempt_and_its_process():
-    ray_runner = RayRunner(sleeper(600), PLAN, Request("cpu", 1), timeout_s=0.5)
+    ray_runner = RayRunner(sleeper(600), Request("cpu", 1), timeout_s=0.5)
     ray_runner.submit(Job(4))
     started, failed = ray_runner.events()
     assert (failed.cause, failed.message) == ("time-limit", "not done after 0.5 s (--fold-timeout-s)")
@@ -89,29 +87,28 @@ def test_a_time_limit_stops_an_attempt_and_its_process():
 
 
 def test_a_time_limit_of_a_plain_loop_is_seen_at_the_next_event():
-    def task(plan, job):
-        yield Started(job.fold, Place.here("cpu", 1, 1))
+    def fit(work):
         time.sleep(0.05)
-        yield EpochEnd(job.fold, 0, 2, {}, b"")
+        yield Step({})
         raise AssertionError("not reached")
 
-    local = LocalRunner(task, PLAN, timeout_s=0.01)
+    local = LocalRunner(spec_of(Made(fit)), timeout_s=0.03)
     local.submit(Job(0))
     names = [getattr(event, "cause", type(event).__name__) for event in local.events()]
-    assert names == ["Started", "EpochEnd", "time-limit"]
+    assert names == ["Started", "Stepped", "time-limit"]
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_the_only_node_is_used_again_though_it_should_be_avoided():
     (node,) = placement.cluster_nodes()
-    ray_runner = RayRunner(sleeper(0), PLAN, Request("cpu", 1))
+    ray_runner = RayRunner(sleeper(0), Request("cpu", 1))
     ray_runner.submit(Job(0, avoid=(node.node_id,)))
-    assert [type(event).__name__ for event in ray_runner.events()] == ["Started", "FoldResult"]
+    assert [type(event).__name__ for event in ray_runner.events()] == ["Started", "Trained"]
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_fold_without_a_node_fails_after_a_while_instead_of_waiting_for_ever():
-    ray_runner = RayRunner(sleeper(0), PLAN, Request("cpu", 99), no_node_s=0.1)
+    ray_runner = RayRunner(sleeper(0), Request("cpu", 99), no_node_s=0.1)
     ray_runner.submit(Job(0))
     (failed,) = ray_runner.events()
     assert failed.cause == "no-node"
@@ -120,13 +117,13 @@ def test_a_fold_without_a_node_fails_after_a_while_instead_of_waiting_for_ever()
 
 @pytest.mark.usefixtures("own_ray")
 def test_a_worker_that_dies_before_it_starts_has_a_node():
-    def task(plan, job):
+    def fit(work):
         os.kill(os.getpid(), signal.SIGKILL)
         yield
 
-    ray_runner = RayRunner(task, PLAN, Request("cpu", 1))
+    ray_runner = RayRunner(spec_of(Made(fit)), Request("cpu", 1))
     ray_runner.submit(Job(0))
-    (failed,) = ray_runner.events()
+    *_, failed = ray_runner.events()
     assert failed.cause == "worker-died"
     assert failed.node
 
@@ -136,11 +133,11 @@ def test_folds_wait_for_memory():
     total = placement.cluster_nodes()[0].total("memory")
     request = placement.with_memory(Request("cpu", 1), int(0.6 * total), placement.cluster_nodes())
     assert request.slots(placement.cluster_nodes()[0]) == 1
-    ray_runner = RayRunner(sleeper(0.3), PLAN, request)
+    ray_runner = RayRunner(sleeper(0.3), request)
     for fold in range(3):
         ray_runner.submit(Job(fold))
     names = [type(event).__name__ for event in ray_runner.events()]
-    assert names == ["Started", "FoldResult"] * 3
+    assert names == ["Started", "Trained"] * 3
 
 
 def test_a_fold_larger_than_any_node_runs_alone():
@@ -152,8 +149,8 @@ def test_a_fold_larger_than_any_node_runs_alone():
 def test_the_memory_of_a_fold_grows_with_what_it_holds():
     small = parse({"model": "efficientnet-nano", "weights": "none", "image_size": "91x85", "batch_size": 16})
     large = parse({"batch_size": 32})
-    assert largest_fold_bytes(small, "cpu", 1) < 2e9
-    assert largest_fold_bytes(large, "tpu", 4) < 10e9 < largest_fold_bytes(large, "cpu", 4)
+    assert fold_bytes(small, 0, "cpu", 1) < 2e9
+    assert fold_bytes(large, 0, "tpu", 4) < 10e9 < fold_bytes(large, 0, "cpu", 4)
 
 
 def test_a_tpu_lock_is_taken_from_the_dead_only(tmp_path):

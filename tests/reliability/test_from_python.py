@@ -5,19 +5,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from harness import RUN, same_results
-from standin import no_plot, standin
+from standin import StandIn
 
 from setibl_ray import cross_validate
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.run import driver
 
 CONFIG = {name.removeprefix("--"): value for name, value in zip(RUN[::2], RUN[1::2])}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(driver, "FOLD_TASK", standin())
-    monkeypatch.setattr("setibl_ray.seti.reporting.training_plot.draw", no_plot)
+    monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn())
 
 
 def test_paths_and_mappings(shards, tmp_path, undisturbed):
@@ -64,7 +62,7 @@ def test_an_id_of_any_text_survives_a_resume(tmp_path, monkeypatch):
     put(data, "test", 0, *(record(text, -1) for text in ids))
     broken = tmp_path / "broken"
     broken.write_text("3")
-    monkeypatch.setattr(driver, "FOLD_TASK", standin(broken=broken))
+    monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn(broken=broken))
     arguments = {"config": CONFIG, "data": data, "where": {"runner": "local"}}
     with pytest.raises(Exception, match="broken on purpose"):
         cross_validate(out=tmp_path / "run", **arguments)

@@ -57,16 +57,17 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
     # A task that takes a minute to clear up: it is not waited for.
     script = (
         "import os, sys, time\n"
-        "from setibl_ray import cv\nfrom setibl_ray.core.run import driver\n"
-        "from setibl_ray.core.contract import Place, Started\n"
-        "def task(plan, job):\n"
-        "    try:\n"  # around the event, too: the driver may be at work on it when the signal comes
-        "        yield Started(job.fold, Place.here('cpu', 1, 1))\n"
-        "        time.sleep(60)\n"
-        "    finally:\n"
-        "        open(os.environ['CLEARING'], 'w').close()\n"
-        "        time.sleep(60)\n"
-        "driver.FOLD_TASK = task\n"
+        "from setibl_ray import cv\nfrom setibl_ray.seti import task\n"
+        "from setibl_ray.core.task import Step\n"
+        "class Slow(task.CadenceTask):\n"
+        "    def fit(self, work):\n"
+        "        try:\n"  # around the step, too: the driver may be at work on it when the signal comes
+        "            yield Step({'epoch': 0}, b'state')\n"
+        "            time.sleep(60)\n"
+        "        finally:\n"
+        "            open(os.environ['CLEARING'], 'w').close()\n"
+        "            time.sleep(60)\n"
+        "task.NAME = Slow()\n"
         "sys.exit(cv.entry(sys.argv[1:]))\n"
     )
     out, clearing = tmp_path / "run", tmp_path / "clearing"
@@ -88,7 +89,7 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: (out / "manifest.json").exists() and '"running"' in (out / "manifest.json").read_text())
+    wait_for(lambda: list(out.glob("fold-0/state-*")))
     process.send_signal(signal.SIGINT)
     wait_for(clearing.exists)
     process.send_signal(signal.SIGINT)

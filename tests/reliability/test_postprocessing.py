@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SMALL, cadence_shards, seed_shards
+from datasets import SMALL, cadence_shards, png_shards
 from harness import ARGUMENTS
 from sklearn.metrics import roc_auc_score
 
@@ -57,8 +57,8 @@ def test_it_is_part_of_the_run(plain, local_cv, capsys):
 
 
 def test_what_cannot_be_applied_is_refused_before_training(local_cv, tmp_path, capsys):
-    data = seed_shards(
-        tmp_path / "seed",
+    data = png_shards(
+        tmp_path / "png",
         cadence_shards(tmp_path / "data", SMALL.model_copy(update={"train": 12, "test": 2})),
     )
     own = (*ARGUMENTS, "--folds", "2", "--epochs", "1", "--data", str(data))

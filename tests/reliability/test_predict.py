@@ -6,11 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import SMALL, cadence_shards
-from standin import standin
+from standin import StandIn
 
 from setibl_ray import predict
-from setibl_ray.core.contract import PredictJob
-from setibl_ray.core.run import driver
 
 
 @pytest.fixture
@@ -66,14 +64,14 @@ def test_what_is_refused(folded, shards, tmp_path, capsys):
 def test_predictions_that_were_interrupted_go_on(folded, shards, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def task(plan, job):
-        assert isinstance(job, PredictJob)
-        seen.append(job.fold)
+    def interrupts(work, steps):
+        assert work.artifact
+        seen.append(work.fold)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        yield from standin()(plan, job)
+        return ()
 
-    monkeypatch.setattr(driver, "FOLD_TASK", task)
+    monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn(around=interrupts))
     out = tmp_path / "out"
     assert entry(folded, "--data", shards, "--out", out) == 130
     said = f"Resume with: python -m setibl_ray.predict {folded} --data {shards} --out {out} --runner local --resume"

@@ -8,9 +8,8 @@ import time
 import pytest
 import yaml
 from harness import RUN, leftovers, manifest, same_results, start
-from standin import standin
+from standin import StandIn
 
-from setibl_ray.core.contract import EpochEnd
 from setibl_ray.report import write_report
 
 
@@ -19,13 +18,13 @@ class Killed(BaseException):
 
 
 def dies_after(fold, epoch):
-    def task(plan, job):
-        for event in standin()(plan, job):
-            yield event
-            if isinstance(event, EpochEnd) and (event.fold, event.epoch) == (fold, epoch):
+    def around(work, steps):
+        for number, step in enumerate(steps, work.step):
+            yield step
+            if (work.fold, number) == (fold, epoch):
                 raise Killed
 
-    return task
+    return StandIn(around=around)
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_only_what_is_missing_is_trained(killed, local_cv, undisturbed):
     folds = manifest(killed)["folds"]
     assert [len(folds[str(fold)]["attempts"]) for fold in range(5)] == [1, 1, 2, 1, 1]
     assert [a["outcome"] for a in folds["2"]["attempts"]] == ["interrupted", "done"]
-    assert folds["2"]["attempts"][1]["from_epoch"] == 3
+    assert folds["2"]["attempts"][1]["from_step"] == 3
     assert write_report(str(killed)).endswith("report.html")  # attempts that ended badly and all
     assert leftovers(killed) == []
 
@@ -58,7 +57,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(killed, local_cv, undistur
     assert local_cv(killed, "--resume") == 0
     assert f"{newest.name} is damaged" in capsys.readouterr().out
     same_results(undisturbed, killed)
-    assert manifest(killed)["folds"]["2"]["attempts"][1]["from_epoch"] == (0 if damage == "both" else 2)
+    assert manifest(killed)["folds"]["2"]["attempts"][1]["from_step"] == (0 if damage == "both" else 2)
     assert leftovers(killed) == []
 
 
@@ -111,7 +110,7 @@ def test_cores_and_device_are_the_runs_own(local_cv, tmp_path, shards, monkeypat
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cpus_per_fold"] == 3
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert local_cv(tmp_path / "run", "--resume", run=run) == 0
-    assert manifest(tmp_path / "run")["folds"]["0"]["attempts"][1]["threads"] == 3
+    assert manifest(tmp_path / "run")["folds"]["0"]["attempts"][1]["cpus"] == 3
 
 
 def test_what_is_refused(killed, local_cv, shards, tmp_path, capsys):
@@ -124,7 +123,6 @@ def test_what_is_refused(killed, local_cv, shards, tmp_path, capsys):
     assert "holds a run already. Add --resume" in refused()
     said = refused("--resume", "--seed", 7, "--augment.strength", 0.5)
     assert "augment.strength was 1.0, now 0.5; seed was 42, now 7" in said
-    assert "cpus-per-fold was 1, now 2" in refused("--resume", "--cpus-per-fold", 2, run=())
 
     other = tmp_path / "other"
     shutil.copytree(shards, other)
@@ -138,7 +136,7 @@ def test_what_is_refused(killed, local_cv, shards, tmp_path, capsys):
 
     content = manifest(killed)
     (killed / "manifest.json").write_text(json.dumps({**content, "format": 99}))
-    assert "has run format 99, this version writes 2" in refused("--resume")
+    assert "has run format 99, this version reads 2 and 3" in refused("--resume")
     (killed / "manifest.json").write_text("{")
     assert "manifest.json is not JSON" in refused("--resume")
     (killed / "manifest.json").write_text(json.dumps(content))
@@ -151,7 +149,7 @@ def test_a_fold_that_always_fails(local_cv, tmp_path, undisturbed, capsys):
     broken = tmp_path / "broken"
     broken.write_text("3")
     out = tmp_path / "run"
-    assert local_cv(out, task=standin(broken=str(broken))) == 1
+    assert local_cv(out, task=StandIn(broken=str(broken))) == 1
     said = capsys.readouterr().err
     assert "1 of 5 folds failed (fold 3: ZeroDivisionError: broken on purpose in epoch 0)" in said
     assert f"Resume with: python -m setibl_ray.cv --resume --out {out} --runner local" in said
@@ -163,7 +161,7 @@ def test_a_fold_that_always_fails(local_cv, tmp_path, undisturbed, capsys):
     assert not (out / "oof.csv").exists()
 
     broken.unlink()
-    assert local_cv(out, "--resume", task=standin(broken=str(broken))) == 0
+    assert local_cv(out, "--resume", task=StandIn(broken=str(broken))) == 0
     same_results(undisturbed, out)
     assert [len(manifest(out)["folds"][str(fold)]["attempts"]) for fold in range(5)] == [1, 1, 1, 2, 1]
     assert not (out / "fold-3" / "error.txt").exists()

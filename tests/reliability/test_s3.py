@@ -12,11 +12,11 @@ import pytest
 from datasets import SMALL, cadence_shards
 from harness import RESULTS
 from moto.server import ThreadedMotoServer
-from standin import standin
+from standin import StandIn
 
 from setibl_ray import cv
-from setibl_ray.core.contract import EpochEnd
 from setibl_ray.core.run.folder import STATES_KEPT
+from setibl_ray.core.task import Step
 from setibl_ray.seti.formats.shards import read_index
 
 SECRET = "secret-that-must-not-be-written"
@@ -74,20 +74,20 @@ def test_a_run_in_a_bucket_is_locked_keeps_two_states_a_fold_and_resumes(
 ):
     kept, done = [], []
 
-    def task(plan, job):
-        for event in standin()(plan, job):
-            if job.fold == 2 and isinstance(event, EpochEnd) and event.epoch == 3:
+    def breaks(work, steps):
+        for number, step in enumerate(steps, work.step):
+            if work.fold == 2 and number == 3:
                 assert ".lock" in names(bucket, "bucket/broken")
                 kept.append({name for name in names(bucket, "bucket/broken") if "state-" in name})
                 raise ZeroDivisionError("broken on purpose")
-            yield event
+            yield step
 
-    def second(plan, job):
-        for event in standin()(plan, job):
-            done.append((job.fold, event.epoch)) if isinstance(event, EpochEnd) else None
-            yield event
+    def notes(work, steps):
+        for number, step in enumerate(steps, work.step):
+            done.append((work.fold, number)) if isinstance(step, Step) else None
+            yield step
 
-    assert local_cv("s3://bucket/broken", task=task) == 1
+    assert local_cv("s3://bucket/broken", task=StandIn(around=breaks)) == 1
     capsys.readouterr()
     assert [sorted(name[: len("fold-2/state-000")] for name in names_) for names_ in kept] == [
         ["fold-2/state-001", "fold-2/state-002"]
@@ -95,7 +95,9 @@ def test_a_run_in_a_bucket_is_locked_keeps_two_states_a_fold_and_resumes(
     assert len(kept[0]) == STATES_KEPT
     assert ".lock" not in names(bucket, "bucket/broken")
 
-    assert local_cv("s3://bucket/broken", "--resume", task=second, run=()) == 0, capsys.readouterr().err
+    assert local_cv("s3://bucket/broken", "--resume", task=StandIn(around=notes), run=()) == 0, (
+        capsys.readouterr().err
+    )
     assert done == [(2, 3)]
     for name in RESULTS:
         assert bucket.cat_file(f"bucket/broken/{name}") == (undisturbed / name).read_bytes(), name

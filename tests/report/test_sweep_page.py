@@ -23,9 +23,9 @@ MESSAGE = "fold 0: <b>ValueError</b>: this model cannot be built"
 
 def sweep(states=("done", "done", "stopped", "failed", "done"), **changes) -> Sweep:
     n = len(states)
-    table = pd.DataFrame({"trial": range(n), "state": states, "auc": pd.Series(AUC[:n], dtype=float)})
+    table = pd.DataFrame({"trial": range(n), "state": states, "score": pd.Series(AUC[:n], dtype=float)})
     is_done = table["state"] == "done"
-    table["auc_low"], table["auc_high"] = (table["auc"].where(is_done) + away for away in (-0.03, 0.03))
+    table["low"], table["high"] = (table["score"].where(is_done) + away for away in (-0.03, 0.03))
     table = table.assign(
         **{"schedule.lr-max": LR[:n], "augment.strength": STRENGTH[:n], "model": MODEL[:n]},
         folds_done=[3 * done for done in is_done], fold_epochs=[9 if done else 2 for done in is_done],
@@ -33,7 +33,7 @@ def sweep(states=("done", "done", "stopped", "failed", "done"), **changes) -> Sw
         message=["" if state != "failed" else MESSAGE for state in states],
     )  # fmt: skip
     reports = {
-        number: pd.DataFrame({"fold_epochs": [1, 2], "auc": [0.5, auc or 0.5]})
+        number: pd.DataFrame({"fold_epochs": [1, 2], "score": [0.5, auc or 0.5]})
         for number, auc in enumerate(AUC)
     }
     content = {
@@ -83,9 +83,19 @@ def test_a_sweep_that_came_to_little_has_a_page_too(states):
     assert page.count("<tr>") == 1 + len(states)
 
 
+def test_a_score_of_which_less_is_better():
+    table = sweep().table.assign(score=[2.5, 1.25, 9.0, None, 1234.5])
+    page = sweep_page.draw(sweep(table=table, score="RMSE", direction="minimize"))
+    assert "AUC" not in page.split('<script id="figures"')[0]
+    best_so_far, _ = figures(page)["objective"]["data"]
+    assert best_so_far["y"] == [2.5, 1.25, 1.25]
+    assert re.findall(r"<td>(\d)(?: · [a-z ]+)?</td>\s*<td>done</td>", page) == ["1", "0", "4"]
+    assert "<td>1,234.5</td>" in page
+
+
 def test_repetitions_with_other_seeds_are_a_table():
-    seeds = pd.DataFrame({"seed": [7, 8], "auc_best": [0.85, 0.86], "auc_base": [0.81, 0.8]})
-    seeds["difference"] = seeds["auc_best"] - seeds["auc_base"]
+    seeds = pd.DataFrame({"seed": [7, 8], "best": [0.85, 0.86], "base": [0.81, 0.8]})
+    seeds["difference"] = seeds["best"] - seeds["base"]
     page = sweep_page.draw(sweep(seeds=seeds, confirmed="Repeated with other seeds: within noise."))
     assert "Repeated with other seeds: within noise." in page
     assert "<td>+0.0600</td>" in page

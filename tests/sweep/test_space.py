@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.tuning.space import Field, apply, check_space, default_space, parse_space
-from setibl_ray.seti.config import parse
+from setibl_ray.core.tuning.space import Field, apply, check_space, parse_space
+from setibl_ray.seti.config import Config, parse
 
 BASE = parse({"model": "efficientnet-nano", "weights": "none", "batch_size": 16, "folds": 3})
 
@@ -16,10 +16,11 @@ def test_yaml_gives_fields_by_their_flags_nested_or_dotted():
             "schedule.lr-max": {"loguniform": [1e-4, "1e-2"]},
             "augment": {"dropout_size": {"uniform": [0, 0.2]}, "dropout-count": {"randint": [1, 9]}},
             "model": {"choice": ["efficientnet-nano", "efficientnet-b0"]},
-        }
+        },
+        Config,
     )
     assert space.names == ["schedule.lr-max", "augment.dropout-size", "augment.dropout-count", "model"]
-    assert parse_space(space.plain()) == space
+    assert parse_space(space.plain(), Config) == space
     rng = np.random.default_rng(0)
     for _ in range(50):
         config = apply(BASE, space.sample(rng))
@@ -50,7 +51,7 @@ def test_yaml_gives_fields_by_their_flags_nested_or_dotted():
 )
 def test_what_a_space_may_not_say(values, says):
     with pytest.raises(ConfigError) as caught:
-        parse_space(values)
+        parse_space(values, Config)
     assert says in str(caught.value)
 
 
@@ -67,7 +68,7 @@ def test_what_a_space_may_not_say(values, says):
 )
 def test_bounds_types_and_options_are_held_against_the_config(values, says):
     with pytest.raises(ConfigError) as caught:
-        check_space(parse_space(values), BASE)
+        check_space(parse_space(values, Config), BASE)
     assert says in str(caught.value)
 
 
@@ -105,7 +106,7 @@ def test_optuna_draws_from_the_same_set_as_tune(field):
 
 
 def test_the_default_space_lies_around_the_config():
-    space = default_space(BASE)
+    space = parse_space(BASE.default_space(), Config)
     assert space.names == ["schedule.lr-max", "augment.dropout-size", "augment.strength"]
     peak = BASE.learning_rate(0, 1).peak
     assert space.fields[0].place(peak) == pytest.approx(0.5, abs=0.01)
@@ -118,7 +119,7 @@ def test_the_default_space_lies_around_the_config():
 
 
 def test_a_grid_has_every_combination():
-    space = parse_space({"augment.strength": {"grid_search": [0, 1]}, "tta": {"choice": [1, 2, 3]}})
+    space = parse_space({"augment.strength": {"grid_search": [0, 1]}, "tta": {"choice": [1, 2, 3]}}, Config)
     assert len(space.grid()) == 6
     with pytest.raises(ConfigError, match="--search grid needs a list"):
-        default_space(BASE).grid()
+        parse_space(BASE.default_space(), Config).grid()

@@ -21,11 +21,14 @@ import yaml
 from datasets import cadence_shards
 from rich.console import Console
 
+from setibl_ray.api import main
+from setibl_ray.core.config import load_yaml, merge
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.core.tuning import desk, engine
 from setibl_ray.core.tuning.engine import sweep
 from setibl_ray.core.tuning.ledger import Ledger
-from setibl_ray.seti.config import load_yaml, merge, parse
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.task import CadenceTask
 
 SPACE = {"augment.strength": {"uniform": [0, 2]}, "augment.dropout-size": {"uniform": [0, 0.2]}}
 BASE = {
@@ -45,16 +48,15 @@ def shards(tmp_path_factory):
 def run(shards, tmp_path, own_ray):
     """A sweep with toy folds under `tmp_path`."""
 
-    def go(task=None, base=None, space=SPACE, out="out", resume=False, **plan):
-        task = task or toys.toy_task(tmp_path / "journal")
+    def go(task=None, base=None, space=SPACE, out="out", resume=False, **options):
         return sweep(
+            task or toys.toy_task(tmp_path / "journal"),
             merge(BASE, base or {}),
             space,
             data=shards,
             out=str(tmp_path / out),
-            plan={"trials": 4, **plan},
+            options={"trials": 4, **options},
             resume=resume,
-            task=task,
             console=console(),
         )
 
@@ -76,9 +78,9 @@ def whole(shards, own_ray, tmp_path_factory):
     if not _whole:
         folder = tmp_path_factory.mktemp("whole")
         task = toys.toy_task(folder / "journal")
-        plan = {**WHOLE, "confirm_seeds": 2}
+        options = {**WHOLE, "confirm_seeds": 2}
         results = sweep(
-            BASE, SPACE, data=shards, out=str(folder / "out"), plan=plan, task=task, console=console()
+            task, BASE, SPACE, data=shards, out=str(folder / "out"), options=options, console=console()
         )
         _whole.append((folder, results))
     return _whole[0]
@@ -104,7 +106,7 @@ def test_a_sweep_leaves_everything_that_was_promised(whole):
     assert (stopped["fold_epochs"] < 9).all()
 
     assert parse(load_yaml(out / "best.yaml")) == results.config
-    assert results.best.auc == pytest.approx(done["auc"].max())
+    assert results.best.score == pytest.approx(done["auc"].max())
     assert results.verdict() in (out / "sweep.html").read_text()
     assert any(
         name.startswith("events.out.tfevents") for _, _, names in os.walk(out / "tune") for name in names
@@ -167,8 +169,8 @@ from setibl_ray.core.tuning.engine import sweep
 from setibl_ray.core.where import Where
 task = toys.toy_task(Path({journal!r}), epoch_s={epoch_s})
 sys.exit(cli.run(command.Sweep, lambda options: bool(sweep(
-    {base!r}, {space!r}, data={data!r}, out={out!r}, plan={plan!r}, where=Where(address=options.address),
-    resume=options.resume, task=task)) * 0))
+    task, {base!r}, {space!r}, data={data!r}, out={out!r}, options={options!r},
+    where=Where(address=options.address), resume=options.resume)) * 0))
 """
 
 
@@ -181,7 +183,7 @@ def start(shards, tmp_path):
         here = Path(__file__).parent
         code = SCRIPT.format(
             paths=[str(here), str(here.parent)], journal=str(tmp_path / "journal"), out=str(tmp_path / "out"),
-            base=BASE, space=SPACE, data=shards, plan=WHOLE, epoch_s=epoch_s, joins="--address" in flags,
+            base=BASE, space=SPACE, data=shards, options=WHOLE, epoch_s=epoch_s, joins="--address" in flags,
         )  # fmt: skip
         process = subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True)
         begun.append(process)
@@ -282,18 +284,18 @@ def test_cut_at_random_moments_and_resumed_it_ends_with_the_same_table(whole, st
 
 @DEADLINE
 def test_trials_that_fail_or_diverge_are_a_line_and_the_rest_is_kept(run, tmp_path):
-    plan = {"search": "random", "trials": 5, "stopping": "none"}
+    options = {"search": "random", "trials": 5, "stopping": "none"}
     with pytest.raises(
         FoldFailedError,
         match=r"^2 of 5 trials failed, the first \(trial 1\): fold \d: ValueError: this model",
     ):
-        run(toys.toy_task(tmp_path / "journal", trouble="mixed"), **plan)
+        run(toys.toy_task(tmp_path / "journal", trouble="mixed"), **options)
     table = pd.read_csv(tmp_path / "out" / "trials.csv")
     assert table["state"].tolist() == ["done", "failed", "failed", "done", "done"]
     assert (table["augment.strength"][1:3] > 1.4).all()
     assert table["auc"].tolist()[4] == 0, "a diverged trial is worth nothing, but no failure"
     assert (tmp_path / "out" / "best.yaml").exists()
-    run(resume=True, **plan)  # the fault is mended: the failed trials get another go
+    run(resume=True, **options)  # the fault is mended: the failed trials get another go
     assert set(pd.read_csv(tmp_path / "out" / "trials.csv")["state"]) == {"done"}
 
 
@@ -310,7 +312,7 @@ def test_when_all_trials_fail_the_sweep_ends_early_and_says_why(run, tmp_path, t
         run(toys.toy_task(tmp_path / "journal", trouble=trouble), trials=12)
     assert says in str(caught.value)
     assert "--resume" in str(caught.value)
-    ledger = Ledger(str(tmp_path / "out"))
+    ledger = Ledger(str(tmp_path / "out"), CadenceTask.score)
     ledger.load()
     assert 0 < sum(trial.state == "failed" for trial in ledger.trials.values()) <= most
     assert ledger.best is None
@@ -333,7 +335,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
 
 @DEADLINE
 @pytest.mark.parametrize(
-    ("base", "plan", "error", "says"),
+    ("base", "options", "error", "says"),
     [
         (
             {"cpus_per_fold": 8},
@@ -348,14 +350,14 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
             "a trial asks for 3 x 1 CPU on one node, but the cluster's nodes hold 2",
         ),
         ({"device": "gpu"}, {}, PlacementError, "--device cpu"),
-        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 training shards"),
+        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 shards"),
         ({}, {"search": "grid"}, ConfigError, "--search grid needs a list"),
         ({}, {"log_to": ["mlflow"]}, ConfigError, 'pip install "setibl-ray[mlflow]"'),
         ({}, {"log_to": ["comet"]}, ConfigError, "expected mlflow or wandb"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan, error, says):
-    if plan.get("log_to") == ["mlflow"]:
+def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, options, error, says):
+    if options.get("log_to") == ["mlflow"]:
         try:
             import mlflow  # noqa: F401
         except ImportError:
@@ -363,7 +365,7 @@ def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, plan,
         else:
             pytest.skip("mlflow is installed here")
     with pytest.raises(error) as caught:
-        run(base=base, **plan)
+        run(base=base, **options)
     assert says in str(caught.value)
     assert not (tmp_path / "out" / "trials").exists()
 
@@ -380,7 +382,7 @@ def test_other_loggers_are_tunes_own(name):
 def test_a_time_budget_ends_the_sweep_and_resume_takes_it_up(run, tmp_path):
     slow = toys.toy_task(tmp_path / "journal", epoch_s=0.1)
     run(slow, trials=40, stopping="none", time_budget_s=3)
-    ledger = Ledger(str(tmp_path / "out"))
+    ledger = Ledger(str(tmp_path / "out"), CadenceTask.score)
     ledger.load()
     states = Counter(trial.state for trial in ledger.trials.values())
     assert states["unfinished"] >= 1
@@ -396,7 +398,7 @@ def test_a_cluster_that_can_hold_no_trial_any_more_ends_the_sweep(tmp_path, monk
 
     room = [lambda: None, gone]
     said = io.StringIO()
-    ledger = Ledger(str(tmp_path))
+    ledger = Ledger(str(tmp_path), CadenceTask.score)
     table = desk.Desk(ledger, {}, 3, 3, lambda: room.pop(0)(), Console(file=said, width=200))
     assert not table.must_end()
     monkeypatch.setattr(desk, "STUCK_S", -1.0)
@@ -417,3 +419,121 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, shards):
     )
     assert command.entry(["--resume"]) == 2
     assert "--resume needs --out" in capsys.readouterr().err
+
+
+SLOPES = {"slope": {"grid_search": [1.0, 0.5, 2.5]}}
+
+
+@pytest.fixture
+def lines(tmp_path, own_ray):
+    """A sweep over slopes, of which the lowest error is the best."""
+
+    def go(space=SLOPES, base=None, resume=False, **options):
+        return sweep(
+            toys.LineTask(),
+            {"folds": 3, "device": "cpu", "cpus_per_fold": 1, **(base or {})},
+            space,
+            data=None if resume else "points",
+            out=str(tmp_path / "out"),
+            options={"search": "grid", "trials": 4, "trials_at_once": 1, "folds_at_once": 1, **options},
+            resume=resume,
+            console=console(),
+        )
+
+    return go
+
+
+@DEADLINE
+def test_a_score_to_be_minimised_is(lines, tmp_path):
+    results = lines()
+    table = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert table["state"].tolist() == ["done", "done", "stopped", "stopped"]
+    assert table["rmse"].idxmin() == results.best.number == 1
+    done = table[:2]
+    assert done["rmse"].between(done["rmse_low"], done["rmse_high"]).all()
+    assert results.best.score == pytest.approx(done["rmse"].min())
+    assert load_yaml(tmp_path / "out" / "best.yaml")["slope"] == results.config.slope == 1.0
+    found = results.against_base
+    assert found.high < 0
+    assert found.is_better
+    assert results.verdict().startswith("Trial 1 beats the base config beyond noise: -")
+    reports = pd.read_csv(tmp_path / "out" / "trials" / "001" / "reports.csv")
+    metrics = json.loads((tmp_path / "out" / "trials" / "001" / "metrics.json").read_text())
+    assert reports["score"].iloc[-1] == metrics["score"]["oof"] == results.best.score
+    assert metrics["score"]["direction"] == "minimize"
+    assert (reports["score"][:2] > reports["score"].iloc[-1]).all()
+    ranked = [line.split()[0] for line in results.lines()[1:3]]
+    assert ranked == ["1", "0"]
+    lines(resume=True)  # where the data are the sweep knows, though the task does not say
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "trials.csv"), table)
+
+
+@DEADLINE
+def test_predictions_that_are_no_numbers_are_the_worst_where_less_is_better(lines, tmp_path):
+    results = lines(space={"slope": {"grid_search": [9.0]}}, trials=2, stopping="none")
+    table = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert table["state"].tolist() == ["done", "done"]
+    assert table["rmse"][1] == float("inf")
+    assert results.best.number == 0
+    assert "No finished trial is better than the base config" in results.verdict()
+
+
+@DEADLINE
+@pytest.mark.usefixtures("own_ray")
+def test_flags_about_nodes_and_time_reach_the_folds(tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("slope: {grid_search: [1.0]}\n")
+    common = [
+        "sweep",
+        "--out",
+        str(tmp_path / "out"),
+        "--space",
+        str(tmp_path / "space.yaml"),
+        "--folds",
+        "2",
+    ]
+    common += ["--search", "grid", "--trials", "2", "--cpus-per-fold", "1", "--device", "cpu", "--hang"]
+
+    assert main(toys.LineTask(), [*common, "--label", "zone=nowhere"], data="points") == 2
+    said = capsys.readouterr().err
+    assert "label zone=nowhere on one node, but no node has that" in said
+    assert "Nearest that fits: no --label zone." in said
+    assert not (tmp_path / "out" / "trials").exists()
+
+    flags = ["--fold-timeout-s", "1", "--max-retries", "0"]
+    assert main(toys.LineTask(), [*common, *flags], data="points") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 2 trials failed" in said
+    assert "not done after 1 s (--fold-timeout-s)" in said
+    manifest = json.loads((tmp_path / "out" / "trials" / "000" / "manifest.json").read_text())
+    attempts = [attempt for entry in manifest["folds"].values() for attempt in entry["attempts"]]
+    assert "time-limit" in {attempt.get("cause") for attempt in attempts}
+
+
+LABELLED = """
+import sys
+sys.path[:0] = {paths!r}
+import ray
+from ray.cluster_utils import Cluster
+import toys
+from raylets import until_it_starts
+from setibl_ray.core.cluster.connect import private_token
+from setibl_ray.core.tuning.engine import sweep
+from setibl_ray.core.where import Where
+private_token()
+cluster = until_it_starts(Cluster, initialize_head=True, head_node_args={{"num_cpus": 2, "include_dashboard": False}})
+until_it_starts(cluster.add_node, num_cpus=1, labels={{"zone": "b"}})
+try:
+    sweep(toys.LineTask(), {{"folds": 2, "device": "cpu", "cpus_per_fold": 1}}, {{"slope": {{"grid_search": [1.0]}}}},
+          data="points", out={out!r}, options={{"search": "grid", "trials": 2}},
+          where=Where(address=cluster.address, labels={{"zone": "b"}}))
+finally:
+    cluster.shutdown()
+"""
+
+
+@DEADLINE
+def test_trials_have_their_place_where_the_labels_are(tmp_path):
+    here = Path(__file__).parent
+    code = LABELLED.format(paths=[str(here), str(here.parent)], out=str(tmp_path / "out"))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    assert pd.read_csv(tmp_path / "out" / "trials.csv")["state"].tolist() == ["done", "done"]

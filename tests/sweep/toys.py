@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from pydantic import BaseModel
 from ray import cloudpickle
 
-from setibl_ray.core.contract import EpochEnd, FoldResult, Place, Predicted, PredictJob, Started
+from setibl_ray.core.errors import DataError
 from setibl_ray.core.randomness import generator
+from setibl_ray.core.task import Fitted, Needs, Rows, Score, Step, Task
+from setibl_ray.seti.task import CadenceTask
 
 # Worker processes cannot import tests: what is here travels to them by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -58,57 +62,102 @@ def trial_beside_me() -> int:
     return trial.pid
 
 
-def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> object:
-    """A fold task that writes a line `strength fold epoch|done` to `journal` for whatever it does.
+class ToyTask(CadenceTask):
+    """Cadences whose folds write a line `strength fold epoch|done` to `journal` for whatever they do.
 
     `trouble`: "mixed" fails where strength is above 1.4, and predicts no numbers between 1.05 and that; "all" fails
     always, "data" always with a DataError; "fold" kills the first attempt at each even fold after an epoch, "trial"
     once the process of the trial that it belongs to.
     """
-    once = journal.with_name("once")
 
-    def note(text: str) -> None:
-        with open(journal, "a") as stream:
+    def __init__(self, journal: Path, epoch_s: float, trouble: str) -> None:
+        super().__init__()
+        self.journal, self.epoch_s, self.trouble = journal, epoch_s, trouble
+
+    def note(self, text: str) -> None:
+        with open(self.journal, "a") as stream:
             stream.write(text + "\n")
 
-    def task(plan, job):
-        from setibl_ray.core.errors import DataError
+    def is_first(self, what: str) -> bool:
+        once = self.journal.with_name(f"once-{what}")
+        if once.exists():
+            return False
+        once.touch()
+        return True
 
-        config = plan.config
+    def fit(self, work):
+        config, fold, trouble = work.config, work.fold, self.trouble
         name = f"{config.augment.strength:.6f}"
-        yield Started(job.fold, Place.here("cpu", 1, 1), job.span)
-        if isinstance(job, PredictJob):
-            pred = np.full(job.span[1] - job.span[0], 0.5, np.float32)
-            yield Predicted(job.fold, job.span, pred, pred, {})
-            return
         if trouble == "data":
             raise DataError("shard train03-5.tfrec: record 2 is truncated")
         if trouble == "all" or (trouble == "mixed" and config.augment.strength > 1.4):
             raise ValueError("this model cannot be built")
-        n_epochs = config.for_fold(job.fold).epochs
+        n_epochs = config.for_fold(fold).epochs
         goal = 0.5 + 0.45 * quality_of(config)
-        rows = [
-            {"epoch": e, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "images_per_s": 1.0, "lr": 1.0}
-            | {"duration_s": epoch_s, "val_auc": 0.5 + (goal - 0.5) * (1 - 0.5 ** (e + 1))}
-            for e in range(n_epochs)
-        ]  # fmt: skip
-        for epoch in range(int(job.state or b"0"), n_epochs):
-            time.sleep(epoch_s)
-            note(f"{name} {job.fold} {epoch}")
-            yield EpochEnd(job.fold, epoch, n_epochs, rows[epoch], str(epoch + 1).encode())
-            if trouble == "fold" and job.fold % 2 == job.attempt == epoch == 0:
+        for epoch in range(int(work.state or b"0"), n_epochs):
+            time.sleep(self.epoch_s)
+            self.note(f"{name} {fold} {epoch}")
+            row = {"epoch": epoch, "loss": 1.0, "auc": 0.5, "val_loss": 1.0, "images_per_s": 1.0, "lr": 1.0}
+            row |= {"duration_s": self.epoch_s, "val_auc": 0.5 + (goal - 0.5) * (1 - 0.5 ** (epoch + 1))}
+            yield Step(row, str(epoch + 1).encode())
+            if trouble == "fold" and fold % 2 == epoch == 0 and self.is_first(f"fold-{fold}"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if trouble == "trial" and job.fold == 1 and not once.exists():
-                once.touch()
+            if trouble == "trial" and fold == 1 and self.is_first("trial"):
                 os.kill(trial_beside_me(), signal.SIGKILL)
-        rows_out = plan.valid_rows(job.fold)
-        target = plan.index.train["target"].to_numpy()[rows_out]
-        noise = generator(config.seed, "toy", job.fold).normal(size=len(rows_out))
+        target = work.rows.target[work.valid]
+        noise = generator(config.seed, "toy", fold).normal(size=len(target))
         pred = 1 / (1 + np.exp(-(2 * quality_of(config) * (target - 0.5) + noise)))
         if trouble == "mixed" and config.augment.strength > 1.05:
-            pred = np.full(len(rows_out), np.nan)
+            pred = np.full(len(target), np.nan)
         pred = pred.astype(np.float32)
-        note(f"{name} {job.fold} done")
-        yield FoldResult(job.fold, pred, pred, n_epochs - 1, rows, b"weights", {}, 0)
+        self.note(f"{name} {fold} done")
+        yield Fitted(pred, b"weights", {"pred_no_tta": pred}, {"best_epoch": n_epochs - 1})
 
-    return task
+    def predict(self, work):
+        return np.full(work.span[1] - work.span[0], 0.5, np.float32)
+
+    def draw(self, config, fold, history):
+        return {}
+
+
+def toy_task(journal: Path, epoch_s: float = 0.0, trouble: str = "") -> ToyTask:
+    return ToyTask(journal, epoch_s, trouble)
+
+
+def rmse(target: np.ndarray, pred: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((target - pred) ** 2)))
+
+
+class LineSettings(BaseModel):
+    slope: float = 0.0
+    """What x is multiplied by."""
+    n_steps: int = 3
+    """Steps of a fold, each nearer to its end."""
+    hang: bool = False
+    """Never end."""
+
+
+class LineTask(Task):
+    """Lines through points of which the best has a slope of 1: the lower the error, the better. Nothing is read."""
+
+    Settings = LineSettings
+    score = Score("rmse", rmse, "minimize", step="valid_rmse")
+
+    def open(self, data, config):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=60)
+        ids = [f"row-{i:02d}" for i in range(60)]
+        table = pd.DataFrame({"id": ids, "target": x + rng.normal(0, 0.1, 60)})
+        return Rows(table, table[["id"]][:0], "points", content=x)
+
+    def needs(self, config, fold):
+        return Needs(cpus=1, n_steps=config.n_steps)
+
+    def fit(self, work):
+        while work.config.hang:
+            time.sleep(0.1)
+        pred = work.config.slope * work.rows.content[work.valid]
+        error = rmse(work.rows.target[work.valid], pred)
+        for step in range(work.step, work.config.n_steps):
+            yield Step({"valid_rmse": error + 1 / (step + 1)}, b"%d" % step)
+        yield Fitted(pred if work.config.slope < 9 else pred * np.nan)

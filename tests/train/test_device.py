@@ -36,25 +36,26 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from pathlib import Path
 from setibl_ray.seti.config import parse
-from setibl_ray.core.contract import Job, Plan, PredictJob
+from setibl_ray.core.jobs import Job, RunSpec, events_of
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.making.synth import write_synthetic
-from setibl_ray.seti.train.fold import fold_task
+from setibl_ray.seti.task import TASK, rows_of
 if __name__ == "__main__":
     folder = tempfile.mkdtemp()
     recipe = Recipe(train=40, test=6, shards=2, test_shards=1, shape=(40, 36))
     index = read_index(str(write_synthetic(recipe, folder + "/data", n_processes=1)))
     config = parse(dict(folds=2, model="efficientnet-nano", weights="none", image_size="40x36", batch_size=4, epochs=1,
                         tta=2, device="cpu", cpus_per_fold=1, layout="all6"))
-    plan = Plan(config, index, index.train["shard"].to_numpy(), folder + "/scratch")
-    started, *_, result = fold_task(plan, Job(0))
-    _, predicted = fold_task(plan, PredictJob(0, (0, 6), result.weights))
-    print(started.place.device, started.place.n_replicas)
-    print(result.valid_pred.shape, predicted.pred.shape, len(set(result.valid_pred.tolist())) > 10)
-    print(round(result.history[0]["lr"] / 1.25e-4, 6))
+    spec = RunSpec(TASK, config, rows_of(index), index.train["shard"].to_numpy(), folder + "/scratch")
+    _, stepped, trained = events_of(spec, Job(0))
+    fitted = trained.fitted
+    _, predicted = events_of(spec, Job(0, (0, 6), payload=fitted.artifact))
+    print(fitted.facts["attempt"]["device"], fitted.facts["attempt"]["n_replicas"], fitted.batch)
+    print(fitted.pred.shape, predicted.prediction.pred.shape, len(set(fitted.pred.tolist())) > 10)
+    print(round(stepped.row["lr"] / 1.25e-4, 6))
 """)
-    assert out == ["cpu 2", "(20,) (6,) True", "8.0"]
+    assert out == ["cpu 2 16", "(20,) (6,) True", "8.0"]
 
 
 def test_a_lock_file_goes_when_its_owner_is_gone(tmp_path):

@@ -1,12 +1,16 @@
+import pkgutil
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.seti.config import MODELS, parse
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.train import models
 
 BIG = {
@@ -16,11 +20,13 @@ BIG = {
 
 def build(name, channels, size=(80, 76), **fields):
     config = parse({"model": name, "weights": "none", **fields})
-    return models.build_model((*size, channels), config, config.for_fold(0))
+    name = config.weights
+    files = {} if name in ("imagenet", "none") else {name: Path(name).read_bytes()}
+    return models.build_model((*size, channels), config, config.for_fold(0), files=files)
 
 
 def test_every_name_has_a_builder():
-    assert set(models.BACKBONES) == set(MODELS)
+    assert all(callable(pkgutil.resolve_name(model.builder)) for model in MODELS.values())
 
 
 @pytest.mark.parametrize(
@@ -56,8 +62,7 @@ def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_a_kernel_for_three_channels_answers_grey_images_alike_with_any_number(channels):
-    build_nano = models._quiet(models.BACKBONES["efficientnet-nano"])
-    three, other = build_nano((64, 64, 3), None), build_nano((64, 64, channels), None)
+    three, other = (models._build("efficientnet-nano", (64, 64, n), None) for n in (3, channels))
     models._adapt_channels(three, other)
     grey = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
     expected = three(np.repeat(grey, 3, -1), training=False)
@@ -68,13 +73,13 @@ def test_a_kernel_for_three_channels_answers_grey_images_alike_with_any_number(c
 def test_imagenet_weights_reach_six_channels(monkeypatch):
     three = {}
 
-    def fake(shape, weights):
-        model = models._nano(shape, None)
+    def fake(*, include_top, weights, input_shape):
+        model = models.efficientnet_nano(include_top=include_top, weights=None, input_shape=input_shape)
         if weights:
             three["weights"] = model.get_weights()
         return model
 
-    monkeypatch.setitem(models.BACKBONES, "efficientnet-b0", fake)
+    monkeypatch.setattr("efficientnet.tfkeras.EfficientNetB0", fake)
     model = build("efficientnet-b0", 6, weights="imagenet")
     first = model.get_weights()[0]
     assert first.shape[2] == 6
@@ -87,7 +92,7 @@ def test_one_download_at_a_time(monkeypatch, tmp_path):
     file = tmp_path / "weights"
     n_downloads = []
 
-    def fake(shape, weights):
+    def fake(*, include_top, weights, input_shape):
         if weights:
             if not file.exists():
                 n_downloads.append(1)
@@ -96,11 +101,13 @@ def test_one_download_at_a_time(monkeypatch, tmp_path):
                         stream.write(part)
                     time.sleep(0.05)
             assert file.read_bytes() == b"half whole"
-        return shape
+        return input_shape
 
-    monkeypatch.setitem(models.BACKBONES, "resnet50", fake)
+    monkeypatch.setattr("efficientnet.tfkeras.EfficientNetB0", fake)
     with ThreadPoolExecutor(8) as pool:
-        shapes = list(pool.map(lambda _: models._with_weights("resnet50", (32, 32, 3), "imagenet"), range(8)))
+        shapes = list(
+            pool.map(lambda _: models._with_weights("efficientnet-b0", (32, 32, 3), "imagenet"), range(8))
+        )
     assert shapes == [(32, 32, 3)] * 8
     assert n_downloads == [1]
 
@@ -135,3 +142,52 @@ def test_a_weights_file_is_loaded_or_refused(tmp_path):
     (tmp_path / "bad.h5").write_bytes(b"not hdf5")
     with pytest.raises(ConfigError, match="does not fit"):
         build("efficientnet-nano", 3, weights=str(tmp_path / "bad.h5"))
+
+
+def linear(image_shape, config, own):
+    """A user's own network."""
+    layers = [tf.keras.layers.Flatten(), tf.keras.layers.Dense(1, activation="sigmoid")]
+    return tf.keras.Sequential([tf.keras.Input(image_shape), *layers])
+
+
+def test_a_users_own_model_is_built_by_its_name_or_from_what_was_passed():
+    config = parse({"model": "mine:linear", "weights": "none"})
+    for code in ({"mine:linear": linear}, {}):
+        if not code:
+            config = parse({"model": f"{__name__}:linear", "weights": "none"})
+        model = models.build_model((40, 36, 6), config, config.for_fold(0), code)
+        assert model.count_params() == 40 * 36 * 6 + 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda shape, config, own: None, "got NoneType"),
+        (lambda shape, config, own: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda shape: None, "could not build a model"),
+        (lambda shape, config, own: linear((20, 20, 1), config, own), "its inputs are [(20, 20, 1)]"),
+        (lambda shape, config, own: _ends_in(2, "sigmoid"), "its outputs are [(None, 2)]"),
+        (lambda shape, config, own: _ends_in(1, None), "end it in a sigmoid"),
+    ],
+)
+def test_what_is_no_such_model_is_refused_in_one_line(wrong, said):
+    config = parse({"model": "mine:wrong", "weights": "none"})
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        models.build_model((40, 36, 6), config, config.for_fold(0), {"mine:wrong": wrong})
+    assert "\n" not in str(caught.value)
+
+
+def _ends_in(n, activation):
+    layers = [tf.keras.layers.Flatten(), tf.keras.layers.Dense(n, activation=activation)]
+    return tf.keras.Sequential([tf.keras.Input((40, 36, 6)), *layers])
+
+
+def test_sizes_of_a_users_own_model_are_its_own():
+    from setibl_ray.seti.sizes import sizes
+
+    config = parse({"model": "mine:linear", "weights": "none", "image_size": "40x36", "layout": "all6"})
+    found = sizes(config, 0, {"mine:linear": linear})
+    assert found.parameters == pytest.approx((40 * 36 * 6 + 1) / 1e6)
+    assert found.multiply_adds == pytest.approx(6)  # each of the six channels' pixels once
+    with pytest.raises(ConfigError, match="got NoneType"):
+        sizes(config, 0, {"mine:linear": lambda shape, config, own: None})

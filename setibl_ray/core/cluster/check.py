@@ -1,4 +1,4 @@
-"""Validate cluster files offline: everything wrong with one, before a node is paid for."""
+"""Validate cluster files offline, before a node is paid for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_file(path: Path, lock: Lock) -> list[Finding]:
 
 
 def find_lock(path: Path) -> Path:
-    """The requirements.lock of the project that a cluster file lies in.
+    """The requirements.lock of the project that contains a cluster file.
 
     Raises:
       ConfigError: there is none in any folder above it.

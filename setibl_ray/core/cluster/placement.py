@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from setibl_ray.core.cluster.rules import tpu
 from setibl_ray.core.errors import PlacementError
-from setibl_ray.seti.config import Config
+from setibl_ray.core.task import Needs
+from setibl_ray.core.where import Where
 
 NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
 POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
@@ -61,7 +62,7 @@ class Request:
 
     device: str  # "cpu", "gpu" or "tpu"
     cpus: int
-    gpus: int = 0
+    gpus: float = 0  # a part of one where folds share it
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -102,14 +103,17 @@ class Request:
             options["num_gpus"] = self.gpus
         if self.memory_bytes:
             options["memory"] = self.memory_bytes
-        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
-        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
-        selector = dict(self.labels) | {
-            key: f"!in({','.join(values)})" for key, values in never.items() if values
-        }
-        if selector:
+        if selector := self.selector(avoid):
             options["label_selector"] = selector
         return options
+
+    def selector(self, avoid: Sequence[str] = ()) -> dict[str, str]:
+        """Ray's label selector: the user's labels, and nodes that it must not run on."""
+        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
+        never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
+        return dict(self.labels) | {
+            key: f"!in({','.join(values)})" for key, values in never.items() if values
+        }
 
     def matches(self, node: Node) -> bool:
         """Whether `node` is of the kind that is asked for, however much it has."""
@@ -123,19 +127,29 @@ class Request:
         return int(min(node.total(name) / amount + 1e-9 for name, amount in self.resources.items()))
 
     def __str__(self) -> str:
-        parts = [f"{self.gpus} GPU" * bool(self.gpus), f"{self.tpu_chips} TPU chips" * bool(self.tpu_chips)]
+        parts = [f"{self.gpus:g} GPU" * bool(self.gpus), f"{self.tpu_chips} TPU chips" * bool(self.tpu_chips)]
         parts += [f"{self.cpus} CPU"]
         parts += [f"accelerator type {self.accelerator_type}"] if self.accelerator_type else []
         parts += [f"label {key}={value}" for key, value in self.labels.items()]
         return ", ".join(part for part in parts if part) + " on one node"
 
 
-class _Ask(NamedTuple):
+class Ask(NamedTuple):
     """What a user asks for; a request is made from it and the nodes that there are."""
 
-    config: Config
-    accelerator_type: str | None
-    labels: Mapping[str, str]
+    device: str = "auto"
+    cpus: int | None = None
+    devices: float | None = None
+    folds: int = 1
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, config: Any, needs: Needs, where: Where) -> Ask:
+        """Flags first, then what the task needs."""
+        devices = config.devices_per_fold or needs.gpus
+        cpus = config.cpus_per_fold or needs.cpus
+        return cls(config.device, cpus, devices, config.folds, where.accelerator_type, where.labels)
 
 
 def cluster_nodes() -> list[Node]:
@@ -147,22 +161,16 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def request_for(
-    config: Config,
-    nodes: Sequence[Node],
-    accelerator_type: str | None = None,
-    labels: Mapping[str, str] | None = None,
-) -> Request:
+def request_for(ask: Ask, nodes: Sequence[Node]) -> Request:
     """The request of every fold of a run.
 
     `--device auto` takes TPUs where there are any, else GPUs, else CPUs. A fold takes a whole TPU VM (the chips that
-    its hosts turn out to have), or one GPU, unless `devices_per_fold` says otherwise; and `cpus_per_fold`, by default
-    its even share of the cores.
+    its hosts turn out to have), or one GPU, unless `devices` says otherwise; and `cpus`, by default its even share of
+    the cores.
 
     Raises:
       PlacementError: no node can ever hold it.
     """
-    ask = _Ask(config, accelerator_type, labels or {})
     request = _wanted(ask, nodes)
     if not any(request.slots(node) for node in nodes):
         raise PlacementError(_explain(request, nodes, _nearest(ask, nodes)))
@@ -183,9 +191,7 @@ def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> R
 
 
 def wait_for_placement(
-    config: Config,
-    accelerator_type: str | None,
-    labels: Mapping[str, str],
+    ask: Ask,
     timeout_s: float,
     say: Callable[[str], None],
     *,
@@ -195,7 +201,7 @@ def wait_for_placement(
     """The request of every fold, once the cluster can hold one.
 
     Args:
-      config, accelerator_type, labels: what is asked for, as `request_for` takes it.
+      ask: what is asked for.
       timeout_s: how long the cluster has to grow. Meanwhile a task that asks for the least of it waits in Ray's
         queue, which is what makes an autoscaler start a node.
       say: hears that there is something to wait for.
@@ -207,17 +213,17 @@ def wait_for_placement(
     """
     nodes = look()
     try:
-        return request_for(config, nodes, accelerator_type, labels)
+        return request_for(ask, nodes)
     except PlacementError as error:
         if not timeout_s:
             raise
         say(f"waiting up to {timeout_s:g} s for the cluster to grow: {error}")
     deadline = time.monotonic() + timeout_s
-    with _demand(_least(_Ask(config, accelerator_type, labels), nodes)):
+    with _demand(_least(ask, nodes)):
         while True:
             time.sleep(poll_s)
             try:
-                return request_for(config, look(), accelerator_type, labels)
+                return request_for(ask, look())
             except PlacementError as error:
                 if time.monotonic() >= deadline:
                     raise PlacementError(
@@ -240,30 +246,34 @@ def _demand(request: Request) -> Iterator[None]:
             ray.cancel(task)
 
 
-def _wanted(ask: _Ask, nodes: Sequence[Node]) -> Request:
+def _wanted(ask: Ask, nodes: Sequence[Node]) -> Request:
     """The request, whether or not a node can hold it."""
-    config, bare = ask.config, _least(ask, nodes)
+    bare = _least(ask, nodes)
     if bare.device == "tpu":
-        chips = config.devices_per_fold or _common_chip_count(bare, nodes)
+        chips = ask.devices or _common_chip_count(bare, nodes)
         if chips not in TPU_CHIP_COUNTS:
             raise PlacementError(
                 f"devices-per-fold: a fold takes {', '.join(map(str, TPU_CHIP_COUNTS[:-1]))} or "
-                f"{TPU_CHIP_COUNTS[-1]} TPU chips of one host; got {chips}"
+                f"{TPU_CHIP_COUNTS[-1]} TPU chips of one host; got {chips:g}"
             )
         slices = {node.labels[POD_TYPE_LABEL] for node in nodes if node.is_slice_part}
-        bare = replace(bare, tpu_chips=chips, slices=tuple(sorted(slices)))
-    return replace(bare, cpus=config.cpus_per_fold or _cpu_share(bare, nodes, config.folds))
+        bare = replace(bare, tpu_chips=int(chips), slices=tuple(sorted(slices)))
+    return replace(bare, cpus=ask.cpus or _cpu_share(bare, nodes, ask.folds))
 
 
-def _least(ask: _Ask, nodes: Sequence[Node]) -> Request:
-    """The least that a fold can do with: one of whatever the config does not count."""
-    config, accelerator_type, labels = ask
-    wanted = Request("cpu", config.cpus_per_fold or 1, accelerator_type=accelerator_type, labels=labels)
-    device: str = config.device
+def _least(ask: Ask, nodes: Sequence[Node]) -> Request:
+    """The least that a fold can do with: one of whatever is not counted."""
+    wanted = Request("cpu", ask.cpus or 1, accelerator_type=ask.accelerator_type, labels=ask.labels)
+    device = ask.device
     if device == "auto":
         device = _best_device([node for node in nodes if wanted.matches(node)])
-    count = config.devices_per_fold or 1
-    return replace(wanted, device=device, gpus=count * (device == "gpu"), tpu_chips=count * (device == "tpu"))
+    count = ask.devices or 1
+    return replace(
+        wanted,
+        device=device,
+        gpus=count if device == "gpu" else 0,
+        tpu_chips=max(1, int(count)) if device == "tpu" else 0,
+    )
 
 
 def _best_device(nodes: Sequence[Node]) -> str:
@@ -305,7 +315,7 @@ def _description(node: Node, label_keys: Iterable[str]) -> str:
     return text + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
+def _nearest(ask: Ask, nodes: Sequence[Node]) -> list[str]:
     """The fewest changes that make the request fit, as flags: another device only if nothing else helps."""
     kinds = {
         _description(node, ask.labels): node for node in nodes if node.total("CPU")
@@ -313,7 +323,7 @@ def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
     ways = [
         (rank, len(flags), sum(flag.startswith("no ") for flag in flags), flags, changed)
         for node in kinds.values()
-        for rank, device in enumerate((ask.config.device, "tpu", "gpu", "cpu"))
+        for rank, device in enumerate((ask.device, "tpu", "gpu", "cpu"))
         for flags, changed in [_changes(ask, node, device)]
     ]
     for *_, flags, changed in sorted(ways, key=lambda way: way[:3]):
@@ -323,9 +333,9 @@ def _nearest(ask: _Ask, nodes: Sequence[Node]) -> list[str]:
     return []
 
 
-def _changes(ask: _Ask, node: Node, device: str) -> tuple[list[str], _Ask]:
+def _changes(ask: Ask, node: Node, device: str) -> tuple[list[str], Ask]:
     """What would have to be asked for instead, to run on a `device` of `node`, and the same as flags."""
-    config, accelerator_type, labels = ask
+    labels, accelerator_type = ask.labels, ask.accelerator_type
     flags = [f"no --label {key}" for key in labels if key not in node.labels]
     fitting = {key: node.labels[key] for key in labels if key in node.labels}
     flags += [f"--label {key}={value}" for key, value in fitting.items() if value != labels[key]]
@@ -334,15 +344,16 @@ def _changes(ask: _Ask, node: Node, device: str) -> tuple[list[str], _Ask]:
         flags.append(
             f"--accelerator-type {accelerator_type}" if accelerator_type else "no --accelerator-type"
         )
-    values: dict[str, Any] = {} if device == config.device else {"device": device}
+    values: dict[str, Any] = {} if device == ask.device else {"device": device}
     device = _best_device([node]) if device == "auto" else device
-    if config.devices_per_fold and device != "cpu":
-        most = min(config.devices_per_fold, node.devices(device))
+    if ask.devices and device != "cpu":
+        most = min(ask.devices, node.devices(device))
         if device == "tpu":
             most = max((count for count in TPU_CHIP_COUNTS if count <= most), default=0)
-        if 0 < most < config.devices_per_fold:
-            values["devices_per_fold"] = most
-    if (config.cpus_per_fold or 1) > node.total("CPU"):
-        values["cpus_per_fold"] = int(node.total("CPU"))
-    flags += [f"--{name.replace('_', '-')} {value}" for name, value in values.items()]
-    return flags, _Ask(config.model_copy(update=values), accelerator_type, fitting)
+        if 0 < most < ask.devices:
+            values["devices"] = most
+    if (ask.cpus or 1) > node.total("CPU"):
+        values["cpus"] = int(node.total("CPU"))
+    names = {"devices": "devices-per-fold", "cpus": "cpus-per-fold"}
+    flags += [f"--{names.get(name, name)} {value}" for name, value in values.items()]
+    return flags, ask._replace(accelerator_type=accelerator_type, labels=fitting, **values)

@@ -22,20 +22,9 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
-from setibl_ray.core.contract import (
-    AnyJob,
-    Cause,
-    Event,
-    Failed,
-    FoldResult,
-    Plan,
-    Predicted,
-    PredictJob,
-    Started,
-    Task,
-    events_of,
-)
 from setibl_ray.core.errors import RunStoppedError
+from setibl_ray.core.jobs import Cause, Event, Failed, Job, Predicted, RunSpec, Started, Trained, events_of
+from setibl_ray.core.task import Fitted, Prediction
 from setibl_ray.core.terminal import headline
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
@@ -43,14 +32,12 @@ NO_NODE_S = 60.0  # how long a fold waits at least when every node that could ho
 _LOOK_S = 2.0  # how often attempts are held against the cluster
 
 
-def _run_job(task: Task | str, plan: Plan, job: AnyJob, weights: bytes | None) -> Iterator[str | Event]:
+def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | Event]:
     yield ray.get_runtime_context().get_node_id()  # before any import: a process may die of one
-    if isinstance(job, PredictJob) and weights is not None:
-        job = replace(job, weights=weights)
-    yield from events_of(task, plan, job)
+    yield from events_of(spec, job if job.span is None else replace(job, payload=artifact))
 
 
-# On a CPU the next job finds TensorFlow loaded and its model traced. An accelerator is held until the process that
+# On a CPU the next job finds its libraries loaded and its model built. An accelerator is held until the process that
 # opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
 # is the default for GPUs only.
 run_job = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
@@ -64,7 +51,7 @@ def _call(function: str) -> Any:
 
 @dataclass
 class _Attempt:
-    job: AnyJob
+    job: Job
     node_id: str = ""  # empty while it waits for a place
     preferred: str | None = None  # node that it was sent to; it may find itself on another
     ends_by: float = math.inf
@@ -77,8 +64,7 @@ class RayRunner:
     over. Folds are handed to Ray at once, so that an autoscaler sees what is wanted.
 
     Args:
-      task: the fold task or its dotted name.
-      plan: put into the object store once, read by every job.
+      spec: put into the object store once, read by every job.
       request: what each job takes from a node.
       max_parallel: at most this many jobs at once; None for as many as fit.
       spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
@@ -88,8 +74,7 @@ class RayRunner:
 
     def __init__(
         self,
-        task: Task | str,
-        plan: Plan,
+        spec: RunSpec,
         request: Request,
         max_parallel: int | None = None,
         spread: bool = True,
@@ -97,16 +82,15 @@ class RayRunner:
         timeout_s: float | None = None,
         no_node_s: float = NO_NODE_S,
     ) -> None:
-        self._task = task
-        self._plan = ray.put(plan)
+        self._spec = ray.put(spec)
         self._request = request
         self._max_parallel = max_parallel or math.inf
         self._spread = spread
         self._timeout_s = timeout_s
         self._no_node_s = no_node_s
-        self._waiting: deque[AnyJob] = deque()
-        self._waiting_spans: deque[PredictJob] = deque()
-        self._weights: dict[int, Any] = {}  # fold -> its weights in the object store, while spans want them
+        self._waiting: deque[Job] = deque()
+        self._waiting_spans: deque[Job] = deque()
+        self._artifacts: dict[int, Any] = {}  # fold -> its artifact in the object store, while spans want it
         self._running: dict[Any, _Attempt] = {}
         self._look_at = 0.0
         self._nodes: list[Node] = []
@@ -117,11 +101,11 @@ class RayRunner:
     def slots(self) -> int:
         return int(min(self._max_parallel, sum(self._request.slots(node) for node in cluster_nodes())))
 
-    def submit(self, job: AnyJob) -> None:
-        if isinstance(job, PredictJob):
-            if job.fold not in self._weights:
-                self._weights[job.fold] = ray.put(job.weights)
-            self._waiting_spans.append(replace(job, weights=b""))
+    def submit(self, job: Job) -> None:
+        if job.span is not None:
+            if job.fold not in self._artifacts:
+                self._artifacts[job.fold] = ray.put(job.payload)
+            self._waiting_spans.append(replace(job, payload=None))
         else:
             self._waiting.append(job)
 
@@ -143,7 +127,7 @@ class RayRunner:
                 yield from self._on_lost_nodes()
                 yield from self._without_node()
 
-    def _start(self, job: AnyJob) -> None:
+    def _start(self, job: Job) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
         avoid = job.avoid if self._spread and self._fits_outside(job.avoid) else ()
         prefer = self._emptiest(avoid) if self._spread else None
@@ -153,8 +137,8 @@ class RayRunner:
             run = run_job_and_exit
             # Another environment per attempt keeps it out of a process that has already done something else.
             options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": f"{job.name}.{job.attempt}"}}
-        weights = self._weights[job.fold] if isinstance(job, PredictJob) else None
-        stream = run.options(**options).remote(self._task, self._plan, job, weights)
+        artifact = None if job.span is None else self._artifacts[job.fold]
+        stream = run.options(**options).remote(self._spec, job, artifact)
         self._running[stream] = _Attempt(job, preferred=prefer)
 
     def _emptiest(self, avoid: tuple[str, ...]) -> str | None:
@@ -191,9 +175,9 @@ class RayRunner:
         elif isinstance(event, Started):
             yield replace(event, place=replace(event.place, node_id=attempt.node_id))
         else:
-            if isinstance(event, FoldResult | Predicted):
+            if isinstance(event, Trained | Predicted):
                 del self._running[stream]
-                self._forget_weights(job.fold)
+                self._forget_artifact(job.fold)
             yield event
 
     def _overdue(self) -> Iterator[Failed]:
@@ -248,10 +232,10 @@ class RayRunner:
         name = node["NodeManagerHostname"] if node else ""
         return replace(failed, node=name, node_id=attempt.node_id, span=attempt.job.span)
 
-    def _forget_weights(self, fold: int) -> None:
+    def _forget_artifact(self, fold: int) -> None:
         jobs = [*self._waiting_spans, *(attempt.job for attempt in self._running.values())]
-        if not any(isinstance(job, PredictJob) and job.fold == fold for job in jobs):
-            self._weights.pop(fold, None)
+        if not any(job.span is not None and job.fold == fold for job in jobs):
+            self._artifacts.pop(fold, None)
 
     def cancel(self) -> None:
         self._waiting.clear()
@@ -265,14 +249,16 @@ class RayRunner:
 
 def _owned(event: Any) -> Any:
     """`event` with its own arrays. Those that Ray gives are views of the object store: as long as one of them lives,
-    all that came with it does, a fold's weights for instance.
+    all that came with it does, a fold's artifact for instance.
     """
-    if not isinstance(event, FoldResult | Predicted):
-        return event
-    arrays: dict[str, Any] = {
-        name: value.copy() for name, value in vars(event).items() if isinstance(value, np.ndarray)
-    }
-    return replace(event, **arrays)
+    if isinstance(event, Trained):
+        return replace(event, fitted=_copied(event.fitted))
+    return replace(event, prediction=_copied(event.prediction)) if isinstance(event, Predicted) else event
+
+
+def _copied(found: Fitted | Prediction) -> Any:
+    columns = {name: np.array(value) for name, value in found.columns.items()}
+    return replace(found, pred=np.array(found.pred), columns=columns)
 
 
 def _stop(streams: list[Any]) -> None:

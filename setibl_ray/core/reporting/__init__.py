@@ -1,1 +1,1 @@
-"""Pages that stand by themselves."""
+"""Self-contained HTML pages."""

@@ -2,18 +2,18 @@
 
 | cause         | decision                                                                     |
 |---------------|------------------------------------------------------------------------------|
-| worker-died   | retry, from the last finished epoch                                          |
-| node-died     | retry on a node that lives, from the last finished epoch                     |
-| host-memory   | retry elsewhere, from the last finished epoch                                |
+| worker-died   | retry, from the last finished step                                          |
+| node-died     | retry on a node that lives, from the last finished step                     |
+| host-memory   | retry elsewhere, from the last finished step                                |
 | tpu-busy      | retry: the next attempt clears a lock file whose owner is gone               |
-| time-limit    | retry elsewhere, from the last finished epoch: a hung read or device         |
+| time-limit    | retry elsewhere, from the last finished step: a hung read or device         |
 | storage       | retry elsewhere: the shards' store or the node's way to it may be back       |
 | device-memory | give up: the same batch would not fit the next time                          |
 | config, data  | give up: nothing changes by trying again                                     |
 | code          | give up: an exception in a model or dataset is deterministic                 |
 | no-node       | give up: the nodes that could hold the fold are gone and none came           |
 
-`--max-retries` caps the retries of a fold that finishes no epoch in between, so a fold that is preempted every hour
+`--max-retries` caps the retries of a fold that finishes no step in between, so a fold that is preempted every hour
 gets to its end and one that dies at once does not go on for ever. Counted here: Ray would retry some without end.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from setibl_ray.core.contract import Cause, Failed
+from setibl_ray.core.jobs import Cause, Failed
 
 Action = Literal["retry", "retry-elsewhere", "give-up"]
 
@@ -49,12 +49,12 @@ class Decision:
 
 
 def decide(failure: Failed, earlier: Sequence[Failed], max_retries: int) -> Decision:
-    """What to do about `failure`, the fold having failed `earlier` since it last finished an epoch."""
+    """What to do about `failure`, the fold having failed `earlier` since it last finished a step."""
     action = ACTIONS[failure.cause]
     if action == "give-up":
         return Decision(action, f"{failure.cause}: trying again would fail in the same way")
     if len(earlier) >= max_retries:
         return Decision(
-            "give-up", f"{failure.cause}, and all {max_retries} retries since the last epoch are used"
+            "give-up", f"{failure.cause}, and all {max_retries} retries since the last step are used"
         )
     return Decision(action, f"{failure.cause}: retry {len(earlier) + 1} of {max_retries}")

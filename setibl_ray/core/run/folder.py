@@ -1,8 +1,9 @@
 """The run folder: every file that a run leaves, written by the driver alone, each whole or not at all.
 
     config.yaml  manifest.json  folds.csv  records.csv  metrics.json  oof.csv  submission.csv  report.html
-    fold-K/      weights.h5  history.csv  oof.csv  test.csv  training.png
-                 (while it trains state-NNN-SHA.npz, while its test set is predicted test-START-STOP-SHA.npy)
+    fold-K/      the artifact  history.csv  oof.csv  test.csv  pictures
+                 (until the run ends fold.json, see manifest.py; while it trains state-NNN-SHA.bin, while its test set
+                 is predicted test-START-STOP-SHA.npz)
 
 A local file is written under a temporary name and renamed; an object store's upload is whole by itself. What is
 read back to be used is held against its SHA-256 first, and nothing that is read is a pickle.
@@ -25,25 +26,25 @@ import numpy as np
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
-from setibl_ray.core.contract import FoldResult, Predicted, Span
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run import locks
 from setibl_ray.core.storage import filesystem, reaching
-from setibl_ray.core.tables import from_csv, to_csv
+from setibl_ray.core.tables import TEXT, from_csv, to_csv
+from setibl_ray.core.task import Prediction, Span
 from setibl_ray.core.terminal import one_line
 
-FORMAT = 2
+FORMAT = 3
 STATES_KEPT = 2
-_STATE = re.compile(r"state-(\d+)-([0-9a-f]{32})\.npz")
-_SPAN = re.compile(r"test-(\d+)-(\d+)-([0-9a-f]{32})\.npy")
+_STATE = re.compile(r"state-(\d+)-([0-9a-f]{32})\.bin")
+_SPAN = re.compile(r"test-(\d+)-(\d+)-([0-9a-f]{32})\.npz")
 _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
 
 
 class LastState(NamedTuple):
-    """Where a fold can go on: its state, None to begin anew; the epoch that comes next; states that were damaged."""
+    """Where a fold can go on: its state, None to begin anew; the step that comes next; states that were damaged."""
 
     state: bytes | None
-    next_epoch: int
+    next_step: int
     damaged: list[str]
 
 
@@ -106,9 +107,10 @@ class RunFolder:
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         self.write(name, to_csv(table))
 
-    def read_csv(self, name: str) -> pd.DataFrame:
+    def read_csv(self, name: str, *text: str) -> pd.DataFrame:
+        """A table that `write_csv` wrote, whose columns `text` hold text besides those that always do."""
         try:
-            return from_csv(self.read(name))
+            return from_csv(self.read(name), {*TEXT, *text})
         except ValueError as error:
             raise RunFolderError(f"{self.path(name)} is not a table: {one_line(error)}") from None
 
@@ -124,56 +126,55 @@ class RunFolder:
             raise RunFolderError(f"{self.path(name)}: expected an object, found {type(value).__name__}")
         return value
 
-    def save_state(self, fold: int, epoch: int, state: bytes) -> None:
-        """Keep a fold's state after `epoch`, and the one before it in case this one is damaged.
+    def save_state(self, fold: int, step: int, state: bytes) -> None:
+        """Keep a fold's state after `step`, and the one before it in case this one is damaged.
 
         The checksum is in the name: it cannot be lost apart from the state, nor written before or after it.
         """
-        name = f"fold-{fold}/state-{epoch:03d}-{sha256(state)[:32]}.npz"
+        name = f"fold-{fold}/state-{step:03d}-{sha256(state)[:32]}.bin"
         self.write(name, state)
         older = [other for other in self.states(fold) if other != name]
-        same = [other for other in older if _epoch(other) >= epoch]  # of an attempt that began from before it
+        same = [other for other in older if _step(other) >= step]  # of an attempt that began from before it
         self.remove([*same, *[other for other in older if other not in same][: 1 - STATES_KEPT]])
 
     def states(self, fold: int) -> list[str]:
         """Names of a fold's states, oldest first."""
-        return sorted(self._matching(fold, _STATE), key=_epoch)
+        return sorted(self._matching(fold, _STATE), key=_step)
 
-    def next_epoch(self, fold: int) -> int:
-        """The epoch at which a fold would go on, if its newest state is whole."""
+    def next_step(self, fold: int) -> int:
+        """The step at which a fold would go on, if its newest state is whole."""
         states = self.states(fold)
-        return _epoch(states[-1]) + 1 if states else 0
+        return _step(states[-1]) + 1 if states else 0
 
     def last_state(self, fold: int) -> LastState:
         """A fold's newest state that is whole; damaged ones after it are removed."""
         damaged: list[str] = []
-        found, next_epoch = None, 0
+        found, next_step = None, 0
         for name in reversed(self.states(fold)):
             state = self.read(name)
             if _is_whole(name, state):
-                found, next_epoch = state, _epoch(name) + 1
+                found, next_step = state, _step(name) + 1
                 break
             damaged.append(name)
         self.remove(damaged)
-        return LastState(found, next_epoch, damaged)
+        return LastState(found, next_step, damaged)
 
-    def save_span(self, predicted: Predicted) -> None:
+    def save_span(self, fold: int, span: Span, prediction: Prediction) -> None:
         """Keep a span of a fold's test predictions until all of them are there."""
         buffer = io.BytesIO()
-        np.save(buffer, np.stack([predicted.pred, predicted.pred_no_tta]))
-        self.write(
-            f"{_span_prefix(predicted.fold, predicted.span)}{sha256(buffer.getvalue())[:32]}.npy",
-            buffer.getvalue(),
+        np.savez(
+            buffer, pred=prediction.pred, **{f"+{name}": value for name, value in prediction.columns.items()}
         )
+        data = buffer.getvalue()
+        self.write(f"{_span_prefix(fold, span)}{sha256(data)[:32]}.npz", data)
 
-    def read_span(self, fold: int, span: Span) -> Predicted | None:
+    def read_span(self, fold: int, span: Span) -> Prediction | None:
         """A span that was kept, if there is one that is whole."""
         for name in self.spans(fold):
-            if name.startswith(_span_prefix(fold, span)):
-                data = self.read(name)
-                if _is_whole(name, data):
-                    pred, plain = np.load(io.BytesIO(data), allow_pickle=False)
-                    return Predicted(fold, span, pred, plain, {})
+            if name.startswith(_span_prefix(fold, span)) and _is_whole(name, data := self.read(name)):
+                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                    columns = {key[1:]: arrays[key] for key in arrays.files if key != "pred"}
+                    return Prediction(arrays["pred"], columns)
         return None
 
     def spans(self, fold: int) -> list[str]:
@@ -221,33 +222,8 @@ class RunFolder:
             names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
         return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
 
-    def save_fold(self, result: FoldResult, valid: pd.DataFrame, plot: bytes) -> dict[str, str]:
-        """Write a trained fold.
-
-        Args:
-          result: what the fold found.
-          valid: image_id and target of its held-out rows.
-          plot: training.png.
-
-        Returns:
-          The name of each file and its SHA-256. The fold's states can go once these are in the manifest.
-        """
-        held_out = {"pred": result.valid_pred, "pred_no_tta": result.valid_pred_no_tta}
-        files = {
-            "history.csv": to_csv(pd.DataFrame(result.history)),
-            "training.png": plot,
-            "oof.csv": to_csv(valid.assign(**held_out)),
-        }
-        if result.weights:
-            files["weights.h5"] = result.weights
-        return self._save(result.fold, files)
-
-    def save_test(self, predicted: Predicted, test_ids: np.ndarray) -> dict[str, str]:
-        """Write a fold's predictions of the whole test set, in the order of `test_ids`; returns name and SHA-256."""
-        table = {"image_id": test_ids, "pred": predicted.pred, "pred_no_tta": predicted.pred_no_tta}
-        return self._save(predicted.fold, {"test.csv": to_csv(pd.DataFrame(table))})
-
-    def _save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
+    def save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
+        """Write files of a fold; the name of each and its SHA-256."""
         sums = {}
         for name, data in files.items():
             self.write(f"fold-{fold}/{name}", data)
@@ -264,7 +240,7 @@ def _span_prefix(fold: int, span: Span) -> str:
     return f"fold-{fold}/test-{span[0]:09d}-{span[1]:09d}-"
 
 
-def _epoch(state: str) -> int:
+def _step(state: str) -> int:
     return int(state.rsplit("state-", 1)[1].split("-")[0])
 
 

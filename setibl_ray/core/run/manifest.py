@@ -1,272 +1,235 @@
-"""manifest.json: what ran where, with which versions and data, and how each attempt ended."""
+"""manifest.json: what ran where, with which versions and data, and how each attempt ended.
+
+While a run goes on, each fold's entry is a small file of its own, fold-K/fold.json, written whenever the fold starts,
+fails or gets further; such a file is newer than the entry in manifest.json. When the driver ends, the entries go into
+manifest.json and the files away.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from setibl_ray.core.contract import Failed, FoldResult, Predicted, Span, Started
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.core.jobs import Failed, Place
 from setibl_ray.core.run.failures import Decision
-from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256, to_json
-from setibl_ray.seti.config import Config
-from setibl_ray.seti.formats.shards import DataIndex
-from setibl_ray.seti.memory import fold_bytes
+from setibl_ray.core.run.folder import FORMAT, RunFolder
+from setibl_ray.core.task import Span
 
-PACKAGES = (
-    "setibl-ray",
-    "tensorflow",
-    "efficientnet",
-    "tensorflow-addons",
-    "ray",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-)
+READABLE = (2, FORMAT)  # formats of finished runs; one is resumed by the version that began it
+PACKAGES = ("setibl-ray", "ray", "numpy", "pandas", "scikit-learn")
 
 
-class Manifest:
-    """The manifest of a run in progress, saved to its folder whenever a fold starts, fails or gets further.
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
-    A fold is `waiting`, `running`, `trained` (its test set is not predicted yet), `done` or `failed`. Its `attempts`
-    are those at training it, its `predictions` those at spans of the test set, told apart by their `rows`.
+
+class Attempt(_Open):
+    """One attempt at a fold's fit, or at a span of its test set (`rows`)."""
+
+    attempt: int
+    started_s: float
+    ended_s: float | None = None
+    outcome: str = "running"  # running, done, failed, interrupted or discarded
+    from_step: int | None = None
+    rows: list[int] | None = None
+    node: str | None = None
+    device: str | None = None
+    cpus: int | None = None
+    pid: int | None = None
+    visible: dict[str, str] | None = None
+    cause: str | None = None
+    message: str | None = None
+    decision: str | None = None
+    reason: str | None = None
+    timings: dict[str, float] | None = None
+
+
+class FoldEntry(_Open):
+    """A fold: `waiting`, `running`, `trained` (its test set is not predicted yet), `done` or `failed`.
+
+    What its task says of it besides (best epoch, timings, memory) stands beside these fields.
     """
 
-    def __init__(self, folder: RunFolder, content: dict[str, Any]) -> None:
-        self._folder = folder
-        self.content = content
-        self._entries: dict[str, str] = {}  # of folds, as they were last written
+    state: str = "waiting"
+    memory_estimate_bytes: int = 0
+    attempts: list[Attempt] = []
+    predictions: list[Attempt] = []
+    files: dict[str, str] = {}
+    span_rows: int | None = None
+    batch: int = 1
+    row_s: float = 0.0
+
+    def of(self, span: Span | None) -> list[Attempt]:
+        """Attempts at the fit, or at a span of the test set."""
+        if span is None:
+            return self.attempts
+        return [attempt for attempt in self.predictions if attempt.rows == list(span)]
+
+    @property
+    def why_failed(self) -> str:
+        """The message of the last failure."""
+        failures = [attempt for attempt in [*self.attempts, *self.predictions] if attempt.message]
+        return max(failures, key=lambda attempt: attempt.ended_s or 0.0).message or ""
+
+
+class Manifest(_Open):
+    format: int
+    task: str = ""
+    command: str
+    versions: dict[str, str] = {}
+    data: dict[str, Any]
+    code: dict[str, str] = {}
+    folds: dict[int, FoldEntry] = {}
+    resumed: list[dict[str, Any]] = []
+    started_s: float
+    ended_s: float | None = None
 
     @classmethod
     def new(
-        cls, folder: RunFolder, index: DataIndex, config: Config, command: str, on_bad_record: str
+        cls, task: str, data: dict[str, Any], folds: Mapping[int, FoldEntry], command: str, **more: Any
     ) -> Manifest:
         return cls(
-            folder,
-            {
-                "format": FORMAT,
-                "command": command,
-                "versions": versions(),
-                "data": describe(index) | bad_records(index, on_bad_record),
-                "weights_file_sha256": file_sha256(config.weights),
-                "folds": {str(fold): _waiting(config, fold) for fold in range(config.folds)},
-                "resumed": [],
-                "started_s": time.time(),
-                "ended_s": None,
-            },
+            format=FORMAT,
+            task=task,
+            command=command,
+            versions=versions(),
+            data=data,
+            folds=dict(folds),
+            started_s=time.time(),
+            **more,
         )
 
     @classmethod
     def load(cls, folder: RunFolder) -> Manifest:
-        return cls(folder, folder.read_json("manifest.json"))
-
-    def save(self, changed: int | None = None) -> None:
-        """Write manifest.json, of which one fold's entry has changed, or anything.
-
-        The other entries are those of the last time: formatting a thousand folds at each event of each of them takes
-        longer than all else that the driver does.
+        """Raises:
+        RunFolderError: there is none, or it is not one of this version or the one before.
         """
-        if changed is None:
-            self._entries.clear()
-        else:
-            self._entries.pop(str(changed), None)
-        folds = self.content["folds"]
-        for fold in folds.keys() - self._entries.keys():
-            self._entries[fold] = to_json({fold: folds[fold]})[2:-2].replace("\n", "\n  ")
-        entries = ",\n".join(f"  {self._entries[fold]}" for fold in folds)
-        around = to_json(self.content | {"folds": {}})
-        self._folder.write(
-            "manifest.json", around.replace('"folds": {}', f'"folds": {{\n{entries}\n  }}', 1) + "\n"
+        content = folder.read_json("manifest.json")
+        try:
+            manifest = cls.model_validate(content)
+            for fold in manifest.folds:
+                if folder.exists(f"fold-{fold}/fold.json"):
+                    manifest.folds[fold] = FoldEntry.model_validate(
+                        folder.read_json(f"fold-{fold}/fold.json")
+                    )
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise RunFolderError(f"{folder.path('manifest.json')}: {field}: {first['msg']}") from None
+        if manifest.format not in READABLE:
+            raise RunFolderError(
+                f"{folder} has run format {manifest.format}, this version reads {' and '.join(map(str, READABLE))}"
+            )
+        return manifest
+
+    def save(self, folder: RunFolder) -> None:
+        folder.write_json("manifest.json", self.plain())
+        folder.remove(f"fold-{fold}/fold.json" for fold in self.folds)
+
+    def save_fold(self, folder: RunFolder, fold: int) -> None:
+        folder.write_json(
+            f"fold-{fold}/fold.json", self.folds[fold].model_dump(mode="json", exclude_none=True)
         )
 
-    def fold(self, fold: int) -> dict[str, Any]:
-        return self.content["folds"][str(fold)]
+    def end(self, folder: RunFolder) -> None:
+        self.ended_s = time.time()
+        self.save(folder)
 
-    def is_done(self, fold: int) -> bool:
-        return self.fold(fold)["state"] == "done"
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        plain = self.model_dump(mode="json")
+        plain["folds"] = {
+            str(fold): entry.model_dump(mode="json", exclude_none=True) for fold, entry in self.folds.items()
+        }
+        return plain
 
-    def is_trained(self, fold: int) -> bool:
-        return self.fold(fold)["state"] in ("trained", "done")
+    def states(self, *states: str) -> list[int]:
+        """Folds in one of some states."""
+        return [fold for fold, entry in self.folds.items() if entry.state in states]
 
-    @property
-    def failed_folds(self) -> list[int]:
-        return [int(fold) for fold, entry in self.content["folds"].items() if entry["state"] == "failed"]
-
-    def resumed(self, command: str) -> None:
-        """Another driver takes the run up: nothing that an earlier one began runs any more."""
-        self.content["resumed"].append({"command": command, "at_s": time.time(), "versions": versions()})
-        self.content["ended_s"] = None
-        self.interrupted()
-        for entry in self.content["folds"].values():
-            if entry["state"] == "failed":
-                entry["state"] = "trained" if "files" in entry else "waiting"
-        self.save()
-
-    def interrupted(self) -> None:
-        """Attempts that are running end here, with their driver."""
-        for entry in self.content["folds"].values():
-            if entry["state"] == "running":
-                entry["state"] = "waiting"
-            for attempt in [*entry["attempts"], *entry["predictions"]]:
-                if attempt["outcome"] == "running":
-                    attempt |= {"outcome": "interrupted", "ended_s": time.time()}
-
-    def undone(self, fold: int, why: str) -> None:
-        """A trained fold has to be trained again."""
-        entry = self.fold(fold)
-        kept = ("memory_estimate_bytes", "attempts", "predictions")
-        self.content["folds"][str(fold)] = {"state": "waiting"} | {name: entry[name] for name in kept}
-        entry["attempts"][-1] |= {"outcome": "discarded", "message": why}
-        self.save(fold)
-
-    def unpredicted(self, fold: int) -> None:
-        """A fold's test set has to be predicted again."""
-        entry = self.fold(fold)
-        entry["state"] = "trained"
-        del entry["files"][f"fold-{fold}/test.csv"]
-        self.save(fold)
-
-    def attempts(self, fold: int, span: Span | None = None) -> list[dict[str, Any]]:
-        """Attempts at training a fold, or at a span of its test predictions."""
+    def started(self, fold: int, span: Span | None, place: Place, from_step: int) -> None:
+        entry = self.folds[fold]
+        known: dict[str, Any] = {
+            "node": place.node,
+            "device": place.device,
+            "cpus": place.cpus,
+            "pid": place.pid,
+        }
         if span is None:
-            return self.fold(fold)["attempts"]
-        return [attempt for attempt in self.fold(fold)["predictions"] if attempt["rows"] == list(span)]
+            entry.state = "running"
+            known["from_step"] = from_step
+        self._begin(fold, span, visible=dict(place.visible), **known)
 
-    def started(self, event: Started, from_epoch: int) -> None:
-        place = event.place
-        what: dict[str, Any] = {"from_epoch": from_epoch}
-        if event.span is None:
-            self.fold(event.fold)["state"] = "running"
-        else:
-            what = {"rows": list(event.span)}
-        self._begin(
-            event.fold,
-            event.span,
-            what
-            | {
-                "node": place.node,
-                "device": place.device,
-                "n_replicas": place.n_replicas,
-                "threads": place.threads,
-                "visible": place.visible,
-                "pid": place.pid,
-                "ended_s": None,
-                "outcome": "running",
-            },
-        )
-        self.save(event.fold)
-
-    def _begin(self, fold: int, span: Span | None, what: dict[str, Any]) -> None:
-        attempt = {"attempt": len(self.attempts(fold, span)), "started_s": time.time()} | what
-        self.fold(fold)["attempts" if span is None else "predictions"].append(attempt)
+    def _begin(self, fold: int, span: Span | None, **known: Any) -> None:
+        entry = self.folds[fold]
+        rows = list(span) if span else None
+        attempt = Attempt(attempt=len(entry.of(span)), started_s=time.time(), rows=rows, **known)
+        (entry.attempts if span is None else entry.predictions).append(attempt)
 
     def failed(self, event: Failed, decision: Decision) -> None:
         fold, span = event.fold, event.span
+        entry = self.folds[fold]
         if decision.action == "give-up":
-            self.fold(fold)["state"] = "failed"
+            entry.state = "failed"
         elif span is None:
-            self.fold(fold)["state"] = "waiting"
-        attempts = self.attempts(fold, span)
-        if not attempts or attempts[-1]["outcome"] != "running":  # it died before it could start
-            where = {"node": event.node} if event.node else {}
-            self._begin(fold, span, where | ({"rows": list(span)} if span else {}))
-        self.attempts(fold, span)[-1] |= {
-            "ended_s": time.time(),
-            "outcome": "failed",
-            "cause": event.cause,
-            "message": event.message,
-            "decision": decision.action,
-            "reason": decision.reason,
-        }
-        self.save(fold)
+            entry.state = "waiting"
+        if not entry.of(span) or entry.of(span)[-1].outcome != "running":  # it died before it could start
+            self._begin(fold, span, **({"node": event.node} if event.node else {}))
+        self.close(
+            fold,
+            span,
+            "failed",
+            cause=event.cause,
+            message=event.message,
+            decision=decision.action,
+            reason=decision.reason,
+        )
 
-    def why_failed(self, fold: int) -> str:
-        """The message of the last failure of a fold that failed."""
-        entry = self.fold(fold)
-        failures = [
-            attempt for attempt in [*entry["attempts"], *entry["predictions"]] if "message" in attempt
-        ]
-        return max(failures, key=lambda attempt: attempt["ended_s"])["message"]
+    def close(self, fold: int, span: Span | None, outcome: str, **more: Any) -> None:
+        """An attempt is over."""
+        attempt = self.folds[fold].of(span)[-1]
+        for name, value in {"ended_s": time.time(), "outcome": outcome, **more}.items():
+            setattr(attempt, name, value)
 
-    def trained(self, result: FoldResult, files: Mapping[str, str]) -> None:
-        entry = self.fold(result.fold)
-        entry["attempts"][-1] |= {"ended_s": time.time(), "outcome": "done"}
-        entry |= {
-            "state": "trained",
-            "best_epoch": result.best_epoch,
-            "files": dict(files),
-            "timings": result.timings,
-            "peak_memory_bytes": result.peak_memory_bytes,
-        }
-        self.save(result.fold)
+    def interrupted(self) -> None:
+        """Attempts that are running end here, with their driver."""
+        for entry in self.folds.values():
+            for attempt in [*entry.attempts, *entry.predictions]:
+                if attempt.outcome == "running":
+                    attempt.outcome, attempt.ended_s = "interrupted", time.time()
+            if entry.state == "running":
+                entry.state = "waiting"
 
-    def n_replicas(self, fold: int) -> int:
-        """On how many replicas a trained fold was trained."""
-        return self.fold(fold)["attempts"][-1]["n_replicas"]
+    def taken_up(self, command: str) -> None:
+        """Another driver takes the run up: nothing that an earlier one began runs any more."""
+        self.resumed.append({"command": command, "at_s": time.time(), "versions": versions()})
+        self.ended_s = None
+        self.interrupted()
+        for entry in self.folds.values():
+            if entry.state == "failed":
+                entry.state = "trained" if entry.files else "waiting"
 
-    def span_rows(self, fold: int) -> int | None:
-        """Rows of the test set that a fold's spans have, the last one excepted; None before it was cut."""
-        return self.fold(fold).get("span_rows")
-
-    def cut(self, fold: int, span_rows: int) -> None:
-        self.fold(fold)["span_rows"] = span_rows
-        self.save(fold)
-
-    def span_done(self, predicted: Predicted) -> None:
-        self.attempts(predicted.fold, predicted.span)[-1] |= {
-            "ended_s": time.time(),
-            "outcome": "done",
-            "timings": predicted.timings,
-        }
-        self.save(predicted.fold)
-
-    def done(self, fold: int, files: Mapping[str, str], keep_weights: bool) -> None:
-        """Nothing is left to do for a fold; `files` are those of its test predictions."""
-        entry = self.fold(fold)
-        entry["state"] = "done"
-        entry["files"] |= files
-        if not keep_weights:
-            entry["files"].pop(f"fold-{fold}/weights.h5", None)
-        self.save(fold)
+    def undone(self, fold: int, why: str) -> None:
+        """A fitted fold has to be fitted again."""
+        old = self.folds[fold]
+        old.attempts[-1].outcome, old.attempts[-1].message = "discarded", why
+        self.folds[fold] = FoldEntry(
+            memory_estimate_bytes=old.memory_estimate_bytes,
+            attempts=old.attempts,
+            predictions=old.predictions,
+        )
 
 
-def _waiting(config: Config, fold: int) -> dict[str, Any]:
-    estimate = fold_bytes(config, fold, config.device, config.cpus_per_fold or 1)
-    return {"state": "waiting", "memory_estimate_bytes": estimate, "attempts": [], "predictions": []}
-
-
-def describe(index: DataIndex) -> dict[str, Any]:
-    """The data's identity and shape."""
-    return {
-        "root": index.root,
-        "fingerprint": index.fingerprint,
-        "storage": index.storage,
-        "panel_shape": list(index.panel_shape),
-        "n_train": len(index.train),
-        "n_test": len(index.test),
-        "n_train_shards": sum(shard.split == "train" for shard in index.shards),
-        "df_hz": index.metadata.get("df_hz"),
-        "dt_s": index.metadata.get("dt_s"),
-    }
-
-
-def bad_records(index: DataIndex, on_bad_record: str) -> dict[str, Any]:
-    """What was left out of the data, and that it was meant to be."""
-    listed = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
-    return {"on_bad_record": on_bad_record, "n_bad_records": index.n_left_out, "bad_records": listed}
-
-
-def file_sha256(path: str) -> str | None:
-    """Of a weights file; None for `imagenet` and `none`, which are no files."""
-    return sha256(Path(path).read_bytes()) if Path(path).is_file() else None
-
-
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

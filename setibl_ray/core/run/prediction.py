@@ -1,6 +1,6 @@
-"""A finished run applied to other cadences: every fold predicts them, and the folds are averaged as in the run.
+"""A finished run applied to other rows: every fold predicts them, and the folds are averaged as in the run.
 
-The folder that it leaves is a run folder whose folds are trained already, so spans, retries and resuming are those of
+The folder that it leaves is a run folder whose folds are fitted already, so spans, retries and resuming are those of
 a run; the same test set gives the same bytes as it had there.
 """
 
@@ -10,28 +10,29 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from setibl_ray.core import terminal
-from setibl_ray.core.contract import FoldResult, Plan
+from setibl_ray.core.config import config_of
 from setibl_ray.core.errors import RunFolderError
-from setibl_ray.core.run import driver
-from setibl_ray.core.run import resume as taken_up
+from setibl_ray.core.jobs import RunSpec, load_task
+from setibl_ray.core.run import gathering, stored
 from setibl_ray.core.run.folder import RunFolder
-from setibl_ray.core.run.manifest import Manifest
-from setibl_ray.core.run.progress import Progress
-from setibl_ray.core.run.supervisor import Supervisor
+from setibl_ray.core.run.manifest import FoldEntry, Manifest
+from setibl_ray.core.run.record import Record
+from setibl_ray.core.run.session import code_sums, new_manifest, place, run_folds, sayer, scratch_of
+from setibl_ray.core.run.supervisor import span_rows
 from setibl_ray.core.storage import location
+from setibl_ray.core.task import Fitted, Task
 from setibl_ray.core.where import Where
-from setibl_ray.seti.evaluation import postprocess
-from setibl_ray.seti.evaluation.finished import Run, load_run
-from setibl_ray.seti.formats.shards import read_index
 
 
 def predict(
+    task: Task | str,
     run: str | os.PathLike[str],
     *,
     data: str | os.PathLike[str],
@@ -39,20 +40,22 @@ def predict(
     where: Where | Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
-    on_bad_record: Literal["fail", "skip"] = "fail",
+    options: Mapping[str, Any] | None = None,
+    command: str = "python -m setibl_ray.predict",
     console: Console | None = None,
 ) -> str:
-    """Predict the test shards of a data set with every fold of a run.
+    """Predict the test rows of a data set with every fold of a run.
 
     Args:
-      run: folder or URL of a finished run that keeps its weights.
-      data: folder or URL of shards; training shards in it are left alone.
+      task: that the run is of, or its dotted name.
+      run: folder or URL of a finished run that keeps its artifacts.
+      data: what the task's `open_test` reads; training rows in it are left alone.
       out: folder or URL to write: submission.csv (id, target), and each fold's predictions in fold-K/test.csv.
       where: where to predict.
-      changes: config fields of prediction alone that differ from the run's: `tta`, `device`, `devices_per_fold`,
-        `cpus_per_fold`, `cache`. By default device and cores are what there is here.
+      changes: config fields that differ from the run's. By default device and cores are what there is here.
       resume: go on with the predictions at `out`.
-      on_bad_record: refuse data with an unusable record, or leave such records out.
+      options: further arguments of `open_test`.
+      command: what a user types to resume, in messages.
       console: where progress is shown.
 
     Returns:
@@ -60,96 +63,121 @@ def predict(
 
     Raises:
       ConfigError, DataError, RunFolderError: found before anything is predicted.
-      FoldFailedError, RunStoppedError, Interrupted: as in `driver.cross_validate`.
+      FoldFailedError, RunStoppedError, Interrupted: as in `session.run_folds`.
     """
     where, console, data = Where.of(where), console or terminal.console(), location("data", data)
-    source, folder = load_run(location("run", run)), RunFolder(location("out", out))
-    anew = {"weights": "none", "device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
+    say, loaded = sayer(console), load_task(task)
+    source, folder = RunFolder(location("run", run)), RunFolder(location("out", out))
+    theirs, config = _finished(source, loaded)
+    anew = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
+    config = loaded.to_predict(config.model_copy(update={**anew, **(changes or {})}))
     if resume:
-        taken_up.load(folder)
+        stored.load(folder, type(config))
     else:
-        taken_up.refuse_existing(folder)
+        stored.refuse_existing(folder)
     with folder.locked():
-        index = read_index(data, on_bad_record=on_bad_record, needs="test", decode="some")
-        config = driver.check(source.config.model_copy(update={**anew, **(changes or {})}), index)
-        plan = Plan(config, index, np.empty(0, np.int16), driver.scratch_of(index))
-        results = {fold: _trained(source, fold) for fold in range(config.folds)}
-        with driver.runner_for(plan, where, console) as (runner, plan):
-            manifest = _open(folder, source, plan, resume, on_bad_record)
-            with (
-                driver.resumable(folder, manifest, _resuming(source, folder, data, where)),
-                Progress(range(config.folds), plan.n_test, console) as progress,
-            ):
-                supervisor = Supervisor(runner, folder, manifest, plan, where.max_retries, say=progress.say)
-                supervisor.take_up(results, taken_up.predicted_folds(folder, manifest, plan, progress.say))
-                for event, decision in supervisor.follow():
-                    progress.update(event, decision)
-                driver.all_done(manifest)
-                oof = source.oof.assign(pred=source.oof["pred_model"])
-                weights = driver.fold_weights(config, oof)
-                test = driver.averaged(plan, supervisor.predicted, weights)
-                # As in the run: what it learned from its out-of-fold scores is applied here too.
-                done = postprocess.finish(
-                    oof, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
-                )
-                driver.write_submission(folder, test.assign(pred=done.test))
+        rows = loaded.open_test(data, config, **(options or {}))
+        for note in rows.notes:
+            say(note)
+        loaded.check_like(theirs.data, rows)
+        config = loaded.settle(config, rows)
+        spec = RunSpec(task, config, rows, np.empty(0, np.int16), scratch_of(rows))
+        for name, sum_ in code_sums(spec).items():
+            if theirs.code.get(name) != sum_:
+                say(f"{name} has changed since the run: its artifacts may not fit")
+        fitted = {fold: _fitted(source, loaded, theirs, fold) for fold in theirs.folds}
+        with place(spec, where, say) as (runner, spec):
+            manifest = _open(folder, source, theirs, spec, resume, options or {}, runner.slots)
+            record = Record(folder, spec, manifest, fitted=fitted, say=say)
+            flags = shlex.join([str(source), "--data", data, "--out", str(folder), *where.flags()])
+            run_folds(record, runner, where, console, f"Resume with: {command} {flags} --resume")
+            oof = _oof(source, rows.id, theirs)
+            weights = gathering.fold_weights(config, loaded.score, oof)
+            test = gathering.test_table(spec, record.predicted, weights)
+            gathering.write_submission(folder, rows, loaded.finish_test(config, oof, test))
+            manifest.end(folder)
     return folder.path("submission.csv")
 
 
-def _trained(source: Run, fold: int) -> FoldResult:
-    """A fold as its training left it; of what is not needed here, nothing.
+def _finished(source: RunFolder, task: Task) -> tuple[Manifest, Any]:
+    """A run's manifest and config.
 
     Raises:
-      RunFolderError: its weights were not kept, or are not what they were.
+      RunFolderError: it is not finished.
     """
-    name = f"fold-{fold}/weights.h5"
-    entry = source.manifest["folds"][str(fold)]
-    if name not in entry["files"]:
-        raise RunFolderError(f"{source.folder} keeps no weights: fold {fold} cannot predict")
-    if source.folder.unfit({name: entry["files"][name]}):
+    manifest = Manifest.load(source)
+    unfinished = [fold for fold in manifest.folds if manifest.folds[fold].state != "done"]
+    if unfinished:
         raise RunFolderError(
-            f"{source.folder.path(name)} is missing or has changed since it was written. Finish the run again with "
+            f"{source}: fold {', '.join(map(str, unfinished))} of {len(manifest.folds)} is not done. "
+            "Finish the run with --resume."
+        )
+    return manifest, stored.read_config(source, config_of(task.Settings))
+
+
+def _fitted(source: RunFolder, task: Task, manifest: Manifest, fold: int) -> Fitted:
+    """A fold as its fit left it; of what is not needed here, nothing.
+
+    Raises:
+      RunFolderError: its artifact was not kept, or is not what it was.
+    """
+    name, entry = f"fold-{fold}/{task.artifact_name}", manifest.folds[fold]
+    if name not in entry.files:
+        raise RunFolderError(f"{source} keeps no {task.artifact_name}: fold {fold} cannot predict")
+    if source.unfit({name: entry.files[name]}):
+        raise RunFolderError(
+            f"{source.path(name)} is missing or has changed since it was written. Finish the run again with "
             "`cv --resume`, or restore the file."
         )
     nothing = np.empty(0, np.float32)
-    history = source.histories[fold].to_dict("records")
-    weights = source.folder.read(name)
-    return FoldResult(fold, nothing, nothing, entry["best_epoch"], history, weights, {}, 0)
+    return Fitted(nothing, source.read(name), batch=entry.batch, row_s=entry.row_s)
 
 
-def _open(folder: RunFolder, source: Run, plan: Plan, resume: bool, on_bad_record: str) -> Manifest:
+def _open(
+    folder: RunFolder,
+    source: RunFolder,
+    theirs: Manifest,
+    spec: RunSpec,
+    resume: bool,
+    options: Mapping[str, Any],
+    slots: int,
+) -> Manifest:
     """Begin the folder, or take it up. The caller holds its lock.
 
     Raises:
       RunFolderError: it holds something else than these predictions.
     """
+    artifact = load_task(spec.task).artifact_name
     whose = {
-        fold: {name: sum_ for name, sum_ in entry["files"].items() if name.endswith("weights.h5")}
-        for fold, entry in source.manifest["folds"].items()
+        str(fold): {name: sum_ for name, sum_ in entry.files.items() if name.endswith(artifact)}
+        for fold, entry in theirs.folds.items()
     }
     if resume:
-        manifest, own = taken_up.load(folder)
-        if manifest.content.get("run", {}).get("weights") != whose:
-            raise RunFolderError(f"{folder} holds no predictions of {source.folder}. Choose another --out.")
-        taken_up.same_config(folder, own, plan.config)
-        taken_up.same_data(folder, manifest, plan)
+        manifest, own = stored.load(folder, type(spec.config))
+        if (manifest.model_extra or {}).get("run", {}).get("artifacts") != whose:
+            raise RunFolderError(f"{folder} holds no predictions of {source}. Choose another --out.")
+        stored.same_config(folder, own, spec.config)
+        stored.same_data(folder, manifest, spec)
         folder.remove_temporaries()
-        manifest.resumed(shlex.join(sys.argv))
+        manifest.taken_up(shlex.join(sys.argv))
+        manifest.save(folder)
         return manifest
-    folder.write("config.yaml", plan.config.to_yaml())
-    manifest = Manifest.new(folder, plan.index, plan.config, shlex.join(sys.argv), on_bad_record)
-    manifest.content["run"] = {"root": str(source.folder), "weights": whose}
-    for fold, entry in source.manifest["folds"].items():
-        manifest.content["folds"][fold] |= {
-            "state": "trained",
-            "best_epoch": entry["best_epoch"],
-            "files": {},
-            "attempts": entry["attempts"][-1:],
-        }
-    manifest.save()
+    folder.write("config.yaml", spec.config.to_yaml())
+    more = {"run": {"root": str(source), "artifacts": whose}}
+    manifest = new_manifest(spec, options, shlex.join(sys.argv), **more)
+    for fold, entry in theirs.folds.items():
+        rows = span_rows(spec.n_test, entry.row_s * spec.n_test, slots, entry.batch)
+        fresh = FoldEntry(state="trained", span_rows=rows, attempts=entry.attempts[-1:])
+        manifest.folds[fold] = fresh.model_copy(update=entry.model_extra or {})
+    manifest.save(folder)
     return manifest
 
 
-def _resuming(source: Run, folder: RunFolder, data: str, where: Where) -> str:
-    flags = shlex.join([str(source.folder), "--data", data, "--out", str(folder), *where.flags()])
-    return f"Resume with: python -m setibl_ray.predict {flags} --resume"
+def _oof(source: RunFolder, id_name: str, manifest: Manifest) -> pd.DataFrame:
+    """The run's training rows with `fold` and what each fold's fit predicted for them, as `Task.finish` takes them."""
+    records = source.read_csv("records.csv", id_name)
+    own = pd.concat([source.read_csv(f"fold-{fold}/oof.csv", id_name) for fold in manifest.folds])
+    names = [name for name in own if name not in (id_name, "target")]
+    found = own.set_index(id_name).loc[records[id_name], names].astype(np.float64).reset_index(drop=True)
+    dtypes = {(entry.model_extra or {}).get("dtype", "float32") for entry in manifest.folds.values()}
+    return records.join(found.astype(dtypes.pop()))

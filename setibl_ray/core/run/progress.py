@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
@@ -11,8 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from setibl_ray.core import terminal
-from setibl_ray.core.contract import EpochEnd, Event, FoldResult, Predicted, Started
-from setibl_ray.core.run.failures import Decision
+from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Trained
+from setibl_ray.core.run.supervisor import Answer
+from setibl_ray.core.task import Needs
+
+HELD_OUT = ("val_", "valid_")  # a column with such a name belongs beside the one without it
+COUNTS = ("epoch", "step")  # columns that the number of the step says already
 
 
 @dataclass
@@ -20,34 +25,38 @@ class _Row:
     state: str = "waiting"
     node: str = ""
     device: str = ""
-    epoch: str = ""
-    loss: str = ""
-    auc: str = ""
-    images_per_s: str = ""
+    step: str = ""
+    values: dict[str, str] = field(default_factory=dict)
     eta: str = ""
+    began: float = 0.0
+    first: int = 0
 
 
 class Progress:
-    """A context manager; `update` takes every event of the run, `say` any other line.
+    """A context manager and an observer; `say` takes any other line.
 
     Args:
-      folds: their numbers.
+      needs: of each fold; how many steps it takes, if that is known.
       n_test: rows of the test set that each fold predicts.
+      shown: columns of a step's row; all of them if it is empty.
       console: where.
     """
 
-    def __init__(self, folds: Sequence[int], n_test: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        needs: Mapping[int, Needs],
+        n_test: int,
+        shown: Sequence[str] = (),
+        console: Console | None = None,
+    ) -> None:
         self.console = console or terminal.console()
-        self._rows = {fold: _Row() for fold in folds}
+        self._needs = needs
+        self._rows = {fold: _Row() for fold in needs}
         self._n_test = n_test
-        self._n_predicted = dict.fromkeys(folds, 0)
-        self._live = (
-            Live(console=self.console, refresh_per_second=4, transient=False) if self._on_terminal else None
-        )
-
-    @property
-    def _on_terminal(self) -> bool:
-        return self.console.is_terminal and not self.console.is_dumb_terminal
+        self._shown = shown
+        self._n_predicted = dict.fromkeys(needs, 0)
+        on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._live = Live(console=self.console, refresh_per_second=4) if on_terminal else None
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -63,62 +72,86 @@ class Progress:
     def say(self, text: str) -> None:
         terminal.say(text, self.console)
 
-    def update(self, event: Event, decision: Decision | None = None) -> None:
-        row = self._rows[event.fold]
-        line = self._apply(row, event, decision)
+    def on(self, event: Event, answer: Answer) -> None:
+        line = self._apply(self._rows[event.fold], event, answer)
         if self._live:
             self._live.update(self._table())
         elif line:
             self.say(f"fold {event.fold}  {line}")
 
-    def _apply(self, row: _Row, event: Event, decision: Decision | None) -> str:
+    def _apply(self, row: _Row, event: Event, answer: Answer) -> str:
         if isinstance(event, Started):
             place = event.place
-            replicas = f" x{place.n_replicas}" if place.n_replicas > 1 else ""
             if event.span:
                 row.state = "predicting"
                 return ""
-            row.state, row.node, row.device = "starting", place.node, f"{place.device}{replicas}"
-            return f"started on {place.node}, {row.device}, {place.threads} threads, process {place.pid}"
-        if isinstance(event, EpochEnd):
-            values = event.row
-            row.state = "training" if event.epoch + 1 < event.n_epochs else "predicting"
-            row.epoch = f"{event.epoch + 1}/{event.n_epochs}"
-            row.loss = f"{values['loss']:.4f} / {values['val_loss']:.4f}"
-            row.auc = f"{values['auc']:.3f} / {values['val_auc']:.3f}"
-            row.images_per_s = f"{values['images_per_s']:.0f}"
-            left_s = values["duration_s"] * (event.n_epochs - event.epoch - 1)
-            row.eta = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
-            return (
-                f"epoch {row.epoch}  loss {row.loss}  AUC {row.auc} (train / held out)  "
-                f"{row.images_per_s} images/s  ETA {row.eta}"
-            )
-        if isinstance(event, FoldResult):
-            best = event.history[event.best_epoch]
-            row.state, row.eta = "trained" if self._n_test else "done", ""
-            return f"trained, best epoch {event.best_epoch + 1} with held-out AUC {best['val_auc']:.3f}"
+            row.state, row.node, row.device = "starting", place.node, place.device
+            row.began, row.first = time.monotonic(), -1
+            return f"started on {place.node}, {place.device}, {place.cpus} cores, process {place.pid}"
+        if isinstance(event, Stepped):
+            return self._stepped(row, event)
+        if isinstance(event, Trained):
+            row.state, row.eta = ("trained" if self._n_test else "done"), ""
+            return row.state
         if isinstance(event, Predicted):
-            self._n_predicted[event.fold] += len(event.pred)
+            self._n_predicted[event.fold] += len(event.prediction.pred)
             if self._n_predicted[event.fold] < self._n_test:
-                return f"predicted {self._n_predicted[event.fold]} of {self._n_test} test cadences"
-            row.state = "done"
-            return f"done, {self._n_test} test cadences predicted"
+                return f"predicted {self._n_predicted[event.fold]} of {self._n_test} test rows"
+            row.state = answer.state
+            return f"{row.state}, {self._n_test} test rows predicted"
+        assert isinstance(event, Failed)
+        decision = answer.decision
         row.state = "failed" if decision is None or decision.action == "give-up" else "retrying"
         return f"{row.state}: {event.message}" + (
             f" -> {decision.action} ({decision.reason})" if decision else ""
         )
 
+    def _stepped(self, row: _Row, event: Stepped) -> str:
+        n_steps, done = self._needs[event.fold].n_steps, event.step + 1
+        row.state = "training"
+        row.step = f"{done}/{n_steps}" if n_steps else str(done)
+        row.values = paired({name: event.row[name] for name in self._shown or event.row if name in event.row})
+        if row.first < 0:
+            row.first = event.step
+        if n_steps:
+            a_step_s = (time.monotonic() - row.began) / (done - row.first)
+            left_s = a_step_s * (n_steps - done)
+            row.eta = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
+        values = "  ".join(f"{name} {value}" for name, value in row.values.items())
+        return f"step {row.step}  {values}" + (f"  ETA {row.eta}" if row.eta else "")
+
     def _table(self) -> Table:
         table = Table(title="folds", title_justify="left", expand=False)
-        for name in ("fold", "state", "node", "device", "epoch"):
+        names = list(dict.fromkeys(name for row in self._rows.values() for name in row.values))
+        for name in ("fold", "state", "node", "device"):
             table.add_column(name)
-        for name in ("loss train / held out", "AUC train / held out", "images/s", "ETA"):
+        for name in ("step", *names, "ETA"):
             table.add_column(name, justify="right")
         colour = {"done": "green", "trained": "blue", "failed": "red", "retrying": "yellow", "waiting": "dim"}
         for fold, row in self._rows.items():
-            table.add_row(
-                str(fold), Text(row.state, colour.get(row.state, "cyan")), Text(terminal.visible(row.node)),
-                Text(terminal.visible(row.device)), row.epoch,
-                row.loss, row.auc, row.images_per_s, row.eta,
-            )  # fmt: skip
+            state = Text(row.state, colour.get(row.state, "cyan"))
+            values = [Text(row.values.get(name, "")) for name in names]
+            place = Text(terminal.visible(row.node)), Text(terminal.visible(row.device))
+            table.add_row(str(fold), state, *place, row.step, *values, row.eta)
         return table
+
+
+def paired(row: Mapping[str, float]) -> dict[str, str]:
+    """A step's numbers to show: `val_loss` stands behind `loss`, held out behind training."""
+    shown: dict[str, str] = {}
+    for name, value in row.items():
+        partner = next((name.removeprefix(prefix) for prefix in HELD_OUT if name.startswith(prefix)), name)
+        if name in COUNTS:
+            continue
+        if partner != name and partner in shown:
+            shown[partner] += f" / {number(value)}"
+        else:
+            shown[name] = number(value)
+    return shown
+
+
+def number(value: float) -> str:
+    """At most four digits that say something."""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 10 else f"{value:.3g}"

@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # quantile of Student's t; of the normal for infinite freedom
 
-from setibl_ray.seti.evaluation import metrics
+from setibl_ray.core.task import Score, predictions
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUC of one config minus AUC of the base config on the same rows.
+    """Score of one config minus score of the base config on the same rows.
 
     Attributes:
+      score: how they are judged.
       gain: the difference.
       low, high: its interval, at 95 % for all comparisons together.
       n_tried: comparisons that the interval is corrected for.
       n_seeds: repetitions averaged.
     """
 
+    score: Score
     gain: float
     low: float
     high: float
@@ -37,6 +37,10 @@ class Comparison:
     @property
     def beyond_noise(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    @property
+    def is_better(self) -> bool:
+        return self.beyond_noise and self.score.sign * self.gain > 0
 
     @property
     def interval(self) -> str:
@@ -49,14 +53,18 @@ class Comparison:
     @property
     def figures(self) -> str:
         over = f"over {self.n_seeds} other seeds" if self.n_seeds > 1 else ""
-        return ", ".join(filter(None, (f"{self.gain:+.4f} AUC {self.interval}", self.corrected, over)))
+        return ", ".join(
+            filter(None, (f"{self.gain:+.4f} {self.score.label} {self.interval}", self.corrected, over))
+        )
 
     def __str__(self) -> str:
         verdict = "beyond noise" if self.beyond_noise else "within noise: these rows cannot tell them apart"
         return f"{self.figures}: {verdict}"
 
 
-def against_base(best: pd.DataFrame, base: pd.DataFrame, group: pd.Series, n_tried: int) -> Comparison:
+def against_base(
+    score: Score, best: pd.DataFrame, base: pd.DataFrame, group: pd.Series | None, n_tried: int
+) -> Comparison:
     """Compare the best of `n_tried` trials with the base config by a paired bootstrap.
 
     The best of many noisy figures looks better than it is. Bonferroni's correction over every trial that was
@@ -64,45 +72,44 @@ def against_base(best: pd.DataFrame, base: pd.DataFrame, group: pd.Series, n_tri
     Its tails lie beyond what a bootstrap can draw, hence the normal interval around the bootstrap's spread.
 
     Args:
-      best, base: oof.csv of the two, same rows in the same order: target, pred.
+      score: how they are judged.
+      best, base: oof.csv of the two, same rows in the same order.
       group: (n,) what is resampled together, "" for none.
       n_tried: trials besides the base config.
     """
-    found = metrics.difference(
-        base["target"].to_numpy(), base["pred"].to_numpy(), best["pred"].to_numpy(), group
-    )
-    return _comparison(found["difference"], _spread(found), max(n_tried, 1), 1)
+    gain, spread = _compared(score, best, base, group)
+    return _comparison(score, gain, spread, max(n_tried, 1), 1)
 
 
-def confirmed(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], groups: Sequence[pd.Series]) -> Comparison:
+def confirmed(
+    score: Score, pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], groups: Sequence[pd.Series | None]
+) -> Comparison:
     """Compare two configs that were fixed beforehand, over repetitions with other seeds.
 
     Args:
+      score: how they are judged.
       pairs: oof.csv of (best, base), one pair per seed.
       groups: what is resampled together, for each pair.
     """
-    found = [
-        metrics.difference(base["target"].to_numpy(), base["pred"].to_numpy(), best["pred"].to_numpy(), group)
-        for (best, base), group in zip(pairs, groups)
-    ]
-    gains = np.array([one["difference"] for one in found])
+    found = [_compared(score, best, base, group) for (best, base), group in zip(pairs, groups)]
+    gains = np.array([gain for gain, _ in found])
     # All seeds predict the same rows: their sampling noise does not average out. What training adds does.
-    rows = float(np.mean([_spread(one) for one in found]))
+    rows = float(np.mean([spread for _, spread in found]))
     seeds = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     spread = math.hypot(rows, seeds)
     # Welch and Satterthwaite: a spread over few seeds is itself uncertain, and counts as it weighs beside the rows'.
     freedom = (len(gains) - 1) * (spread / seeds) ** 4 if seeds else math.inf
-    return _comparison(float(gains.mean()), spread, 1, len(gains), freedom)
+    return _comparison(score, float(gains.mean()), spread, 1, len(gains), freedom)
 
 
-def _spread(found: dict[str, Any]) -> float:
-    """Standard error of a difference, from the 95 % bootstrap interval around it."""
-    low, high = found["interval"]
-    return (high - low) / (2 * NormalDist().inv_cdf(0.5 + LEVEL / 2))
+def _compared(
+    score: Score, best: pd.DataFrame, base: pd.DataFrame, group: pd.Series | None
+) -> tuple[float, float]:
+    return score.compare(base["target"].to_numpy(), predictions(base), predictions(best), group)
 
 
 def _comparison(
-    gain: float, spread: float, n_tried: int, n_seeds: int, freedom: float = math.inf
+    score: Score, gain: float, spread: float, n_tried: int, n_seeds: int, freedom: float = math.inf
 ) -> Comparison:
     reach = float(stdtrit(freedom, 1 - (1 - LEVEL) / 2 / n_tried)) * spread
-    return Comparison(gain, gain - reach, gain + reach, n_tried, n_seeds)
+    return Comparison(score, gain, gain - reach, gain + reach, n_tried, n_seeds)

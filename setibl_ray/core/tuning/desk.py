@@ -57,6 +57,10 @@ class Desk(tune.Callback):
         on_terminal = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(console=console, refresh_per_second=4) if on_terminal else None
 
+    @property
+    def _label(self) -> str:
+        return self.ledger.score.label
+
     def __enter__(self) -> Desk:
         if self._live:
             self._live.start()
@@ -97,18 +101,20 @@ class Desk(tune.Callback):
             self._failed(record, result["failed"], result["fatal"])
             return
         folds_before = record.folds_done
-        record.auc, record.folds_done = result["auc"], result["folds_done"]
+        record.score, record.folds_done = result["score"], result["folds_done"]
         record.fold_epochs = max(record.fold_epochs, result["spent"])
         if result["complete"]:
             self._failures_in_a_row = 0
             self.ledger.end(record, "done")
-            self._show(record, f"done, out-of-fold AUC {record.auc:.4f}")
+            self._show(record, f"done, out-of-fold {self._label} {record.score:.4f}")
         elif record.state == "stopped":  # by the scheduler, a moment ago
             self.ledger.save(record)
-            self._show(record, f"stopped at AUC {record.auc:.4f} after {record.fold_epochs} fold-epochs")
+            self._show(
+                record, f"stopped at {self._label} {record.score:.4f} after {record.fold_epochs} fold-epochs"
+            )
         else:
             self.ledger.save(record)
-            line = f"{record.folds_done} of {self._n_folds} folds done, AUC {record.auc:.4f}"
+            line = f"{record.folds_done} of {self._n_folds} folds done, {self._label} {record.score:.4f}"
             self._show(record, line if record.folds_done > folds_before else "")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -157,20 +163,20 @@ class Desk(tune.Callback):
         minutes = (time.monotonic() - self._began) / 60
         title = f"{ended} of {self._n_trials} trials, {spent} fold-epochs, {minutes:.1f} min"
         table = Table(title=title, title_justify="left", expand=False, box=box.SIMPLE_HEAD)
-        for name in ("trial", "state", "OOF AUC", "folds", "epochs", *self._labels.values()):
+        for name in ("trial", "state", f"OOF {self._label}", "folds", "epochs", *self._labels.values()):
             table.add_column(name, justify="left" if name == "state" else "right")
         order = {"running": 0, "done": 1, "stopped": 2, "unfinished": 3, "failed": 4}
         best = self.ledger.best
-        for trial in sorted(known, key=lambda trial: (order[trial.state], -(trial.auc or 0.0)))[:ROWS]:
+        for trial in sorted(known, key=lambda trial: (order[trial.state], -self.ledger.rank(trial)))[:ROWS]:
             mark = "* " if trial is best else ""
-            auc = f"{trial.auc:.4f}" if trial.auc is not None else ""
-            if auc and trial.state != "done":
-                auc = f"({auc})"  # at an earlier step than the others'
+            score = f"{trial.score:.4f}" if trial.score is not None else ""
+            if score and trial.state != "done":
+                score = f"({score})"  # at an earlier step than the others'
             values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._labels]
             state = Text(trial.state, COLOURS.get(trial.state, "dim"))
             folds = f"{trial.folds_done}/{self._n_folds}"
             table.add_row(
-                f"{mark}{trial.number}", state, auc, folds, str(trial.fold_epochs), *map(Text, values)
+                f"{mark}{trial.number}", state, score, folds, str(trial.fold_epochs), *map(Text, values)
             )
         return table
 

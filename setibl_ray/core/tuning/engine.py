@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -24,30 +23,27 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from setibl_ray.core import folds, terminal
+from setibl_ray.core import terminal
 from setibl_ray.core.cluster import connect, placement
 from setibl_ray.core.cluster.placement import Node, Request
 from setibl_ray.core.cluster.runner import on_every_node
-from setibl_ray.core.contract import Task
+from setibl_ray.core.config import config_of, differences, parse
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
-from setibl_ray.core.run import driver
-from setibl_ray.core.run import resume as taken_up
-from setibl_ray.core.run.driver import FOLD_TASK
-from setibl_ray.core.run.manifest import describe
+from setibl_ray.core.jobs import RunSpec, load_task
+from setibl_ray.core.run import session, stored
+from setibl_ray.core.storage import location
+from setibl_ray.core.task import Rows, Task
 from setibl_ray.core.tuning.desk import Desk
 from setibl_ray.core.tuning.ladder import Step, ladder, slots_for
 from setibl_ray.core.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
 from setibl_ray.core.tuning.pruning import Pruning
 from setibl_ray.core.tuning.results import Results, confirm_root, confirm_seeds, write_results
 from setibl_ray.core.tuning.search import Queue, Search, suggest
-from setibl_ray.core.tuning.space import Space, check_space, default_space, parse_space
+from setibl_ray.core.tuning.space import Space, check_space, parse_space
 from setibl_ray.core.tuning.trial import CrossValidationTrial, Shared
 from setibl_ray.core.where import Where
-from setibl_ray.seti.config import Config, parse
-from setibl_ray.seti.formats.shards import DataIndex, read_index
-from setibl_ray.seti.memory import largest_fold_bytes
 
-FORMAT = 1
+FORMAT = 2
 SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
 WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; its folder lets it go on
 
@@ -62,7 +58,7 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Options:
     """How a sweep goes about its trials.
 
     Attributes:
@@ -77,7 +73,7 @@ class Plan:
       time_budget_s: begin and train nothing after this; None for no end.
       confirm_seeds: repeat the best and the base config with so many other seeds.
       predict_test: also predict the test set in every trial.
-      keep_weights: keep each fold's weights.
+      keep_weights: keep each fold's artifact.
       log_to: `mlflow`, `wandb`: Tune's own callbacks, besides TensorBoard.
     """
 
@@ -96,15 +92,16 @@ class Plan:
 
 
 def sweep(
-    base: Config | Mapping[str, Any] | None = None,
+    task: Task | str,
+    base: Any = None,
     space: Space | Mapping[str, Any] | None = None,
     *,
-    data: str | None = None,
-    out: str,
-    plan: Mapping[str, Any] | None = None,
-    where: Where | None = None,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    options: Mapping[str, Any] | None = None,
+    where: Where | Mapping[str, Any] | None = None,
     resume: bool = False,
-    task: Task | str = FOLD_TASK,
+    command: str = "python -m setibl_ray.sweep",
     console: Console | None = None,
 ) -> Results:
     """Search for a better config; every trial is a whole cross-validation.
@@ -112,14 +109,15 @@ def sweep(
     With `resume`, what is left out is the sweep's own; what is given must not contradict it.
 
     Args:
-      base: what every trial starts from, and trial 0.
-      space: what varies, as a `Space` or in its YAML form; None for `default_space`.
-      data: folder or URL of shards.
+      task: what is run, or its dotted name.
+      base: what every trial starts from, and trial 0: a config or a mapping of its fields.
+      space: what varies, as a `Space` or in its YAML form; None for the config's `default_space`.
+      data: what the task's `open` reads.
       out: folder to write.
-      plan: fields of `Plan`; those left out have its defaults.
-      where: the cluster, and what a fold takes of it; `runner` and `workers` do not apply.
+      options: fields of `Options`; those left out have its defaults.
+      where: the cluster, what a fold takes of it and how often it is tried; `runner` and `workers` do not apply.
       resume: go on with the sweep at `out`.
-      task: the fold task or its dotted name.
+      command: what a user types to resume, in messages.
       console: where progress is shown.
 
     Raises:
@@ -128,48 +126,43 @@ def sweep(
       Interrupted: Ctrl-C; what was found so far is written.
     """
     where, console = Where.of(where), console or terminal.console()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    given = base if isinstance(base, Config) else parse(dict(base or {}))
-    ledger = Ledger(out)
-    with ledger.folder.locked(), driver.caches_removed():
+    say, loaded = session.sayer(console), load_task(task)
+    kind = config_of(loaded.Settings)
+    given: Any = base if isinstance(base, kind) else parse(kind, {} if base is None else base)
+    source = location("data", data) if data is not None else None
+    ledger = Ledger(location("out", out), loaded.score)
+    with ledger.folder.locked(), session.cleaned(loaded.clean):
         begun = _begun(ledger, resume)
         if begun:
-            given = taken_up.run_config(ledger.folder, parse(begun["config"]), given)
-            data = data or begun["data_root"]
+            given = stored.run_config(ledger.folder, parse(kind, begun["config"]), given)
+            source = source or begun["data_root"]
             space = space or begun["space"]
-        settings = Plan(**{**begun.get("plan", {}), **(plan or {})})
+        settings = Options(**{**begun.get("options", {}), **(options or {})})
         callbacks = _loggers(settings.log_to)
-        if data is None:
-            raise ConfigError(
-                "data: expected a folder or URL of shards; only a sweep that is resumed knows its own"
-            )
-        index = read_index(data)
-        base = settled = driver.check(given, index)
+        if source is None:
+            raise ConfigError("data: expected where the data lie; only a sweep that is resumed knows its own")
+        spec = session.check(task, given, source, say=say)
+        base = spec.config
         if not isinstance(space, Space):
-            space = default_space(base) if space is None else parse_space(space)
-        configs = _check(space, base, settings, index, data)
+            space = parse_space(base.default_space() if space is None else space, kind)
+        configs = _check(space, spec, settings)
         with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
             say(greeting)
-            request = placement.wait_for_placement(
-                settled, where.accelerator_type, where.labels, where.placement_timeout_s, say
-            )
-            base = base.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
-            most = max(largest_fold_bytes(config, request.device, request.cpus) for config in configs)
-            request = placement.with_memory(request, most, placement.cluster_nodes())
+            request = session.request_on(task, configs, where, say)
+            base = session.granted(spec, request.device, request.cpus).config
             slots = begun.get("slots") or _slots(settings, base, request, placement.cluster_nodes())
             place = _Placement(request, slots)
-            _open(ledger, begun, base, space, settings, index, slots)
+            _open(ledger, begun, base, space, settings, spec.rows, slots)
             shared = Shared(
                 root=ledger.root,
+                task=task,
                 base=base,
-                index=index,
-                scratch=driver.scratch_of(index),
+                rows=spec.rows,
                 request=request,
                 slots=slots,
-                task=task,
+                where=where,
                 predict_test=settings.predict_test,
-                keep_weights=settings.keep_weights,
-                max_retries=where.max_retries,
+                keep_artifacts=settings.keep_weights,
                 command=shlex.join(sys.argv),
             )
             at_once = place.trials_at_once(settings.trials_at_once)
@@ -177,7 +170,7 @@ def sweep(
                 f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
                 f"{slots} folds at once in each; results in {ledger.root}"
             )
-            steps = ladder([base.for_fold(fold).epochs for fold in range(base.folds)], slots)
+            steps = ladder([loaded.needs(base, fold).n_steps for fold in range(base.folds)], slots)
             scheduler = _scheduler(ledger, steps, settings)
             desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
             try:
@@ -188,16 +181,17 @@ def sweep(
                         _confirm(desk, shared, at_once, settings, callbacks, place)
             except KeyboardInterrupt:
                 desk.interrupted = True
-            on_every_node("setibl_ray.seti.feeding.panels:remove_all_unused")
+            if loaded.clean:
+                on_every_node(loaded.clean)
         for kept in (ledger, desk.ledger):
             for trial in kept.trials.values():
                 if trial.state == "running":
                     kept.end(trial, "unfinished")
         rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
-        results = write_results(ledger, space, base, index, rungs)
+        results = write_results(ledger, space, base, loaded, spec.rows, rungs)
         for line in results.lines():
             say(line)
-        return _end(desk, ledger, results)
+        return _end(desk, ledger, results, command)
 
 
 def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
@@ -217,12 +211,9 @@ def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
     return ledger.folder.read_json("sweep.json") if resume else {}
 
 
-def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
+def _end(desk: Desk, ledger: Ledger, results: Results, command: str) -> Results:
     """Give the results back, or say why the sweep is not whole."""
-    kept = (
-        "Finished trials, folds and epochs are kept. "
-        f"Go on with: python -m setibl_ray.sweep --out {ledger.root} --resume"
-    )
+    kept = f"Finished trials, folds and epochs are kept. Go on with: {command} --out {ledger.root} --resume"
     if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
     if isinstance(desk.ends_because, PlacementError):
@@ -238,31 +229,31 @@ def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
     return results
 
 
-def _check(space: Space, base: Config, plan: Plan, index: DataIndex, data: str) -> list[Config]:
+def _check(space: Space, spec: RunSpec, options: Options) -> list[Any]:
     """Everything that can be known before Ray starts; gives the configs that were tried for it."""
-    fold_of_row = folds.assign(base, index.train, describe(index)["n_train_shards"], data)
+    task, base = load_task(spec.task), spec.config
     configs = [base, *check_space(space, base)]
     for config in configs:
-        driver.check(config, index)
-        driver.check_batches(config, fold_of_row)
-    if "epochs" in space.names and plan.stopping == "asha":
+        task.check(task.settle(config, spec.rows), spec.rows, spec.fold_of_row)
+    n_steps = {tuple(task.needs(config, fold).n_steps for fold in range(base.folds)) for config in configs}
+    if len(n_steps) > 1 and options.stopping == "asha":
         raise ConfigError(
             "space: with epochs searched, trials have no epochs in common that ASHA could compare. Add --stopping none."
         )
-    if plan.search == "grid":
+    if options.search == "grid":
         points = len(space.grid())
-        if plan.trials > points + 1:
+        if options.trials > points + 1:
             raise ConfigError(
-                f"trials: the grid has {points} points, with the base config {points + 1} trials; got {plan.trials}"
+                f"trials: the grid has {points} points, with the base config {points + 1} trials; got {options.trials}"
             )
     return configs
 
 
-def _slots(plan: Plan, base: Config, request: Request, nodes: Sequence[Node]) -> int:
+def _slots(options: Options, base: Any, request: Request, nodes: Sequence[Node]) -> int:
     available = sum(request.slots(node) for node in nodes)
-    if plan.folds_at_once is None:
+    if options.folds_at_once is None:
         return slots_for(base.folds, available)
-    return min(plan.folds_at_once, base.folds)
+    return min(options.folds_at_once, base.folds)
 
 
 class _Placement:
@@ -272,9 +263,11 @@ class _Placement:
         self._request, self._slots = request, slots
         here = f"node:{ray.util.get_node_ip_address()}"
         # An empty bundle would let the trial's process go to any node, and it writes to this one's disk.
-        self.group = tune.PlacementGroupFactory(
-            [{here: 0.001}] + [request.resources] * slots, strategy="PACK"
-        )
+        bundles = [{here: 0.001}] + [request.resources] * slots
+        # A bundle on a node where its fold may not run would have it wait for ever.
+        selector = request.selector()
+        where = {"bundle_label_selector": [{}, *[selector] * slots]} if selector else {}
+        self.group = tune.PlacementGroupFactory(bundles, strategy="PACK", **where)
         self.check()
 
     @property
@@ -299,10 +292,10 @@ class _Placement:
 def _open(
     ledger: Ledger,
     begun: dict[str, Any],
-    base: Config,
+    base: Any,
     space: Space,
-    plan: Plan,
-    index: DataIndex,
+    options: Options,
+    rows: Rows,
     slots: int,
 ) -> None:
     """Write down what the sweep is, after holding it against what it was begun with.
@@ -310,23 +303,21 @@ def _open(
     Raises:
       RunFolderError: the trials to come would not be comparable with those that are there; says why.
     """
-    settings = {name: value for name, value in vars(plan).items() if name not in SESSION}
+    settings = {name: value for name, value in vars(options).items() if name not in SESSION}
     now = {
         "format": FORMAT,
         "config": yaml.safe_load(base.to_yaml()),
         "space": space.plain(),
-        "plan": {**settings, "log_to": list(plan.log_to)},
+        "options": {**settings, "log_to": list(options.log_to)},
         "slots": slots,
-        "data_root": index.root,
-        "data_fingerprint": index.fingerprint,
+        "data_root": rows.root,
+        "data_fingerprint": rows.fingerprint,
     }
     if begun:
         same = ("format", "config", "space", "slots", "data_fingerprint")
-        changed = list(
-            taken_up.differences({name: begun[name] for name in same}, {name: now[name] for name in same})
-        )
+        changed = list(differences({name: begun[name] for name in same}, {name: now[name] for name in same}))
         for name in ("search", "predict_test", "stopping", "folds_at_once"):
-            changed += taken_up.differences({name: begun["plan"][name]}, {name: settings[name]})
+            changed += differences({name: begun["options"][name]}, {name: settings[name]})
         if changed:
             raise RunFolderError(
                 f"{ledger.root} was begun otherwise: {'; '.join(changed)}. Leave that out, or choose another --out."
@@ -336,14 +327,17 @@ def _open(
     ledger.folder.write_json("sweep.json", now)
 
 
-def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialScheduler:
-    if plan.stopping == "none":
+def _scheduler(ledger: Ledger, steps: Sequence[Step], options: Options) -> TrialScheduler:
+    if options.stopping == "none":
         return FIFOScheduler()
     n_epochs = sum(step.folds == steps[0].folds for step in steps)
-    grace = plan.grace_epochs or math.ceil(n_epochs / plan.reduction_factor)
+    grace = options.grace_epochs or math.ceil(n_epochs / options.reduction_factor)
     before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
     pruning = Pruning(
-        ledger, grace=before.fold_epochs, total=steps[-1].fold_epochs, reduction_factor=plan.reduction_factor
+        ledger,
+        grace=before.fold_epochs,
+        total=steps[-1].fold_epochs,
+        reduction_factor=options.reduction_factor,
     )
     for trial in ledger.trials.values():
         if trial.state in ENDED:
@@ -351,16 +345,18 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], plan: Plan) -> TrialSchedu
     return pruning
 
 
-def _to_do(ledger: Ledger, space: Space, base: Config, plan: Plan) -> Iterator[Trial]:
+def _to_do(ledger: Ledger, space: Space, base: Any, options: Options) -> Iterator[Trial]:
     """Trials that are left, each on disk before Tune hears of it; points are chosen when Tune asks for them."""
-    for number in range(plan.trials):
+    for number in range(options.trials):
         trial = ledger.trials.get(number)
         if trial is not None and trial.state in ENDED:
             continue
         if trial is None:
             values = {}
             if number != DEFAULT:
-                values = suggest(plan.search, space, base, number, ledger.trials.values(), ledger.reports)
+                values = suggest(
+                    options.search, space, base, number, ledger.trials.values(), ledger.score, ledger.reports
+                )
             trial = Trial(number, values)
         trial.state, trial.message = "running", ""
         ledger.save(trial)
@@ -373,7 +369,7 @@ def _run(
     trials: Iterator[Trial],
     scheduler: TrialScheduler,
     at_once: int,
-    plan: Plan,
+    options: Options,
     callbacks: list[tune.Callback],
     place: _Placement,
 ) -> None:
@@ -387,13 +383,13 @@ def _run(
     try:
         tune.run(
             tune.with_resources(tune.with_parameters(CrossValidationTrial, shared=shared), place.group),
-            num_samples=plan.trials,
+            num_samples=options.trials,
             search_alg=Queue(trials),
             scheduler=scheduler,
             max_concurrent_trials=at_once,
             reuse_actors=True,
             stop=_Ends(desk),
-            time_budget_s=plan.time_budget_s,
+            time_budget_s=options.time_budget_s,
             max_failures=WORKER_DEATHS,
             storage_path=shared.root,
             name="tune",
@@ -429,15 +425,20 @@ class _Ends(tune.Stopper):
 
 
 def _confirm(
-    desk: Desk, shared: Shared, at_once: int, plan: Plan, callbacks: list[tune.Callback], place: _Placement
+    desk: Desk,
+    shared: Shared,
+    at_once: int,
+    options: Options,
+    callbacks: list[tune.Callback],
+    place: _Placement,
 ) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
     if best is None or best.number == DEFAULT:
         return
-    again = Ledger(confirm_root(shared.root, best))
+    again = Ledger(confirm_root(shared.root, best), desk.ledger.score)
     again.load()
-    seeds = confirm_seeds(shared.base, plan.confirm_seeds)
+    seeds = confirm_seeds(shared.base, options.confirm_seeds)
     points: list[dict[str, Any]] = [
         {"seed": seed, **values} for seed in seeds for values in ({}, best.values)
     ]
@@ -451,8 +452,8 @@ def _confirm(
                 yield trial
 
     desk.follow(again, len(points))
-    shared, plan = replace(shared, root=again.root), replace(plan, trials=len(points))
-    _run(desk, shared, left(), FIFOScheduler(), at_once, plan, callbacks, place)
+    shared, options = replace(shared, root=again.root), replace(options, trials=len(points))
+    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place)
 
 
 def _loggers(names: Sequence[str]) -> list[tune.Callback]:

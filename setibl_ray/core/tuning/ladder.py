@@ -1,9 +1,9 @@
-"""What makes trials comparable: the order in which a trial's folds and epochs count, and its AUC at each step.
+"""What makes trials comparable: the order in which a trial's folds and epochs count, and its score at each step.
 
 A trial runs its folds in waves of as many as it has slots. A step is over when every fold of the wave has
 finished that epoch, so at any step all trials of a sweep have spent the same epochs on the same folds, however
-their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out AUC so far; from
-then on the out-of-fold AUC of the waves that are done, which after the last wave is the sweep's objective.
+their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out scores so far; from
+then on the out-of-fold score of the waves that are done, which after the last wave is the sweep's objective.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from setibl_ray.seti.evaluation import metrics
-
-DIVERGED = 0.0  # an AUC that loses against everything: weights that are no numbers rank nothing
+from setibl_ray.core.task import Score
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Step:
 
 
 def ladder(epochs: Sequence[int], slots: int) -> list[Step]:
-    """Steps of a trial whose fold k trains `epochs[k]` epochs, `slots` folds at once."""
+    """Steps of a trial whose fold k trains `epochs[k]` epochs, `slots` folds at once; none counts as one."""
+    epochs = [max(1, n) for n in epochs]
     steps: list[Step] = []
     spent = 0
     for first in range(0, len(epochs), slots):
@@ -61,34 +60,37 @@ class Standing:
 
     Attributes:
       steps: its ladder.
-      target: (n,) 0 or 1 for every training row.
+      target: (n,) of every training row.
       fold_of_row: (n,) the fold that holds a row out.
+      score: how its predictions are judged.
     """
 
     steps: Sequence[Step]
     target: np.ndarray
     fold_of_row: np.ndarray
-    epochs: dict[int, dict[int, float]] = field(default_factory=dict)  # fold -> epoch -> held-out AUC
-    results: dict[int, np.ndarray] = field(default_factory=dict)  # fold -> (m,) out-of-fold predictions
+    score: Score
+    seen: dict[int, dict[int, float]] = field(default_factory=dict)  # fold -> step -> held-out score
+    results: dict[int, np.ndarray] = field(default_factory=dict)  # fold -> out-of-fold predictions
     _next: int = 0
 
-    def saw_epoch(self, fold: int, epoch: int, auc: float) -> None:
-        self.epochs.setdefault(fold, {})[epoch] = auc
+    def saw_step(self, fold: int, step: int, score: float) -> None:
+        self.seen.setdefault(fold, {})[step] = score
 
     def saw_result(self, fold: int, pred: np.ndarray) -> None:
         self.results[fold] = pred
 
     @property
     def spent(self) -> int:
-        """Epochs trained, those beyond the last common step too."""
-        return sum(len(epochs) for epochs in self.epochs.values())
+        """Steps of all folds, those beyond the last common one too; a fold without steps counts as one."""
+        without = sum(fold not in self.seen for fold in self.results)
+        return sum(len(steps) for steps in self.seen.values()) + without
 
     def reached(self) -> list[tuple[Step, float]]:
-        """Steps that are over now and have not been given out, with the AUC at each."""
+        """Steps that are over now and have not been given out, with the score at each."""
         out = []
         while self._next < len(self.steps) and self._is_over(self.steps[self._next]):
             step = self.steps[self._next]
-            out.append((step, self.auc(step)))
+            out.append((step, self.at(step)))
             self._next += 1
         return out
 
@@ -96,27 +98,30 @@ class Standing:
         if step.ends_wave:
             return all(fold in self.results for fold in step.folds)
         return all(
-            fold in self.results or max(self.epochs.get(fold, {-1: 0.0})) >= step.epoch for fold in step.folds
+            fold in self.results or max(self.seen.get(fold, {-1: 0.0})) >= step.epoch for fold in step.folds
         )
 
-    def auc(self, step: Step) -> float:
+    def at(self, step: Step) -> float:
         done = range(step.folds[-1] + 1) if step.ends_wave else range(step.folds[0])
         if done:
-            return pooled_auc(self.target, self.fold_of_row, {fold: self.results[fold] for fold in done})
-        return self.wave_auc(step)
+            return pooled(
+                self.score, self.target, self.fold_of_row, {fold: self.results[fold] for fold in done}
+            )
+        return self.wave_score(step)
 
-    def wave_auc(self, step: Step) -> float:
-        """Mean over the step's wave of each fold's best held-out AUC up to the step's epoch."""
+    def wave_score(self, step: Step) -> float:
+        """Mean over the step's wave of each fold's best held-out score up to the step's epoch."""
         best = []
         for fold in step.folds:
-            seen = self.epochs.get(fold, {}).items()
-            finite = [auc for epoch, auc in seen if epoch <= step.epoch and np.isfinite(auc)]
-            best.append(max(finite, default=DIVERGED))
+            seen = self.seen.get(fold, {}).items()
+            finite = [score for epoch, score in seen if epoch <= step.epoch and np.isfinite(score)]
+            best.append(max(finite, key=lambda score: self.score.sign * score, default=self.score.worst))
         return float(np.mean(best))
 
 
-def pooled_auc(target: np.ndarray, fold_of_row: np.ndarray, results: Mapping[int, np.ndarray]) -> float:
-    """AUC of the predictions of some folds over their rows together; `DIVERGED` where one is no number."""
+def pooled(
+    score: Score, target: np.ndarray, fold_of_row: np.ndarray, results: Mapping[int, np.ndarray]
+) -> float:
+    """Score of the predictions of some folds over their rows together; the worst where one is no number."""
     rows = np.concatenate([(fold_of_row == fold).nonzero()[0] for fold in results])
-    pred = np.concatenate(list(results.values()))
-    return metrics.auc(target[rows], pred) if np.isfinite(pred).all() else DIVERGED
+    return score.of(target[rows], np.concatenate(list(results.values())))

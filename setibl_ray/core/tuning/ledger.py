@@ -4,9 +4,8 @@
     OUT/config.yaml         the base config
     OUT/trials.csv  best.yaml  sweep.html  confirm.csv
     OUT/trials/NNN/         a run folder (see core/run/folder.py), and in it
-        trial.json          values, state, AUC, times
-        epochs.csv          held-out AUC of each epoch of each fold
-        reports.csv         the trial's AUC at each step of the ladder
+        trial.json          values, state, score, times
+        reports.csv         the trial's score at each step of the ladder
     OUT/tune/               what Tune's own loggers write (TensorBoard)
 
 Tune's `Tuner.restore` goes back to its last snapshot, loses the trials begun since, and forgets what its
@@ -25,6 +24,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.task import Score
 
 State = Literal["running", "done", "stopped", "failed", "unfinished"]
 DEFAULT = 0  # number of the trial that is the base config itself
@@ -39,7 +39,7 @@ class Trial:
       number: from 0; 0 is the base config.
       values: field -> value; empty for the base config.
       state: `done` with all folds, `stopped` early, `failed`, or `unfinished` when the sweep ended before it.
-      auc: out-of-fold AUC when done, else the last comparable AUC; None before the first.
+      score: out-of-fold score when done, else the last comparable one; None before the first.
       fold_epochs: epochs trained, all folds together.
       folds_done: folds with results.
       message: why it failed.
@@ -48,7 +48,7 @@ class Trial:
     number: int
     values: dict[str, Any]
     state: State = "running"
-    auc: float | None = None
+    score: float | None = None
     fold_epochs: int = 0
     folds_done: int = 0
     message: str = ""
@@ -61,9 +61,10 @@ class Trial:
 
 
 class Ledger:
-    """The folder of one sweep; `trials` is what stands in it, by number."""
+    """The folder of one sweep; `trials` is what stands in it, by number, `score` how they are judged."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, score: Score) -> None:
+        self.score = score
         self.folder = RunFolder(os.path.abspath(root))
         self.trials: dict[int, Trial] = {}
 
@@ -94,11 +95,11 @@ class Ledger:
         return run_folder(self.root, trial.number)
 
     def reports(self, trial: Trial) -> pd.DataFrame:
-        """step, fold_epochs, spent, folds_done, auc, wave_auc, time_s; a line per step that the trial reached."""
+        """step, fold_epochs, spent, folds_done, score, wave_score, time_s; a line per step that the trial reached."""
         folder = self.run_folder(trial)
         if not folder.exists("reports.csv"):
             return pd.DataFrame(
-                columns=["step", "fold_epochs", "spent", "folds_done", "auc", "wave_auc", "time_s"]
+                columns=["step", "fold_epochs", "spent", "folds_done", "score", "wave_score", "time_s"]
             )
         return folder.read_csv("reports.csv")
 
@@ -108,15 +109,24 @@ class Ledger:
 
     @property
     def best(self) -> Trial | None:
-        """The finished trial with the highest out-of-fold AUC; the earlier one of two equals."""
-        return max(self.done, key=lambda trial: (trial.auc or 0.0, -trial.number), default=None)
+        """The finished trial with the best out-of-fold score; the earlier one of two equals."""
+        return max(self.done, key=lambda trial: (self.rank(trial), -trial.number), default=None)
+
+    def rank(self, trial: Trial) -> float:
+        """The higher, the better."""
+        return self.score.sign * (self.score.worst if trial.score is None else trial.score)
 
     def table(self, names: list[str]) -> pd.DataFrame:
         """trials.csv: a line per trial, with the values of the searched fields `names` (empty: the base config's)."""
         rows = []
         for trial in sorted(self.trials.values(), key=lambda trial: trial.number):
             rows.append(
-                {"trial": trial.number, "state": trial.state, "auc": trial.auc, **self._interval(trial)}
+                {
+                    "trial": trial.number,
+                    "state": trial.state,
+                    self.score.name: trial.score,
+                    **self._interval(trial),
+                }
                 | {name: trial.values.get(name) for name in names}
                 | {"folds_done": trial.folds_done, "fold_epochs": trial.fold_epochs}
                 | {"started_s": trial.started_s, "ended_s": trial.ended_s, "message": trial.message}
@@ -126,9 +136,9 @@ class Ledger:
     def _interval(self, trial: Trial) -> Mapping[str, float | None]:
         bounds = None
         if trial.state == "done" and self.run_folder(trial).exists("metrics.json"):
-            bounds = self.run_folder(trial).read_json("metrics.json")["intervals"].get("oof_auc")
+            bounds = self.run_folder(trial).read_json("metrics.json")["score"]["interval"]
         low, high = bounds or (None, None)
-        return {"auc_low": low, "auc_high": high}
+        return {f"{self.score.name}_low": low, f"{self.score.name}_high": high}
 
 
 def run_folder(root: str, number: int) -> RunFolder:

@@ -33,8 +33,8 @@ class Pruning(ASHAScheduler):
     def __init__(self, ledger: Ledger, *, grace: int, total: int, reduction_factor: float) -> None:
         super().__init__(
             time_attr="fold_epochs",
-            metric="auc",
-            mode="max",
+            metric="score",
+            mode="max" if ledger.score.sign > 0 else "min",
             grace_period=min(grace, total),
             max_t=total,
             reduction_factor=reduction_factor,

@@ -7,19 +7,19 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from setibl_ray.core.config import Config
 from setibl_ray.core.randomness import stream_key
+from setibl_ray.core.task import Rows, Score, Task
 from setibl_ray.core.tuning.compare import Comparison, against_base, confirmed
 from setibl_ray.core.tuning.ledger import DEFAULT, Ledger, Trial
 from setibl_ray.core.tuning.search import study_of
 from setibl_ray.core.tuning.space import Space, apply
-from setibl_ray.seti.config import Config
-from setibl_ray.seti.evaluation.summary import spread
-from setibl_ray.seti.formats.shards import DataIndex
 
 SHOWN = 8
 
@@ -34,6 +34,7 @@ class Results:
       best: the best finished trial; None before one is finished.
       config: its config.
       labels: searched field -> its short name.
+      score: how trials are judged.
       full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
@@ -44,6 +45,7 @@ class Results:
     best: Trial | None
     config: Config | None
     labels: dict[str, str]
+    score: Score
     full: int
     against_base: Comparison | None
     confirmed: Comparison | None
@@ -53,12 +55,13 @@ class Results:
         if self.best is None:
             return "No trial is finished."
         if self.best.number == DEFAULT:
-            return f"No finished trial is better than the base config: out-of-fold AUC {self.best.auc:.4f}."
+            best = f"out-of-fold {self.score.label} {self.best.score:.4f}"
+            return f"No finished trial is better than the base config: {best}."
         trial = f"Trial {self.best.number}"
         if self.against_base is None:
             return f"{trial} is the best; the base config is not finished to compare with."
         found = self.against_base
-        if found.beyond_noise:
+        if found.is_better:
             return f"{trial} beats the base config beyond noise: {found.figures}."
         return f"{trial} ranks first, but these rows cannot tell it from the base config: {found.figures}."
 
@@ -68,14 +71,19 @@ class Results:
             return [f"no trial is finished; {self.root}/trials.csv says how far each came"]
         width = {name: max(len(label), 8) for name, label in self.labels.items()}
         heads = [label.rjust(width[name]) for name, label in self.labels.items()]
-        lines = ["  ".join(["trial  OOF AUC  95 % interval", *heads])]
-        done = self.table[self.table["state"] == "done"].sort_values("auc", ascending=False, kind="stable")
+        lines = ["  ".join([f"trial  OOF {self.score.label:4} 95 % interval", *heads])]
+        done = self.table[self.table["state"] == "done"].sort_values(
+            self.score.name, ascending=self.score.sign < 0, kind="stable"
+        )
         place = np.arange(len(done))
         for row in done[(place < SHOWN) | (done["trial"] == DEFAULT)].to_dict("records"):
             values = [_shown(row[name]).rjust(width[name]) for name in self.labels]
             if row["trial"] == DEFAULT:
                 values = ["(the base config)"]
-            known = f"{row['trial']:5d}   {row['auc']:.4f}  {spread((row['auc_low'], row['auc_high'])):13}"
+            name = self.score.name
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            spread = f"[{low:.3f}, {high:.3f}]" if low is not None and np.isfinite(low) else "–"
+            known = f"{row['trial']:5d}   {row[name]:.4f}  {spread:14}"
             lines.append("  ".join([known, *values]))
         counts = self.table["state"].value_counts()
         spent = int(self.table["fold_epochs"].sum())
@@ -106,12 +114,12 @@ def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
 
 
 def write_results(
-    ledger: Ledger, space: Space, base: Config, index: DataIndex, rungs: Sequence[int]
+    ledger: Ledger, space: Space, base: Any, task: Task, rows: Rows, rungs: Sequence[int]
 ) -> Results:
     """Compare what is finished and write the sweep's tables and page.
 
     Args:
-      ledger, space, base, index: of the sweep.
+      ledger, space, base, task, rows: of the sweep.
       rungs: fold-epochs at which trials are stopped.
     """
     table = ledger.table(space.names)
@@ -120,14 +128,15 @@ def write_results(
     if best is not None:
         config = apply(base, best.values)
         ledger.folder.write("best.yaml", config.to_yaml())
-        group = index.train["group"]
+        group = rows.group
         default = ledger.trials.get(DEFAULT)
         if best.number != DEFAULT and default is not None and default.state == "done":
             n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
-            against = against_base(_oof(ledger, best), _oof(ledger, default), group, n_tried)
+            against = against_base(ledger.score, _oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)
-    full = sum(_fold_epochs(apply(base, trial.values)) for trial in ledger.trials.values())
-    results = Results(ledger.root, table, best, config, space.labels, full, against, again)
+    configs = [apply(base, trial.values) for trial in ledger.trials.values()]
+    full = sum(max(1, task.needs(config, fold).n_steps) for config in configs for fold in range(config.folds))
+    results = Results(ledger.root, table, best, config, space.labels, ledger.score, full, against, again)
     ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
     return results
 
@@ -143,10 +152,15 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
     texts = {"Base config": base.to_yaml(), "Search space": yaml.safe_dump(space.plain(), sort_keys=False)}
     if results.config is not None:
         texts["Best config: best.yaml"] = results.config.to_yaml()
+    name = ledger.score.name
+    as_page = {name: "score", f"{name}_low": "low", f"{name}_high": "high"}
+    seeds = None if again is None else ledger.folder.read_csv("confirm.csv")
+    if seeds is not None:
+        seeds = seeds.rename(columns={f"{name}_best": "best", f"{name}_base": "base"})
     return sweep_page.draw(
         sweep_page.Sweep(
             name=os.path.basename(ledger.root),
-            table=results.table,
+            table=results.table.rename(columns=as_page),
             fields=[
                 sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
                 for field in space
@@ -161,14 +175,16 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
             verdict=results.verdict(),
             gain=gain,
             confirmed="" if again is None else f"Repeated with other seeds: {again}.",
-            seeds=None if again is None else ledger.folder.read_csv("confirm.csv"),
+            seeds=seeds,
             texts=texts,
+            score=ledger.score.label,
+            direction=ledger.score.direction,
         )
     )
 
 
-def _confirmed(ledger: Ledger, best: Trial, group: pd.Series) -> Comparison | None:
-    again = Ledger(confirm_root(ledger.root, best))
+def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparison | None:
+    again = Ledger(confirm_root(ledger.root, best), ledger.score)
     again.load()
     by_seed: dict[int, dict[bool, Trial]] = {}
     for trial in again.done:
@@ -176,18 +192,15 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series) -> Comparison | No
     whole = {seed: pair for seed, pair in by_seed.items() if len(pair) == 2}
     if not whole:
         return None
+    name = ledger.score.name
     pairs = [(_oof(again, pair[True]), _oof(again, pair[False])) for pair in whole.values()]
     rows = [
-        {"seed": seed, "auc_best": pair[True].auc, "auc_base": pair[False].auc}
+        {"seed": seed, f"{name}_best": pair[True].score, f"{name}_base": pair[False].score}
         for seed, pair in whole.items()
     ]
-    table = pd.DataFrame(rows).assign(difference=lambda t: t["auc_best"] - t["auc_base"])
+    table = pd.DataFrame(rows).assign(difference=lambda t: t[f"{name}_best"] - t[f"{name}_base"])
     ledger.folder.write_csv("confirm.csv", table)
-    return confirmed(pairs, [group] * len(pairs))
-
-
-def _fold_epochs(config: Config) -> int:
-    return sum(config.for_fold(fold).epochs for fold in range(config.folds))
+    return confirmed(ledger.score, pairs, [group] * len(pairs))
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
@@ -200,7 +213,7 @@ def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
 
     if len(ledger.done) < 4:
         return {}
-    study = study_of(space, base, ledger.done, ledger.reports)
+    study = study_of(space, base, ledger.done, ledger.score, ledger.reports)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,7 +1,7 @@
 """Which point a trial takes: random, from a grid, or by Optuna's TPE from what is known of the trials so far.
 
 A suggestion is a function of (seed, trial number, trials so far), with no state between calls. Optuna is told about
-stopped trials as pruned ones, with their AUC at each step: Tune's own OptunaSearch would hand it the AUC of an
+stopped trials as pruned ones, with their score at each step: Tune's own OptunaSearch would hand it the score of an
 early epoch as if it were a finished cross-validation's.
 """
 
@@ -14,11 +14,11 @@ from typing import Any, Literal
 import pandas as pd
 from ray.tune.search import Searcher
 
+from setibl_ray.core.config import Config
 from setibl_ray.core.randomness import generator, stream_key
-from setibl_ray.core.tuning.ladder import DIVERGED
+from setibl_ray.core.task import Score
 from setibl_ray.core.tuning.ledger import DEFAULT, Trial
 from setibl_ray.core.tuning.space import Space
-from setibl_ray.seti.config import Config
 
 Search = Literal["optuna", "random", "grid"]
 Reports = Callable[[Trial], pd.DataFrame]
@@ -26,7 +26,13 @@ N_STARTUP = 8  # trials that TPE draws at random before its model of good and ba
 
 
 def suggest(
-    search: Search, space: Space, base: Config, number: int, trials: Iterable[Trial], reports: Reports
+    search: Search,
+    space: Space,
+    base: Config,
+    number: int,
+    trials: Iterable[Trial],
+    score: Score,
+    reports: Reports,
 ) -> dict[str, Any]:
     """Values of trial `number`.
 
@@ -36,17 +42,18 @@ def suggest(
       base: its seed names the draws; where it lies in the space, trial 0 tells Optuna about that point.
       number: from 1; trial 0 is the base config.
       trials: all trials so far, also those that run.
-      reports: a trial's AUC by step.
+      score: how trials are judged.
+      reports: a trial's score by step.
     """
     if search == "grid":
         return space.grid()[number - 1]
     if search == "random":
         return space.sample(generator(base.seed, "sweep", number))
-    return _tpe(space, base, number, trials, reports)
+    return _tpe(space, base, number, trials, score, reports)
 
 
 def _tpe(
-    space: Space, base: Config, number: int, trials: Iterable[Trial], reports: Reports
+    space: Space, base: Config, number: int, trials: Iterable[Trial], score: Score, reports: Reports
 ) -> dict[str, Any]:
     import optuna
 
@@ -59,20 +66,20 @@ def _tpe(
             multivariate=True,  # learning rate and augmentation pull at each other
             constant_liar=True,  # trials that run now repel new ones
         )
-    study = study_of(space, base, trials, reports, sampler)
+    study = study_of(space, base, trials, score, reports, sampler)
     asked = study.ask({field.name: field.distribution() for field in space})
     return {field.name: field.decode(asked.params[field.name]) for field in space}
 
 
 def study_of(
-    space: Space, base: Config, trials: Iterable[Trial], reports: Reports, sampler: Any = None
+    space: Space, base: Config, trials: Iterable[Trial], score: Score, reports: Reports, sampler: Any = None
 ) -> Any:
     """An Optuna study in memory that knows `trials`."""
     import optuna
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction=score.direction, sampler=sampler)
     distributions = {field.name: field.distribution() for field in space}
     for trial in sorted(trials, key=lambda trial: trial.number):
         values = trial.values if trial.number != DEFAULT else space.default(base)
@@ -81,10 +88,13 @@ def study_of(
         params = {field.name: field.encode(values[field.name]) for field in space}
         known: dict[str, Any] = {"state": TrialState.RUNNING}
         if trial.state == "done":
-            known = {"state": TrialState.COMPLETE, "value": DIVERGED if trial.auc is None else trial.auc}
+            known = {
+                "state": TrialState.COMPLETE,
+                "value": score.worst if trial.score is None else trial.score,
+            }
         elif trial.state == "stopped":
             steps = reports(trial)
-            curve = dict(zip(steps["fold_epochs"].tolist(), steps["auc"].tolist()))
+            curve = dict(zip(steps["fold_epochs"].tolist(), steps["score"].tolist()))
             known = {"state": TrialState.PRUNED, "intermediate_values": curve}
         study.add_trial(create_trial(params=params, distributions=distributions, **known))
     return study
@@ -94,7 +104,7 @@ class Queue(Searcher):
     """Tune's way to ask for the next trial, answered from an iterator of trials."""
 
     def __init__(self, trials: Iterator[Trial]) -> None:
-        super().__init__(metric="auc", mode="max")
+        super().__init__(metric="score", mode="max")
         self._trials = trials
 
     def suggest(self, trial_id: str) -> Any:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray import tune
 
+from setibl_ray.core.config import C, Config, parse
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.terminal import one_line
-from setibl_ray.seti.config import Config, parse
 
 if TYPE_CHECKING:
     import optuna
@@ -34,10 +34,6 @@ NUMERIC = (
     "randint", "qrandint", "lograndint", "qlograndint",
 )  # fmt: skip
 LISTED = ("choice", "grid_search")
-# What decides which rows are compared, what is done to their scores, or where folds run, is the same in every trial.
-FIXED = (
-    "folds", "split", "seed", "postprocess", "calibrate", "device", "devices-per-fold", "cpus-per-fold", "cache",
-)  # fmt: skip
 N_DRAWS = 32  # per field, to catch what its ends do not show, such as fractions of an integer
 
 
@@ -160,7 +156,7 @@ class Space:
         """The point at which the base config stands; None where it lies outside the space."""
         point = {}
         for field in self.fields:
-            value = _value_of(config, field.name)
+            value = config.search_value(field.name)
             if field.kind in LISTED:
                 if value not in field.options:
                     return None
@@ -174,25 +170,13 @@ class Space:
         return {field.name: {field.kind: list(field.arguments)} for field in self.fields}
 
 
-def default_space(config: Config) -> Space:
-    """Learning-rate peak, a decade either way of the config's own; dropout size; augmentation strength."""
-    peak = config.learning_rate(0, 1).peak
-    return Space(
-        (
-            Field("schedule.lr-max", "loguniform", (_short(peak / 10), _short(peak * 10))),
-            Field("augment.dropout-size", "uniform", (0.0, 0.2)),
-            Field("augment.strength", "uniform", (0.0, 2.0)),
-        )
-    )
-
-
-def parse_space(values: Mapping[str, Any]) -> Space:
-    """A space from its YAML form; sections may be nested or dotted.
+def parse_space(values: Mapping[str, Any], kind: type[Config]) -> Space:
+    """A space from its YAML form; sections may be nested or dotted; `kind` is the config whose fields they are.
 
     Raises:
       ConfigError: not a field, not a distribution, or arguments that the distribution does not take.
     """
-    fields = tuple(_parse_field(name, spec) for name, spec in _flat(values))
+    fields = tuple(_parse_field(name, spec, kind) for name, spec in _flat(values, kind))
     if not fields:
         raise ConfigError(
             "space: it searches no field; expected lines such as `augment.strength: {uniform: [0, 2]}`"
@@ -204,7 +188,7 @@ def parse_space(values: Mapping[str, Any]) -> Space:
     return Space(fields)
 
 
-def apply(base: Config, values: Values) -> Config:
+def apply(base: C, values: Values) -> C:
     """`base` with some fields replaced.
 
     Raises:
@@ -217,10 +201,10 @@ def apply(base: Config, values: Values) -> Config:
         for section in sections:
             at = at[section]
         at[last] = value
-    return parse(plain)
+    return parse(type(base), plain)
 
 
-def check_space(space: Space, base: Config) -> list[Config]:
+def check_space(space: Space, base: C) -> list[C]:
     """Hold every option, end and some draws of each field against the config's types and bounds.
 
     Returns:
@@ -241,22 +225,22 @@ def check_space(space: Space, base: Config) -> list[Config]:
     return configs
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], kind: type[Config], prefix: str = "") -> Iterator[tuple[str, Any]]:
     sections = {
-        name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+        name for name, field in kind.model_fields.items() if hasattr(field.annotation, "model_fields")
     }
     for name, spec in values.items():
         if not prefix and str(name).replace("-", "_") in sections:
             if not isinstance(spec, Mapping):
                 raise ConfigError(f"space: {name} is a section; expected its fields below it, got {spec!r}")
-            yield from _flat(spec, f"{name}.")
+            yield from _flat(spec, kind, f"{name}.")
         else:
             yield f"{prefix}{name}", spec
 
 
-def _parse_field(name: str, spec: Any) -> Field:
+def _parse_field(name: str, spec: Any, kind_of_config: type[Config]) -> Field:
     name = name.replace("_", "-")
-    _known_field(name)
+    _known_field(name, kind_of_config)
     accepted = ", ".join((*NUMERIC, *LISTED))
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise ConfigError(
@@ -287,8 +271,8 @@ def _parse_field(name: str, spec: Any) -> Field:
     return field
 
 
-def _known_field(name: str) -> None:
-    model: Any = Config
+def _known_field(name: str, kind: type[Config]) -> None:
+    model: Any = kind
     for part in name.replace("-", "_").split("."):
         fields = getattr(model, "model_fields", {})
         if part not in fields:
@@ -298,7 +282,7 @@ def _known_field(name: str) -> None:
         model = fields[part].annotation
     if hasattr(model, "model_fields"):
         raise ConfigError(f"space: {name} is a section, not a field")
-    if name in FIXED:
+    if name.replace("-", "_") in kind.how | kind.unsearchable:
         raise ConfigError(
             f"space: {name} cannot be searched: trials are compared over the same rows, folds and kind of device"
         )
@@ -313,16 +297,3 @@ def _number(name: str, kind: str, value: Any) -> float | int:
     except (TypeError, ValueError):
         raise ConfigError(f"space: {name}: {kind} takes finite numbers; got {value!r}") from None
     return number
-
-
-def _value_of(config: Config, name: str) -> Any:
-    if name == "schedule.lr-max":
-        return config.learning_rate(0, 1).peak  # unset, it follows the weights and the batch
-    value: Any = config
-    for part in name.replace("-", "_").split("."):
-        value = getattr(value, part)
-    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.3g}")

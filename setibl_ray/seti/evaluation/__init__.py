@@ -1,1 +1,1 @@
-"""What predictions are worth and what can be made of them: metrics, calibration, blending, probes, baselines."""
+"""How good predictions are, and what to do with them: metrics, calibration, blending, probes, baselines."""

@@ -1,7 +1,7 @@
-"""What simple methods make of the same cadences: a de-Doppler search, and statistics of whole panels.
+"""Simple methods on the same cadences: a de-Doppler search, and statistics of whole panels.
 
-Both read each cadence once, in chunks (`measure`). If a network hardly beats them, it has learnt little; if
-the statistics alone are almost perfect, the data give the answer away (see `probes`).
+Both read each cadence once, in chunks (`measure`). If a network is hardly better, it has learnt little; if
+the statistics alone are almost perfect, something in the data reveals the target (see `probes`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from setibl_ray.seti.evaluation.pixels import Pixels, Split
 
 CHUNK = 64  # cadences in memory at once: 27 MB of raw panels
 TIME_BINS = 16  # rows per panel in the de-Doppler search; drift within one is far below a channel
-N_DRIFTS = 65  # straight lines tried, from one band width down to one up over the whole cadence
-SMOOTHING = 31  # channels of the running median that takes the bandpass out of a background
+N_DRIFTS = 65  # straight lines tried, drifting by up to one band width either way over the whole cadence
+SMOOTHING = 31  # channels of the running median that removes the bandpass from a background
 STATISTICS = (
     "mean",
     "deviation",
@@ -33,12 +33,12 @@ STATISTICS = (
 
 
 class Measured(NamedTuple):
-    """What one pass over n cadences of P panels and W channels gives.
+    """Results of one pass over n cadences of P panels and W channels.
 
     Attributes:
       statistics: (n, P * 9) float32, `STATISTICS` of each panel in turn.
       line: (n,) float32, the de-Doppler detector's score.
-      background: (n, W) float32, unit vectors: the spectrum of the noise, to recognise a background by.
+      background: (n, W) float32, unit vectors: the spectrum of the noise, which identifies a background.
     """
 
     statistics: np.ndarray
@@ -56,7 +56,7 @@ def measure(pixels: Pixels, split: Split, image_ids: Sequence[str]) -> Measured:
 
 
 def statistics(panels: np.ndarray) -> np.ndarray:
-    """(n, P * 9) float32 `STATISTICS` of uint8 panels (n, H, W, P), in one pass that counts values."""
+    """(n, P * 9) float32 `STATISTICS` of uint8 panels (n, H, W, P), from one histogram of each panel."""
     n, height, width, count = panels.shape
     flat = panels.transpose(0, 3, 1, 2).reshape(n * count, height * width)
     histogram = np.stack([np.bincount(panel, minlength=256) for panel in flat])
@@ -77,7 +77,7 @@ def statistics(panels: np.ndarray) -> np.ndarray:
 
 
 def unmoved_by_needles(n_panels: int) -> list[int]:
-    """Columns of `statistics` in which a narrow signal in ON panels leaves next to no trace."""
+    """Columns of `statistics` that a narrow signal in ON panels hardly changes."""
     levels = {STATISTICS.index(name) for name in ("mean", "percentile 1", "median")}
     return [
         panel * len(STATISTICS) + statistic
@@ -88,7 +88,7 @@ def unmoved_by_needles(n_panels: int) -> list[int]:
 
 
 def statistic_name(column: int, n_panels: int) -> str:
-    """Which statistic of which panel a column of `statistics` is."""
+    """The statistic and panel of a column of `statistics`, in words."""
     panel, statistic = divmod(column, len(STATISTICS))
     position = panel if n_panels == N_PANELS else ON[panel]
     return f"{STATISTICS[statistic]} of panel {position} ({'ON' if position in ON else 'OFF'})"
@@ -97,9 +97,9 @@ def statistic_name(column: int, n_panels: int) -> str:
 def dedoppler(panels: np.ndarray) -> np.ndarray:
     """(n,) float32: S/N of the best straight line that at least two ON panels have and no OFF panel has.
 
-    For every line through the whole cadence, the mean along it in each panel is an S/N; a line scores the
-    second largest of its three ON values less its largest OFF value. The classical search of turboSETI's
-    kind, with the ON-OFF filter built in. (n, H, W, P) uint8; with three panels there is no OFF to take away.
+    For every line through the whole cadence, the mean along it in each panel is an S/N; the score of a line is the
+    second largest of its three ON values minus its largest OFF value. This is the classical search, as in turboSETI,
+    with a built-in ON-OFF filter. (n, H, W, P) uint8; with three panels there is no OFF value to subtract.
     """
     n, height, width, count = panels.shape
     bins = min(TIME_BINS, height)
@@ -134,8 +134,8 @@ def dedoppler(panels: np.ndarray) -> np.ndarray:
 def background(panels: np.ndarray) -> np.ndarray:
     """(n, W) float32 unit vectors: each cadence's mean spectrum, bandpass and bright lines removed.
 
-    From the OFF panels where there are any, so that a needle does not disguise its background. Bright
-    channels are clipped: two cadences with a line in the same channel are not the same background.
+    From the OFF panels where there are any, so that needles do not change it. Bright channels are clipped: two
+    cadences with a line in the same channel need not have the same background.
     """
     from scipy.ndimage import median_filter
 
@@ -160,7 +160,7 @@ def out_of_fold(features: np.ndarray, target: np.ndarray, fold: np.ndarray, seed
             model = HistGradientBoostingClassifier(
                 max_iter=80, max_leaf_nodes=15, early_stopping=False, random_state=seed
             )
-            # On a busy machine its threads wait for each other at every split: seconds become minutes.
+            # On a busy machine its threads wait for each other at every split, which takes minutes instead of seconds.
             with threadpool_limits(1, user_api="openmp"):
                 model.fit(features[~held], target[~held])
                 pred[held] = model.predict_proba(features[held])[:, 1]

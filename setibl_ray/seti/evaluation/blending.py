@@ -1,6 +1,6 @@
-"""Several runs' predictions into one: weights that maximise out-of-fold AUC, and their honest score.
+"""Blending several runs: weights that maximise out-of-fold AUC, and an unbiased score for them.
 
-AUC as a function of the weights is a staircase, so no gradient leads anywhere. `simplex_weights` moves weight
+AUC is a step function of the weights, so there is no gradient to follow. `simplex_weights` moves weight
 between pairs of runs in shrinking steps, each judged by the exact AUC. Weights chosen and scored on the same
 rows look better than they are; `nested` chooses them on all folds but one and scores that one.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from setibl_ray.seti.evaluation import metrics
 
 STEPS = (0.25, 0.1, 0.05, 0.02, 0.01)
-# One needle overtaking a few haystacks is no reason to go on.
+# Less than this is one needle moving past a few haystacks: not worth another step.
 MIN_GAIN = 1e-5
 SIGNIFICANT = 3.0  # standard errors; not 2, as the weight was chosen on the rows that judge it
 
@@ -24,9 +24,8 @@ def simplex_weights(target: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """Weights of at least 0 that sum to 1 and maximise the AUC of the weighted mean.
 
     Starts from the best of equal weights and each run alone; the result is never below the best run alone.
-    Any column of noise raises AUC a little by luck, so a run left with less than half an equal share must
-    prove itself: it is dropped unless that costs more than three standard errors. Each step costs a sort of
-    the rows for every pair of runs.
+    Even noise can raise AUC a little by chance, so a run with less than half an equal share is dropped unless
+    that costs more than three standard errors. Each step costs one sort of the rows for every pair of runs.
 
     Args:
       target: (n,) 0 or 1, both present.
@@ -80,7 +79,8 @@ def _cost_of_dropping(target: np.ndarray, preds: np.ndarray, weights: np.ndarray
 def auc_difference(target: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """AUC of `first` minus AUC of `second` on the same rows, and its standard error (DeLong et al. 1988).
 
-    Of a class with a single row no spread is known: the error is that of the other class alone, 0 if that is one too.
+    A class with a single row has no known spread: the error is then that of the other class alone, or 0 if that has
+    a single row too.
     """
     gap = [a - b for a, b in zip(_placements(target, first), _placements(target, second))]
     variance = sum(values.var(ddof=1) / len(values) for values in gap if len(values) > 1)
@@ -113,17 +113,17 @@ def _moves(weights: np.ndarray, step: float) -> list[np.ndarray]:
 
 
 def ranks(preds: np.ndarray) -> np.ndarray:
-    """(n, m) each column's ranks in (0, 1], ties sharing their mean: scores of unlike scales become alike."""
+    """(n, m) each column's ranks in (0, 1], ties sharing their mean: makes scores on different scales comparable."""
     from scipy.stats import rankdata
 
     return rankdata(preds, axis=0) / len(preds)
 
 
 class Nested(NamedTuple):
-    """Honest predictions of a blend.
+    """Unbiased predictions of a blend.
 
     Attributes:
-      pred: (n,) each row blended with weights that its fold had no part in.
+      pred: (n,) each row blended with weights chosen without its fold.
       weights: fold -> (m,) those weights.
       auc: mean over folds of the AUC on its rows, nan where no fold has both classes. Within folds, because
         weights of different folds put scores on slightly different scales.

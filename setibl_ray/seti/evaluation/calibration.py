@@ -1,7 +1,7 @@
-"""Whether a predicted 0.3 comes true three times in ten, and how to mend it when it does not.
+"""Whether a predicted 0.3 comes true three times in ten, and how to correct scores for which it does not.
 
-`reliability` and the two scores measure; `Calibrator` maps scores to probabilities (isotonic or Platt). A
-calibrator is fitted on out-of-fold predictions only, never on test; to score it honestly, `cross_calibrate`
+`reliability` and the two scores measure this; a `Calibrator` maps scores to probabilities (isotonic or Platt). A
+calibrator is fitted on out-of-fold predictions only, never on test; for an unbiased score, `cross_calibrate`
 fits it without the fold that it is applied to.
 """
 
@@ -62,8 +62,8 @@ def fit(method: Method, target: np.ndarray, pred: np.ndarray) -> Calibrator:
     """Fit a monotone map from scores to probabilities.
 
     Args:
-      method: isotonic (any increasing step function; wants a thousand needles or so, makes ties) or platt
-        (a logistic curve in the logit of the score: two numbers, keeps every order).
+      method: isotonic (any increasing step function; needs about a thousand needles, makes ties) or platt
+        (a logistic curve in the logit of the score: two parameters, keeps the order).
       target: (n,) 0 or 1.
       pred: (n,) out-of-fold scores in [0, 1].
 
@@ -94,7 +94,7 @@ def fit(method: Method, target: np.ndarray, pred: np.ndarray) -> Calibrator:
         value = np.mean(np.logaddexp(0, z) - target * z)
         return value, np.array([np.mean(error * logit) * np.exp(line[0]), error.mean()])
 
-    # The slope is searched by its logarithm, so that calibration never turns an order round.
+    # The search is over the logarithm of the slope, so that calibration never reverses the order.
     slope, offset = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-8, 8), (-50, 50)]).x
     return lambda scores: expit(np.exp(slope) * _logit(scores) + offset)
 

@@ -28,7 +28,7 @@ class Run:
       manifest: content of manifest.json.
       metrics: content of metrics.json; None where it is missing.
       oof: one row per training cadence, in table order: image_id, target, pred, fold, as in oof.csv; pred_model and
-        pred_no_tta, what the fold's model gave as mean over views and of the plain image, before any post-processing
+        pred_no_tta, the fold's model's own scores (mean over views, and plain image), before any post-processing
         or calibration; group ("" if none), snr (nan if unknown), kind ("" if none).
       submission: image_id, pred of the test set, sorted by id; no rows where there was no test set.
       histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, images_per_s, duration_s.
@@ -66,19 +66,27 @@ def load_run(path: str) -> Run:
             f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. "
             "Finish the run with --resume."
         )
-    try:
-        config = parse(yaml.safe_load(folder.read("config.yaml")))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
     return Run(
         folder=folder,
-        config=config,
+        config=config_of(folder),
         manifest=manifest,
         metrics=folder.read_json("metrics.json") if folder.exists("metrics.json") else None,
         oof=_oof(folder),
         submission=_submission(folder),
         histories={int(fold): _history(folder, int(fold)) for fold in manifest["folds"]},
     )
+
+
+def config_of(folder: RunFolder) -> Config:
+    """A run's config.
+
+    Raises:
+      RunFolderError: it is missing, not YAML, or not valid.
+    """
+    try:
+        return parse(yaml.safe_load(folder.read("config.yaml")))
+    except (ConfigError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
 
 
 def same_rows(runs: Sequence[Run]) -> None:

@@ -1,58 +1,37 @@
 """The panels behind a run's rows, by image id: for pictures, baselines and probes.
 
-A run folder holds no pixels, only where they were; `open_pixels` finds the shards again and makes sure that
-they are the ones the run was trained on.
+A run folder holds no pixels, only the place of the shards; `open_pixels` opens them and checks that they are the ones
+the run was trained on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from setibl_ray.core.errors import DataError
+from setibl_ray.seti.cadence import N_PANELS, ON
 
 if TYPE_CHECKING:
     from setibl_ray.seti.evaluation.finished import Run
-
-if TYPE_CHECKING:
     from setibl_ray.seti.formats.shards import DataIndex
 
 Split = Literal["train", "test"]
 
 
-class Pixels(Protocol):
-    """Random access to raw panels.
+class Pixels:
+    """Random access to raw panels in shards.
 
     Attributes:
       axes: `df_hz` and `dt_s` of a pixel and `f_start_mhz`, where known, and `panel_shape`.
     """
 
-    axes: Mapping[str, Any]
-
-    def ids(self, split: Split) -> Sequence[str]:
-        """Image ids in table order."""
-        ...
-
-    def groups(self, split: Split) -> pd.Series:
-        """Group by image id, "" where a row has none."""
-        ...
-
-    def read(self, split: Split, image_ids: Sequence[str]) -> np.ndarray:
-        """uint8 (n, H, W, P), all the panels that the shards hold, in the order of the cadence."""
-        ...
-
-
-class ShardPixels:
-    """Panels read from shards."""
-
     def __init__(self, index: DataIndex) -> None:
-        from setibl_ray.seti.cadence import N_PANELS, ON
-
         self._index = index
-        self._panels = ON if index.storage == "seed" else tuple(range(N_PANELS))
+        self._panels = ON if index.storage == "png" else tuple(range(N_PANELS))
         self._row = {
             split: pd.Series(np.arange(len(table)), index=table["image_id"])
             for split, table in (("train", index.train), ("test", index.test))
@@ -60,21 +39,20 @@ class ShardPixels:
         known = {name: index.metadata.get(name) for name in ("df_hz", "dt_s", "f_start_mhz")}
         self.axes: Mapping[str, Any] = {**known, "panel_shape": list(index.panel_shape)}
 
-    def ids(self, split: Split) -> Sequence[str]:
-        return self._row[split].index.tolist()
-
     def groups(self, split: Split) -> pd.Series:
+        """Group by image id, "" where a row has none."""
         table = self._index.train if split == "train" else self._index.test
         return table.set_index("image_id")["group"].fillna("").astype(str)
 
     def read(self, split: Split, image_ids: Sequence[str]) -> np.ndarray:
+        """uint8 (n, H, W, P), all the panels that the shards hold, in the order of the cadence."""
         from setibl_ray.seti.formats.shards import read_panels
 
         rows = self._row[split].loc[list(image_ids)].to_numpy()
         return read_panels(self._index, split, rows, self._panels)
 
 
-def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = None) -> ShardPixels:
+def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = None) -> Pixels:
     """The panels of the shards that a run was trained on.
 
     Args:
@@ -83,7 +61,7 @@ def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = Non
       index: of those shards, if it has been read already.
 
     Raises:
-      DataError: they are not there, or are others.
+      DataError: they are missing, or are not the same shards.
     """
     from setibl_ray.seti.formats.shards import read_index
 
@@ -99,4 +77,4 @@ def open_pixels(run: Run, data: str | None = None, index: DataIndex | None = Non
             f"(fingerprint {index.fingerprint[:12]}, expected "
             f"{run.manifest['data']['fingerprint'][:12]}). Point --data at the right ones."
         )
-    return ShardPixels(index)
+    return Pixels(index)

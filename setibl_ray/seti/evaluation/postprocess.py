@@ -1,9 +1,9 @@
-"""What happens to scores once the folds are done: a hook by group, then calibration; the same for `cv` and `blend`.
+"""What is done to scores after the folds: a hook by group, then calibration; the same for `cv` and `blend`.
 
-A hook lets cadences of one target or one sky patch inform each other's scores. It is a function of a table
+A hook adjusts scores within groups, such as cadences of one target or one patch of sky. It is a function of a table
 (image_id, pred, group) that returns new scores (n,) in [0, 1]: one of the built-in names, or `module:function`. It
-never sees targets and is given the held-out rows of one fold at a time: a relative in another fold was scored by a
-model that trained on this row's target. The test set is given to it whole.
+never sees targets and is given the held-out rows of one fold at a time, because a row of the same group in another fold
+was scored by a model that trained on this row's target. The test set is given to it whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def group_mean(table: pd.DataFrame) -> np.ndarray:
 
 
 def group_max(table: pd.DataFrame) -> np.ndarray:
-    """Pull each score towards the highest of its group: helps where one clear view proves the others."""
+    """Pull each score towards the highest of its group: helps where one clear detection confirms the others."""
     return (1 - SHARE) * table["pred"].to_numpy() + SHARE * _of_group(table, "max")
 
 
@@ -68,14 +68,14 @@ def find(name: str) -> Hook:
 
 
 def check(name: str, groups: Mapping[str, pd.Series]) -> None:
-    """Refuse, before anything is trained, a hook that could not be applied to out-of-fold and test alike.
+    """Refuse, before anything is trained, a hook that cannot be applied to both training and test rows.
 
     Args:
       name: of the hook, or none.
-      groups: (n,) group of each row of a split, "" or missing for none; an empty split is not looked at.
+      groups: (n,) group of each row of the training or test set, "" or missing for none; an empty set is skipped.
 
     Raises:
-      ConfigError: the hook does not exist, or a split has no groups.
+      ConfigError: the hook does not exist, or a set has no groups.
     """
     if name == "none":
         return
@@ -128,12 +128,12 @@ def apply(name: str, image_ids: pd.Series, pred: np.ndarray, group: pd.Series) -
 
 
 class Finished(NamedTuple):
-    """Scores as they are written down.
+    """Final scores.
 
     Attributes:
       oof: (n,) float64 in [0, 1].
       test: (t,) likewise.
-      report: `postprocess` and `calibration`, each only where it was asked for: scores before and after, and the
+      report: `postprocess` and `calibration`, each only if requested: scores before and after, and the
         paired difference with its interval, as in metrics.json.
     """
 

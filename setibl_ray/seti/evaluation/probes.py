@@ -1,8 +1,8 @@
-"""Can this number be trusted? Checks for the ways in which a good score is hollow.
+"""Can this number be trusted? Checks for ways in which a good score can be misleading.
 
-Each check is a dict {"name", "state", "says", …figures}: state is `ok`, `look` (unusual; may be honest) or
+Each check is a dict {"name", "state", "says", …figures}: state is `ok`, `look` (unusual, but may be genuine) or
 `problem`. Thresholds are set so that independent noise passes by a wide margin; tests plant each leak, and
-clean data too.
+run the checks on clean data too.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from setibl_ray.core.text import gained
 from setibl_ray.seti.evaluation import baselines, metrics
 from setibl_ray.seti.evaluation.baselines import Measured
 from setibl_ray.seti.evaluation.pixels import Pixels
-from setibl_ray.seti.evaluation.summary import gained
 
 if TYPE_CHECKING:
     from setibl_ray.seti.evaluation.finished import Run
 
 SAME_BACKGROUND = 0.9  # cosine; the highest of the demo set's half million pairs is 0.66, a copy has 0.99
-GIVES_AWAY = 0.97  # AUC of statistics that know nothing of needles; normalisation alone leaves 0.7
+GIVES_AWAY = 0.97  # AUC of statistics that needles cannot change; normalisation alone gives 0.7
 CLOSE = 0.02  # AUC within which statistics count as being as good as the network
 SHIFTED = (0.6, 0.8)  # lower bound of train/test AUC from which to look, and from which it is a problem
 MIN_GAP = 0.01  # AUC that random folds gain over grouped ones before it counts as a leak
@@ -30,7 +30,7 @@ _BLOCK = 2048  # rows of the cosine matrix in memory at once
 
 
 class Subject(NamedTuple):
-    """The rows that are examined: at most as many as asked for, with what was measured of them."""
+    """The rows that are examined, and their measurements."""
 
     rows: pd.DataFrame
     train: Measured
@@ -48,7 +48,7 @@ def examine(run: Run, pixels: Pixels, *, max_rows: int = 5000, seed: int = 0) ->
       seed: of the draw.
 
     Returns:
-      {"baselines": [...], "trust": [...]} as they stand in metrics.json.
+      {"baselines": [...], "trust": [...]} as in metrics.json.
     """
     subject = _measure(run, pixels, max_rows, seed)
     rows = subject.rows
@@ -98,7 +98,7 @@ def beats_baselines(rows: pd.DataFrame, simple: dict[str, np.ndarray], seed: int
 
 
 def gives_away(rows: pd.DataFrame, subject: Subject, learned: np.ndarray, seed: int) -> dict[str, Any]:
-    """Do statistics tell the target that no needle can move: levels of any panel, anything of an OFF panel?"""
+    """Do statistics that no needle can change (levels of any panel, anything of an OFF panel) reveal the target?"""
     target = rows["target"].to_numpy()
     columns = baselines.unmoved_by_needles(subject.n_panels)
     unmoved = subject.train.statistics[:, columns]
@@ -109,15 +109,15 @@ def gives_away(rows: pd.DataFrame, subject: Subject, learned: np.ndarray, seed: 
     name = baselines.statistic_name(columns[strongest], subject.n_panels)
     everything, run = metrics.auc(target, learned), metrics.auc(target, rows["pred"].to_numpy())
     says = (
-        f"Of what a needle should not move, the {name} alone reaches AUC {alone:.3f}, all together {together:.3f}. "
-        f"All statistics of whole panels reach {everything:.3f}, the run {run:.3f}."
+        f"Among statistics that a needle should not change, the {name} alone reaches AUC {alone:.3f}, all together "
+        f"{together:.3f}. All statistics of whole panels reach {everything:.3f}, the run {run:.3f}."
     )
     if max(alone, together) >= GIVES_AWAY:
         state = "problem"
-        says += " Something besides the needles tells the classes apart: see how they were made."
+        says += " Something other than the needles separates the classes: check how they were made."
     elif everything > 0.6 and everything > run - CLOSE:
         state = "look"
-        says += " The run may have learnt no more than they tell."
+        says += " The run may have learnt no more than these statistics."
     else:
         state = "ok"
     return {
@@ -132,7 +132,7 @@ def gives_away(rows: pd.DataFrame, subject: Subject, learned: np.ndarray, seed: 
 
 
 class Pairs(NamedTuple):
-    """Cadences of different folds with one background: row numbers (k,); and the highest cosine of all."""
+    """Pairs of cadences in different folds with the same background: row numbers (k,); the highest cosine of all."""
 
     first: np.ndarray
     second: np.ndarray
@@ -156,7 +156,7 @@ def near_duplicates(background: np.ndarray, fold: np.ndarray) -> Pairs:
 
 
 def duplicates(rows: pd.DataFrame, pairs: Pairs) -> dict[str, Any]:
-    """Do cadences cut from one background lie in different folds?"""
+    """Are cadences cut from the same background in different folds?"""
     n = len(np.union1d(pairs.first, pairs.second))
     result = {"name": "Near-duplicate backgrounds across folds", "n_rows": n, "n_pairs": len(pairs.first),
               "highest_cosine": pairs.highest}  # fmt: skip
@@ -170,14 +170,14 @@ def duplicates(rows: pd.DataFrame, pairs: Pairs) -> dict[str, Any]:
     a, b = (rows["image_id"].iloc[side[top]] for side in (pairs.first, pairs.second))
     says = (
         f"{n:,} of {len(rows):,} cadences share their background with one in another fold, for example "
-        f"{a} and {b} (cosine {pairs.cosine[top]:.3f}). A model can know them by heart: give them one group "
+        f"{a} and {b} (cosine {pairs.cosine[top]:.3f}). A model can memorise them: give them the same group "
         "and use --split group."
     )
     return {**result, "state": "problem", "says": says, "example": [a, b]}
 
 
 def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[str, Any] | None:
-    """Are groups torn apart by folds, and does knowing relatives then help? None without groups."""
+    """Are groups divided between folds, and does knowing their other rows help? None without groups."""
     group, fold, target = rows["group"].to_numpy(), rows["fold"].to_numpy(), rows["target"].to_numpy()
     named = group != ""
     if not named.any() or rows.loc[named, "group"].nunique() < 2:
@@ -194,8 +194,8 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
     leaks = gap["interval"] is not None and gap["interval"][0] > MIN_GAP
     state = "problem" if leaks and share > 0 else "ok"
     says = (
-        f"{100 * share:.0f} % of the cadences have relatives (the same group) in another fold. Guessing "
-        f"from the most alike backgrounds gains AUC {gained(gap, 3)} with random folds over grouped ones."
+        f"{100 * share:.0f} % of the cadences share their group with one in another fold. Guessing from "
+        f"the most similar backgrounds gains AUC {gained(gap, 3)} with random folds over grouped ones."
     )
     if state == "problem":
         says += " The folds leak: use --split group."
@@ -203,21 +203,21 @@ def split_groups(rows: pd.DataFrame, background: np.ndarray, seed: int) -> dict[
 
 
 def neighbours(background: np.ndarray, target: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n,) mean target of the most alike backgrounds in other folds: a model that only memorises."""
+    """(n,) mean target of the most similar backgrounds in other folds: a model that only memorises."""
     pred = np.full(len(target), float(target.mean()))
     for start in range(0, len(background), _BLOCK):
         cosine = background[start : start + _BLOCK] @ background.T
         cosine[fold[start : start + _BLOCK, None] == fold[None, :]] = -1.0
         k = min(NEIGHBOURS, cosine.shape[1])
         nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        # A steep weight: one true relative outweighs four strangers.
+        # A steep weight: one cadence of the same observation outweighs four unrelated ones.
         weight = np.clip(np.take_along_axis(cosine, nearest, axis=1), 1e-3, 1) ** 4
         pred[start : start + _BLOCK] = (weight * target[nearest]).sum(axis=1) / weight.sum(axis=1)
     return pred
 
 
 def train_against_test(subject: Subject, seed: int) -> dict[str, Any] | None:
-    """Can training cadences be told from test cadences by their statistics? None without a test set."""
+    """Can a classifier distinguish training from test cadences by their statistics? None without a test set."""
     if subject.test is None:
         return None
     features = np.concatenate([subject.train.statistics, subject.test.statistics])
@@ -232,5 +232,5 @@ def train_against_test(subject: Subject, seed: int) -> dict[str, Any] | None:
     state = "ok" if not low > SHIFTED[0] else "look" if not low > SHIFTED[1] else "problem"
     says = f"A classifier tells training from test cadences with AUC {auc:.3f} [{low:.3f}, {high:.3f}]."
     if state != "ok":
-        says += " They hold unlike data: expect another score on the test set."
+        says += " Their data differ: expect a different score on the test set."
     return {"name": "Train against test", "state": state, "says": says, "auc": auc, "interval": [low, high]}

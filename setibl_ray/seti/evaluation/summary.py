@@ -5,44 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from setibl_ray.core.text import gained, number, percent, sparkline, spread
+
 MAX_LINES = 25
-_BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 24
-
-
-def sparkline(values: Sequence[float | None], low: float | None = None, high: float | None = None) -> str:
-    """One block character per value, from `low` to `high` or over the values' range; a space for None."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return " " * len(values)
-    low, high = min(known) if low is None else low, max(known) if high is None else high
-    span = high - low or 1.0
-    top = len(_BLOCKS) - 1
-    return "".join(
-        " " if value is None else _BLOCKS[min(top, max(0, round((value - low) / span * top)))]
-        for value in values
-    )
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}\u00a0%"  # no line break before the sign
-
-
-def spread(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    return "" if bounds is None else f"[{bounds[0]:.{digits}f},\u00a0{bounds[1]:.{digits}f}]"
-
-
-def gained(effect: Mapping[str, Any], digits: int = 4) -> str:
-    """A paired difference with its interval."""
-    gain, bounds = effect["difference"], effect["interval"]
-    if gain is None:
-        return "–"
-    shown = f" [{bounds[0]:+.{digits}f},\u00a0{bounds[1]:+.{digits}f}]" if bounds else ""
-    return f"{gain:+.{digits}f}{shown}"
 
 
 def curve(values: Sequence[float | None]) -> str:
@@ -52,10 +18,10 @@ def curve(values: Sequence[float | None]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence: how well needles are told from haystacks, how surely, at what cost in false alarms."""
+    """One sentence: how well needles are separated from haystacks, with interval, and at what rate of false alarms."""
     auc, bounds = metrics["oof_auc"], metrics["intervals"].get("oof_auc")
     if auc is None:
-        return "The training set holds one class only, so nothing can be said about ranking."
+        return "The training set holds only one class, so nothing can be said about ranking."
     recall = metrics["recall_at_fpr"][0]["recall"]
     found = f"{percent(recall)} of needles found at 1\u00a0% false positives"
     if bounds and bounds[0] <= 0.5:
@@ -115,7 +81,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def finish_lines(report: Mapping[str, Any]) -> list[str]:
-    """What was done to scores after the folds, and what it did: a line each for post-processing and calibration."""
+    """Post-processing and calibration and their effects, one line each."""
     lines = []
     if own := report.get("postprocess"):
         lines.append(

@@ -1,12 +1,12 @@
-"""Augmentation of a whole batch at once: uint8 panels in, the network's float32 input out.
+"""Augmentation of whole batches: from uint8 panels to the network's float32 input.
 
 A sample's augmentation is a pure function of its image and its own seed. NumPy turns the seeds into one row
 of numbers per sample (`draw`); a compiled kernel then makes two passes over one image at a time, so that it
 stays in the processor's cache: gather the pixels (all geometry is one affine map, the flip included) and saturate
 them, then change contrast and brightness, which need the panels' means.
 
-The kernel uses no fast-math, so every floating-point operation is rounded as NumPy would round it, and runs
-on one thread without the interpreter lock: parallelism belongs to the caller.
+The kernel uses no fast-math, so every floating-point operation is rounded as in NumPy. It runs on one thread without
+the interpreter lock; callers use several threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from setibl_ray.core import randomness
 from setibl_ray.seti.config import Augment
 
-MIN_ZOOM = 0.1  # a normal draw may pass 0, where an image would be turned inside out
+MIN_ZOOM = 0.1  # without a limit, a normal draw may give a zoom of 0 or less
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -32,9 +32,9 @@ class Draws(NamedTuple):
     affine: np.ndarray
     """(n, 6) float64: pixel (r, c) is taken from row a0 r + a1 c + a2, column a3 r + a4 c + a5."""
     saturation: np.ndarray
-    """(n,) float32 factor of a channel's distance to the pixel's largest channel; 1 leaves it."""
+    """(n,) float32 factor of a channel's distance to the pixel's largest channel; 1 changes nothing."""
     contrast: np.ndarray
-    """(n,) float64 factor about each channel's mean; 1 leaves it."""
+    """(n,) float64 factor about each channel's mean; 1 changes nothing."""
     brightness: np.ndarray
     """(n,) float64 offset on the [0, 1] scale."""
     squares: np.ndarray
@@ -44,8 +44,8 @@ class Draws(NamedTuple):
 def draw(seeds: np.ndarray, settings: Augment, image_size: tuple[int, int], *, dropout: bool) -> Draws:
     """Turn seeds into what is done to each sample.
 
-    Every sample takes the same uniform draws by position, whatever is switched on, so switching one operation
-    off leaves the others' draws alone:
+    Every operation uses the uniform draws at fixed positions, so switching one operation off does not change
+    those of the others:
 
       0 rotation, 1 shear, 2 zoom along time, 3 zoom along frequency, 4 shift along time, 5 shift along
       frequency (these as normals); 6 flip, 7 saturation, 8 contrast, 9 brightness, 10 whether there is
@@ -103,10 +103,10 @@ def _affine(
 ) -> np.ndarray:
     """(n, 6) coefficients of `Draws.affine`; angles (n,) in radians, shifts (n,) in pixels.
 
-    The seed's map from output to source: rotation x shear x zoom x shift, on coordinates whose origin is the
-    image's centre, the first pointing up along rows and the second right along columns. Two differences: the
-    origin is the exact centre, where the seed's whole-number one moves every image by one or two columns; and
-    the kernel takes the nearest pixel, where the seed truncates towards the origin and so doubles its axes.
+    The original notebook's map from output to source: rotation x shear x zoom x shift, on coordinates whose origin
+    is the image's centre, the first pointing up along rows and the second right along columns. Two differences: the
+    origin is the exact centre, where the notebook's whole-number one moves every image by one or two columns; and
+    the kernel takes the nearest pixel, where the notebook truncates towards the origin and so doubles its axes.
     """
     height, width = image_size
     middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
@@ -161,9 +161,9 @@ def augment(
 ) -> np.ndarray:
     """Augment some rows of a store of images.
 
-    In order: geometry (one map for all panels of a sample; what lies outside takes the border's value), flip,
+    In order: geometry (one map for all panels of a sample; pixels outside take the border's value), flip,
     saturation, contrast, brightness, dropout. Squares are filled with 0 of the result: the panel's mean when
-    panels are standardised (the seed's 0, four sigma below it, would be a feature of its own), the seed's 0
+    panels are standardised (the notebook's 0, four sigma below it, would be a feature of its own), the notebook's 0
     when they are not. At `strength` 0 the result is `plain`'s, to the bit.
 
     Args:
@@ -180,7 +180,7 @@ def augment(
       (n, H, W, P) float32, or (n, P * H, W, 1) when stacked.
 
     Raises:
-      IndexError: a row is not one of the store's.
+      IndexError: a row is not in the store.
     """
     _, height, width, panels = images.shape
     result = _result(images, rows, stacked, out)
@@ -224,7 +224,7 @@ def plain(
 
 
 def _result(images: np.ndarray, rows: np.ndarray, stacked: bool, out: np.ndarray | None) -> np.ndarray:
-    """`out`, or a new array of its shape, once it is sure that the kernel stays inside `images`."""
+    """`out`, or a new array of its shape, after checking that the kernel stays inside `images`."""
     m, height, width, panels = images.shape
     rows = np.asarray(rows)
     if len(rows) and not (rows.min() >= 0 and rows.max() < m):
@@ -269,9 +269,9 @@ def _compile(function: Callable[..., None], signature: Any) -> Callable[..., Non
 
 @functools.cache
 def compiled_kernel(panels: int) -> Callable[..., None]:
-    """The kernel for images of so many panels; a constant, so that loops over them unroll and vectorise.
+    """The kernel for images with this number of panels; a constant, so that loops over them unroll and vectorise.
 
-    The first use on a machine compiles for a few seconds; call it ahead of threads that would all wait.
+    The first use on a machine compiles for a few seconds; call it before starting threads that would all wait.
     """
 
     def kernel(
@@ -309,7 +309,7 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
             still = a[0] == 1 and a[1] == 0 and a[2] == 0 and a[3] == 0 and a[4] == 1 and a[5] == 0
             sums[:] = 0
 
-            # The source is copied first: gathering from a page that is not in the cache yet costs more.
+            # The source is copied first: gathering from pages that are not in the cache yet is slower.
             for i in range(source.size):
                 source[i] = image[i]
             for c in range(width):
@@ -330,7 +330,7 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
                         )
                     to = np.uint64(0)
                     for c in range(width):
-                        # Unsigned, or each access would first ask whether its index counts from the end.
+                        # Unsigned, or each access would first test for a negative index.
                         for k in range(panels):
                             moved[to + np.uint64(k)] = source[origin[c] + np.uint64(k)]
                         to += np.uint64(panels)
@@ -368,7 +368,7 @@ def _saturate(pixels, factor, panels, line):
 
     HSV's value is a pixel's largest channel V, its saturation (V - smallest) / V. Scaling the saturation by
     f, at most to 1, is c -> V - min(f, V / (V - smallest)) * (V - c): three channels need no hue, and the
-    same rule serves any number of them (one channel stays as it is).
+    same rule works for any number of channels (one channel stays as it is).
     """
     if factor == 1 or panels == 1:
         for i in range(line.size):

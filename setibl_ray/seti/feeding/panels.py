@@ -29,11 +29,11 @@ from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.storage import can_be_written, file_lock, temporary_folder
 
 Z_RANGE = (-4.0, 8.0)
-"""Standard deviations that 0 and 255 stand for: more room above, as needles are bright; 85 is exactly 0."""
+"""Standard deviations of 0 and 255: more room above, as needles are bright; 85 is exactly 0."""
 
 SHARED_MEMORY = Path("/dev/shm")
 _FORMAT = 1  # raise it when the stored bytes of the same panels change
-_CHUNK_BYTES = 128 << 20  # raw panels held at a time by all building threads together
+_CHUNK_BYTES = 128 << 20  # raw panels that all building threads hold together
 
 Policy = Literal["auto", "memory", "disk", "off"]
 ReadPanels = Callable[..., np.ndarray]  # (index, split, rows, panels) -> uint8 (n, H, W, P)
@@ -57,7 +57,7 @@ def area_resize(panels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Average panels over the areas of their new pixels.
 
     One sparse product per axis and image: a new pixel's sum has the same terms in the same order whatever the
-    chunk or the number of threads, which a BLAS does not promise.
+    chunk or the number of threads, which a BLAS does not guarantee.
 
     Args:
       panels: (n, H, W, P) uint8 or float32.
@@ -81,11 +81,11 @@ def area_resize(panels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def standardise(panels: np.ndarray) -> np.ndarray:
-    """Bring each panel of (n, H, W, P) to mean 0 and standard deviation 1, float32; a constant one to 0."""
+    """Scale each panel of (n, H, W, P) to mean 0 and standard deviation 1, float32; a constant one to 0."""
     panels = panels.astype(np.float32, copy=False)
     centred = panels - panels.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
     deviation = np.sqrt(np.square(centred).mean(axis=(1, 2), keepdims=True, dtype=np.float64))
-    # A constant panel may keep a rounding error about its mean, which must not be blown up to noise.
+    # A constant panel may keep a rounding error about its mean, which must not be scaled up to noise.
     constant = deviation <= 1e-6 * np.abs(panels).max(axis=(1, 2), keepdims=True)
     factor = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
     return centred * factor.astype(np.float32)
@@ -119,7 +119,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PanelStore:
-    """What one node holds of one split's panels.
+    """The panels of the training or test set on one node.
 
     `images` is (n, h, w, P) uint8, read-only, mapped from `path`; both are None under policy "off", where
     `take` reads and prepares on the fly.
@@ -136,7 +136,7 @@ class PanelStore:
     _file: IO[bytes] | None = field(default=None, repr=False)  # its shared lock says that the file is in use
 
     def close(self) -> None:
-        """Say that this process needs the file no longer. Arrays that were taken from it stay good."""
+        """Release the file. Arrays that were taken from it remain valid."""
         if self._file is not None:
             self._file.close()
 
@@ -145,7 +145,7 @@ class PanelStore:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """What 0 and 255 stand for: standard deviations, or [0, 1] without standardisation."""
+        """Values of 0 and 255: standard deviations, or [0, 1] without standardisation."""
         return Z_RANGE if self.standardize else (0.0, 1.0)
 
     @property
@@ -175,7 +175,7 @@ def open_store(
     threads: int,
     read: ReadPanels | None = None,
 ) -> PanelStore:
-    """Open this node's panels of a split, building them first if nobody has.
+    """Open this node's panels of a split, after building them if that has not been done.
 
     Args:
       index: the data folder (`DataIndex`).
@@ -184,9 +184,9 @@ def open_store(
       image_size: (height, width) of a stored panel.
       standardize: bring each panel to mean 0 and standard deviation 1.
       policy: where to keep them: "memory" (/dev/shm), "disk" (`folder`), "off" (nowhere), or "auto": memory
-        if they take at most half of what is free there, else disk, else off.
+        if they take at most half of the free space there, otherwise disk, otherwise off.
       folder: this node's folder for policy "disk", created when missing.
-      threads: how many build.
+      threads: for building.
       read: `read_panels`, or a stand-in for it.
 
     Raises:
@@ -218,7 +218,7 @@ def open_store(
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a store's lock, making its folder; a run that ends at this moment may remove that while we wait."""
+    """Hold a store's lock and create its folder, which a run that ends meanwhile may remove while we wait."""
     with contextlib.ExitStack() as held:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,8 +229,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def remove_unused(folder: Path) -> None:
-    """Delete the stores in a folder that no living process holds open, and what crashed builds left."""
-    # Only names that `_file_name` makes: the folder may hold other people's files.
+    """Delete the stores in a folder that no process has open, and files left by crashed builds."""
+    # Only names that `_file_name` makes: the folder may hold other files.
     for path in folder.glob(f"t*-{'[0-9a-f]' * 24}.*"):
         if path.suffix not in (".npy", ".part"):
             continue
@@ -243,15 +243,15 @@ def remove_unused(folder: Path) -> None:
             path.unlink()
             _sum_file(path).unlink(missing_ok=True)
     for orphan in folder.glob(f"t*-{'[0-9a-f]' * 24}.crc32c"):
-        # In this order: a build that is finished in between has renamed the one to the other.
+        # In this order, because a build that finishes in between renames the first to the second.
         if not orphan.with_suffix(".part").exists() and not orphan.with_suffix(".npy").exists():
             orphan.unlink(missing_ok=True)
-    # A lock whose store has gone and that nobody holds; filelock notices when one it waited for was removed.
+    # A lock without a store that nobody holds; filelock notices if a lock that it waits for is removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
         with contextlib.suppress(OSError), file_lock(lock, 0):
             if not lock.with_suffix("").exists():
                 lock.unlink()
-    with contextlib.suppress(OSError):  # not empty, or not there
+    with contextlib.suppress(OSError):  # not empty, or missing
         folder.rmdir()
 
 
@@ -301,7 +301,7 @@ def _bytes(store: PanelStore) -> int:
 
 
 def _available(home: Path) -> int:
-    """Bytes that may still be written to a folder; in shared memory, not more than this process may use."""
+    """Bytes that can still be written to a folder; in shared memory, at most what this process may use."""
     free = shutil.disk_usage(home).free
     if not _in_memory(home):
         return free
@@ -309,21 +309,21 @@ def _available(home: Path) -> int:
 
 
 def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
-    """What must be free where a store of `n_bytes` is to go: "auto" leaves half of a node's memory to others."""
+    """Free bytes that a store of `n_bytes` needs: "auto" leaves half of the free memory to others."""
     return 2 * n_bytes if policy == "auto" and in_memory else n_bytes
 
 
 def free_bytes() -> dict[str, int]:
-    """What stores may take on this node: in "memory", none without /dev/shm, and on "disk"."""
+    """Bytes that stores may take on this node: in "memory" (0 without /dev/shm) and on "disk"."""
     memory = _available(SHARED_MEMORY) if _has_shared_memory() else 0
     return {"memory": memory, "disk": _available(Path(temporary_folder()))}
 
 
 def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
-    """Write the store in chunks under another name, then give it its own; False when there is no room.
+    """Write the store in chunks under a temporary name, then rename it; False if there is no room.
 
-    The caller holds the path's lock. Stores that nobody has open make room when there is none; until then they
-    serve the next run.
+    The caller holds the path's lock. Stores that no process has open are kept for later runs, and removed when room
+    is needed.
     """
     needed = room_needed(_bytes(store), policy, in_memory=_in_memory(path.parent))
     if needed > _available(path.parent):
@@ -336,7 +336,7 @@ def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
     try:
         images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=store.shape)
         with open(part, "r+b") as file:
-            # Writing to a mapped page without room behind it is a bus error; reserving fails in good order.
+            # Writing to a mapped page without free memory is a bus error; reserving space first gives an exception.
             os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
 
         def fill(start: int) -> None:
@@ -372,7 +372,7 @@ def _checksum(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a store is at `path` with the bytes that its builder wrote: a node that crashed may have lost some."""
+    """Whether a store is at `path` with the bytes that its builder wrote; a crash of the node may have lost some."""
     try:
         status = path.stat()
         return _sum_file(path).read_text() == _checksum_once(path, status.st_ino, status.st_mtime_ns)
@@ -382,7 +382,7 @@ def _is_whole(path: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _checksum_once(path: Path, inode: int, modified_ns: int) -> str:
-    # A process opens the same store for each of its folds; gigabytes are summed up for the first only.
+    # A process opens the same store for each of its folds; the checksum of gigabytes is computed only once.
     return _checksum(path)
 
 

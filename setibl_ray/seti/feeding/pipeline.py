@@ -1,7 +1,7 @@
 """The tf.data pipelines of a fold: one epoch of training batches, and all views of prediction.
 
-Both are a list of sample numbers per batch, mapped in parallel through the batched kernel of `augment`. What
-a batch holds is decided before it starts, so the bytes do not depend on the number of threads.
+Both map a list of sample numbers per batch in parallel through the batched kernel of `augment`. The content of
+a batch is decided beforehand, so the bytes do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from setibl_ray.seti.config import Augment
 from setibl_ray.seti.feeding import augment
 from setibl_ray.seti.feeding.panels import PanelStore
 
-_ALIGNMENT = 64  # TensorFlow takes over an array that starts at such an address, and copies any other
+_ALIGNMENT = 64  # TensorFlow uses an aligned array in place, and copies any other
 
 
 def training_epoch(
@@ -46,7 +46,7 @@ def training_epoch(
       layout: how panels become an image.
       batch: images per step over all replicas; the last n % batch of the epoch's order are left out.
       order_key: names the permutation.
-      augment_key: names the stream of augmentations, the same sample's differing between epochs by it.
+      augment_key: names the stream of augmentations, so that those of a sample differ between epochs.
       settings: what to do to the images.
       threads: how many batches are made at a time.
 
@@ -87,7 +87,7 @@ def prediction_views(
     """All views of some rows, view after view, in batches of one static shape.
 
     A view's images depend on its key and the samples alone, not on the other views or on the batch. A batch holds one
-    view of consecutive rows, so rows that are cut between two batches give the same batches as in one piece.
+    view of consecutive rows, so rows that are divided between two batches give the same batches as in one piece.
 
     Args:
       store, rows, sample_keys, layout, batch, settings, threads: as in `training_epoch`.
@@ -135,7 +135,7 @@ def _plain(store: PanelStore, layout: Layout, rows: np.ndarray, *, out: np.ndarr
 
 
 def _source(store: PanelStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images to read from, and the rows to read of them: the whole store in place where it has been built."""
+    """Images to read from, and the rows to read: the whole store in place, if it has been built."""
     if store.images is None:
         return store.take(rows), np.arange(len(rows))
     return store.images, rows
@@ -170,18 +170,18 @@ def _images(
 
 
 class _Buffers:
-    """Memory of batches, used again once TensorFlow lets go of it: by this dataset, and by the next ones.
+    """Memory of batches, reused after TensorFlow releases it, by this dataset and by later ones.
 
-    Fresh memory for every batch costs a tenth to a fifth of the pipeline's time, as the operating system
-    clears each page when it is first written. There are as many buffers as batches alive at a time, each of the
-    largest size that was asked for.
+    New memory for every batch costs a tenth to a fifth of the pipeline's time, as the operating system
+    clears each page when it is first written. There are as many buffers as batches in use at a time, each of the
+    largest size requested.
     """
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of the shape, float32, with whatever was in it; its memory returns when it is deleted."""
+        """An uninitialised float32 array of the shape; its memory returns to the pool when it is deleted."""
         n_bytes = 4 * math.prod(shape)
         try:
             memory = self._free.pop()
@@ -202,9 +202,9 @@ def _options(threads: int) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = threads
-    # There is nothing to tune, and an epoch would end only when the tuner wakes: 10 ms, 20 ms, … 5.1 s after its start.
+    # There is nothing to tune, and an epoch would only end when the tuner wakes, after 10 ms, 20 ms, … 5.1 s.
     options.autotune.enabled = False
     # A fold is one process with one pipeline, whose global batches the strategy splits among its replicas:
-    # there is no second pipeline to share samples with, and no file that sharding by file could hand out.
+    # there is no second pipeline to share samples with, and there are no files to shard.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

@@ -1,7 +1,7 @@
-"""What one record of a shard holds: encoding, decoding, and the step from sigmas to bytes.
+"""Records of shards: encoding, decoding, and the conversion from sigmas to bytes.
 
 A cadence record holds all six panels as raw bytes; a record of a PNG shard the three ON panels as the channels of a
-PNG. Which of the two a record is shows in its content (`cadence` or `image`). A JPEG is read as well, as TensorFlow's
+PNG. The two are told apart by their content (`cadence` or `image`). A JPEG is read as well, as TensorFlow's
 `decode_png` reads one; lossy as it is, the two libraries' pixels may differ by a few levels of 255.
 """
 
@@ -22,7 +22,7 @@ from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.cadence import N_PANELS, ON, Storage
 from setibl_ray.seti.formats.tfrecord import Value, decode_example, encode_example
 
-CLIP = (-3.0, 9.0)  # sigmas that bytes 0 and 255 stand for
+CLIP = (-3.0, 9.0)  # sigmas of bytes 0 and 255
 
 _PNG_HEADER = struct.Struct(">8s4x4sIIB")  # signature, chunk length, chunk type, width, height, bit depth
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -30,9 +30,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Labels:
-    """A record without its pixels. `snr` is nan where there is no needle or none is known.
+    """A record without its pixels. `snr` is nan if there is no needle or its S/N is unknown.
 
-    `stray_target` is what an unlabelled record says for a target where that is neither 0 nor 1; nobody uses it.
+    `stray_target` is the target of an unlabelled record if it is neither 0 nor 1; it is not used.
     """
 
     image_id: str
@@ -51,7 +51,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of a PNG shard's ON panels."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard."""
 
     image_id: str
     target: int | None
@@ -62,13 +62,13 @@ class Record:
 
 
 def quantise(cadence: np.ndarray) -> np.ndarray:
-    """Normalise each panel to mean 0 and standard deviation 1, clip to CLIP and spread over 0 … 255.
+    """Normalise each panel to mean 0 and standard deviation 1, clip to CLIP and map to 0 … 255.
 
     Args:
       cadence: (panels, time, frequency) of any float type, in any unit; not changed.
 
     Returns:
-      uint8 of the same shape; a panel that is constant becomes that of a mean (byte 64).
+      uint8 of the same shape; a constant panel becomes all mean (byte 64).
     """
     low, high = CLIP
     rows = cadence.reshape(len(cadence), -1)
@@ -115,11 +115,11 @@ def decode_labels(payload: bytes, where: str, *, labelled: bool = False) -> Labe
 
     Args:
       payload: a frame's payload.
-      where: what errors call it, e.g. "train03-50.tfrec record 7".
+      where: its name in errors, e.g. "train03-50.tfrec record 7".
       labelled: a target that is missing, or neither 0 nor 1, is an error (train shards).
 
     Raises:
-      DataError: naming `where`, the field, what was expected and what came.
+      DataError: names `where`, the field, what was expected and what was found.
     """
     return _labels(_example(payload, where), where, labelled)
 
@@ -154,7 +154,7 @@ def _labels(example: dict[str, list], where: str, labelled: bool) -> Labels:
         storage: Storage = "cadence"
         panel_shape = _cadence_shape(example, where)
     elif "image" in example:
-        storage, panel_shape = "seed", _image_shape(_single(example, "image", memoryview, where), where)
+        storage, panel_shape = "png", _image_shape(_single(example, "image", memoryview, where), where)
     else:
         fields = ", ".join(sorted(example)) or "nothing"
         raise DataError(f"{where}: expected a field cadence (six panels) or image (PNG), found {fields}")
@@ -173,7 +173,7 @@ def _labels(example: dict[str, list], where: str, labelled: bool) -> Labels:
 
 
 def _single(example: dict[str, list], field: str, kinds: type | tuple[type, ...], where: str):
-    """The one value of a field, or None where the field is absent or empty."""
+    """The one value of a field, or None if the field is absent or empty."""
     values = example.get(field) or [None]
     if len(values) > 1 or not isinstance(values[0], (kinds, type(None))):
         raise DataError(f"{where}: field {field} should hold one value, found {len(values)} of another kind")

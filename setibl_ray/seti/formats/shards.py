@@ -1,8 +1,8 @@
 """Reading a folder of shards: their names, the index of all records, and random access to pixels.
 
 Everything goes through fsspec, so a folder may be local, `gs://`, `s3://` or `memory://`. Sets written by
-this package carry `dataset.json` (how they were made) and `index.csv.gz` (one row a record), which spares
-readers a scan of all bytes; a folder without them works the same, once scanned.
+this package have `dataset.json` (how they were made) and `index.csv.gz` (one row per record), which saves
+a scan of all bytes; a folder without them is scanned and then works the same.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard file: `path` is a full URL or an absolute path, `n_records` what its name says."""
+    """One shard file: `path` is a full URL or an absolute path, `n_records` the number in its name."""
 
     split: Split
     index: int
@@ -77,7 +77,7 @@ class ShardInfo:
 class DataIndex:
     """Everything known about a data set without its pixels; small, and pickles between processes.
 
-    `train` and `test` hold one row a record in shard order: image_id, target (train only), group, snr, kind,
+    `train` and `test` hold one row per record in shard order: image_id, target (train only), group, snr, kind,
     shard (position among the shards of that split), record (number in its shard), offset and length of the
     payload in its file, and crc (its masked CRC32C). Unknown group and kind are None, unknown snr is nan. `notes` are
     sentences about what was passed over.
@@ -97,7 +97,7 @@ class DataIndex:
 
     @property
     def n_left_out(self) -> int:
-        """Records that names promise and tables lack: damage to a record's length loses all after it in its shard."""
+        """Records counted in names but not in tables: a damaged length loses all records after it in a shard."""
         promised = sum(shard.n_records for shard in self.shards)
         return max(len(self.bad_records), promised - len(self.train) - len(self.test))
 
@@ -109,7 +109,7 @@ class DataIndex:
 
 
 class Row(NamedTuple):
-    """One record of a shard and where its payload lies."""
+    """One record of a shard and the position of its payload."""
 
     labels: Labels
     record: int
@@ -119,7 +119,7 @@ class Row(NamedTuple):
 
 
 class ShardScan(NamedTuple):
-    """What reading a shard from end to end found; `table` has the columns of `DataIndex.train`."""
+    """The result of reading a shard from end to end; `table` has the columns of `DataIndex.train`."""
 
     table: pd.DataFrame
     layouts: frozenset[tuple[Storage, tuple[int, int]]]
@@ -141,14 +141,16 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
     """
     fs, folder = filesystem(root)
     with reaching(root, "read", StorageError):
-        fs.invalidate_cache()  # a listing of earlier in this process may be out of date
+        fs.invalidate_cache()  # an earlier listing of this process may be out of date
         is_folder = fs.isdir(folder)
         entries = fs.ls(folder, detail=True) if is_folder else []
     if not is_folder:
         raise DataError(
             f"{root} is not a folder. Expected one with train00-N.tfrec …; see `setibl_ray.data synth`."
         )
-    local = isinstance(fs, LocalFileSystem)  # a plain absolute path serves readers that know no URLs
+    local = isinstance(
+        fs, LocalFileSystem
+    )  # a plain absolute path also works for readers that do not support URLs
     shards = []
     for entry in entries:
         name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
@@ -200,7 +202,7 @@ def read_index(
     needs: Split = "train",
     decode: Literal["none", "some", "all"] = "none",
 ) -> DataIndex:
-    """Read the index of a data set, from `index.csv.gz` if it fits the shards there are, else by scanning
+    """Read the index of a data set, from `index.csv.gz` if it matches the shards, otherwise by scanning
     them.
 
     Args:
@@ -208,8 +210,8 @@ def read_index(
       threads: shards scanned at once; by default one a core, at least four.
       on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
         every record, whatever the stored index says.
-      needs: the split that there must be.
-      decode: how many images are looked at before they are needed.
+      needs: the split that must be present.
+      decode: how many images are decoded before they are needed.
 
     Raises:
       DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's;
@@ -273,7 +275,7 @@ def scan_shard(
 ) -> ShardScan:
     """Read one shard from end to end, verifying checksums and labels, and with `pixels` decoding every panel.
 
-    Bad records go to `skipped` if given, else the first is raised. `n_found` counts the bad ones too.
+    Bad records go to `skipped` if given, otherwise the first is raised. `n_found` includes bad records.
     """
     rows: list[Row] = []
     last, n_stray_targets = -1, 0
@@ -284,7 +286,7 @@ def scan_shard(
             where = _where(shard, item.record)
             try:
                 labels = decode_labels(item.payload, where, labelled=shard.split == "train")
-                if pixels and labels.storage == "seed":  # the bytes of a cadence are its pixels
+                if pixels and labels.storage == "png":  # the bytes of a cadence are its pixels
                     decode_record(item.payload, where)
             except DataError as error:
                 if skipped is None:
@@ -318,7 +320,7 @@ def count_problem(shard: ShardInfo, n_found: int) -> str | None:
 def read_panels(
     index: DataIndex, split: Split, rows: Sequence[int] | np.ndarray, panels: Sequence[int]
 ) -> np.ndarray:
-    """Read the pixels of some rows, wherever they lie.
+    """Read the pixels of some rows, from whichever shards hold them.
 
     Args:
       rows: row numbers of the split's table, any order, repeats allowed.
@@ -326,11 +328,11 @@ def read_panels(
 
     Returns:
       uint8 (rows, height, width, panels), in the order of `rows`. Each shard is opened once and read
-      forwards, neighbours with one read.
+      forwards; neighbouring records take one read.
 
     Raises:
       ConfigError: positions that the shards do not hold.
-      DataError: a payload that is not the indexed one.
+      DataError: a payload differs from the indexed one.
     """
     channels = panel_channels(index.storage, panels)
     table = index.table(split)
@@ -366,8 +368,8 @@ def read_panels(
 
 
 def _neighbours(rows: np.ndarray, offset: np.ndarray, length: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut rows, in the order of their offsets, into those that one read brings: a request to an object store takes as
-    long as some megabytes."""
+    """Divide rows, in the order of their offsets, into groups for one read each: a request to an object store takes as
+    long as reading some megabytes."""
     begun = 0
     for k in range(1, len(rows)):
         before, after = rows[k - 1], rows[k]
@@ -379,16 +381,16 @@ def _neighbours(rows: np.ndarray, offset: np.ndarray, length: np.ndarray) -> Ite
 
 
 def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
-    """Where cadence positions lie among a record's panels.
+    """Indexes of cadence positions among a record's panels.
 
     Raises:
-      ConfigError: a position outside 0 … 5, or an OFF panel of seed shards, which hold the three ON panels
+      ConfigError: a position outside 0 … 5, or an OFF panel of PNG shards, which hold the three ON panels
         only.
     """
     held = tuple(range(N_PANELS)) if storage == "cadence" else ON
     missing = [panel for panel in panels if panel not in held]
     if missing:
-        what = "seed shards hold the ON panels only" if storage == "seed" else "a cadence holds the panels"
+        what = "PNG shards hold the ON panels only" if storage == "png" else "a cadence holds the panels"
         raise ConfigError(
             f"panels {tuple(panels)} asked for, but {what} {held}. Choose a layout of those, "
             "or pack the cadences with `python -m setibl_ray.data pack`."
@@ -397,10 +399,10 @@ def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
 
 
 def read_metadata(root: str) -> dict[str, Any]:
-    """The contents of `dataset.json`, or {} where there is none.
+    """The contents of `dataset.json`, or {} if there is none.
 
     Raises:
-      DataError: not JSON, or of a later format than this version knows.
+      DataError: it is not JSON, or has a later format than this version can read.
     """
     fs, folder = filesystem(root)
     path = f"{folder}/{DATASET_FILE}"
@@ -456,7 +458,7 @@ def fingerprint(tables: dict[Split, pd.DataFrame]) -> str:
 
 
 def id_problems(shards: Sequence[ShardInfo], tables: dict[Split, pd.DataFrame]) -> Iterator[str]:
-    """Every image_id that stands for more than one record, and where."""
+    """Every image_id that more than one record has, and where."""
     parts = []
     for split, table in tables.items():
         names = np.array([shard.name for shard in shards if shard.split == split], object)
@@ -509,7 +511,7 @@ def _index(
 def stored_tables(
     root: str, metadata: dict[str, Any], shards: Sequence[ShardInfo]
 ) -> dict[Split, pd.DataFrame] | None:
-    """The tables of `index.csv.gz`, or None if it is missing, damaged, or not of the shards there are."""
+    """The tables of `index.csv.gz`, or None if it is missing, damaged, or does not match the shards."""
     listed = {shard.name: shard.size_bytes for shard in shards}
     described = {shard["name"]: shard["size_bytes"] for shard in metadata.get("shards", ())}
     fs, folder = filesystem(root)
@@ -539,7 +541,7 @@ def _where(shard: ShardInfo, record: int) -> str:
 
 
 class _ChecksumReader:
-    """A stream that sums up what is read from it, so that verifying a file reads it once."""
+    """A stream that computes the checksum of what is read from it, so that verifying reads a file only once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,6 +1,6 @@
 """TFRecord files and tf.train.Example messages without TensorFlow, so that the driver starts fast.
 
-A TFRecord file is a row of frames: payload length (uint64), its masked CRC32C (uint32), the payload, and
+A TFRecord file is a sequence of frames: payload length (uint64), its masked CRC32C (uint32), the payload, and
 the payload's masked CRC32C (uint32), all little-endian. A payload here is one `tf.train.Example`: a map from
 names to lists of bytes, floats (32 bits) or ints (64 bits). Payloads and the bytes inside them are read
 without copying: a cadence is 419 KB, and a shard of Kaggle's set holds three thousand.
@@ -62,13 +62,13 @@ def frames(stream: BinaryIO, name: str, skipped: list[BadRecord] | None = None) 
 
     Args:
       stream: the file, at its beginning.
-      name: what errors call it.
-      skipped: where bad records go instead of being raised. A payload that fails its checksum costs that
-        record alone; a bad header or a truncation costs everything behind it, for nothing says where the next
-        one starts.
+      name: its name in errors.
+      skipped: receives bad records instead of raising them. A payload that fails its checksum loses only that
+        record; a bad header or a truncation loses everything after it, as the start of the next record is then
+        unknown.
 
     Raises:
-      DataError: naming file and record: truncated header or payload, bad checksum of length or payload.
+      DataError: names file and record: truncated header or payload, bad checksum of length or payload.
     """
     record, offset = 0, 0
 
@@ -133,7 +133,7 @@ def decode_example(payload: bytes) -> dict[str, list]:
     """Parse a tf.train.Example into lists of memoryviews (into `payload`), floats or ints by feature name.
 
     Raises:
-      DataError: not a well-formed tf.train.Example; the caller knows the file and record and says so.
+      DataError: not a well-formed tf.train.Example; the caller adds the file and record.
     """
     features: dict[str, list] = {}
     try:

@@ -1,7 +1,7 @@
-"""Writing a data set so that it is either there whole or not at all.
+"""Writing a data set so that it exists either completely or not at all.
 
-A set is written into a temporary folder beside its final place and renamed when `dataset.json`, the last
-file, is there; each shard likewise within it. A killed run leaves a hidden `.NAME.partial-…` folder and
+A set is written into a temporary folder beside its final place and renamed after `dataset.json`, the last
+file, is written; likewise each shard within it. A killed command leaves a hidden `.NAME.partial-…` folder and
 nothing else.
 """
 
@@ -52,7 +52,7 @@ Task = TypeVar("Task")
 
 @dataclass(frozen=True, eq=False)
 class WrittenShard:
-    """A finished shard: what it is called, its checksum, and the rows of the index that it gives."""
+    """A finished shard: its name, its checksum, and its rows of the index."""
 
     info: ShardInfo
     crc32c: str
@@ -60,9 +60,9 @@ class WrittenShard:
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name and gives it its own, which holds the count, when it is whole.
+    """Writes one shard under a temporary name and renames it, with the number of records, when it is complete.
 
-    A context manager: leaving it by an exception leaves nothing behind; leaving it well sets `written`.
+    A context manager: an exception removes the file; otherwise, `written` is set at the end.
     """
 
     written: WrittenShard
@@ -108,10 +108,10 @@ class ShardWriter:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` if the block ends well, and vanishes otherwise.
+    """A temporary folder beside `path` that becomes `path` if the block succeeds, and is removed otherwise.
 
     Raises:
-      DataError: `path` holds something already.
+      DataError: `path` is not empty.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(
@@ -137,7 +137,8 @@ def write_shards(
 ) -> list[WrittenShard]:
     """Run `write` on every task, one shard each, over processes; results in the order of tasks.
 
-    One process (or one task) runs here. Others are spawned, not forked: a driver may hold threads and locks.
+    With one process (or one task), it runs in this process. Others are spawned, not forked: a driver may hold threads
+    and locks.
     """
     n_processes = min(n_processes or n_cores(), len(tasks))
     if n_processes <= 1:
@@ -159,8 +160,8 @@ def write_shards(
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what this process frees. It would give every array of a megabyte back to the operating system, to
-    ask for the next one at once and have its pages cleared: a third of the time that packing takes.
+    """Let glibc keep memory that this process frees. By default it returns every array of a megabyte to the operating
+    system and then requests the next one, whose pages must be cleared: a third of the time that packing takes.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -182,7 +183,7 @@ def write_dataset(
       folder: where the shards are.
       shards: all of them, any order.
       panel_shape: (height, width) of every panel.
-      made: how the set can be made again (command and parameters); equal `made` means an equal set.
+      made: how the set was made (command and parameters); equal `made` means an equal set.
       facts: further metadata, e.g. df_hz and dt_s.
     """
     shards = sorted(shards, key=lambda shard: (SPLITS.index(shard.info.split), shard.info.index))

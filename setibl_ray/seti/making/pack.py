@@ -1,8 +1,8 @@
 """Kaggle's folder of .npy cadences turned into stratified shards, one file in memory at a time.
 
 Expected: `train/**/*.npy` and `test/**/*.npy`, float16 (6, time, frequency) named by their id,
-`train_labels.csv` (id, target) and perhaps `sample_submission.csv` (id, …), which then says which test files
-there must be. A column of theirs may name groups. Without one a file's folder is its group, unless folders only sort
+`train_labels.csv` (id, target) and optionally `sample_submission.csv` (id, …), which then lists the test files
+to expect. A column of theirs may name groups. Without one a file's folder is its group, unless folders only sort
 files by how their ids begin, as Kaggle's `train/0/0a1b2c.npy` do: such folders say nothing about the cadences.
 """
 
@@ -30,11 +30,11 @@ from setibl_ray.seti.formats.writer import ShardWriter, WrittenShard, new_folder
 
 LABELS_FILE = "train_labels.csv"
 SUBMISSION_FILE = "sample_submission.csv"
-DF_HZ, DT_S = 2.7939677238464355, 1.0737418240  # what fits Kaggle's snippets: 273 bins in 293 s
+DF_HZ, DT_S = 2.7939677238464355, 1.0737418240  # matches Kaggle's snippets: 273 bins in 293 s
 
 
 class Source(NamedTuple):
-    """One .npy file and what is known of it."""
+    """One .npy file and what is known about it."""
 
     path: Path
     image_id: str
@@ -68,11 +68,11 @@ def pack(
       kaggle: the folder as it is unzipped.
       out: a local folder that does not exist or is empty.
       n_shards, n_test_shards: train and test shards.
-      seed: of which shard a cadence goes to, and where in it.
+      seed: decides the shard of each cadence and its position there.
       group_column: column of the tables that names groups; by default their folders do, where they are more than the
         beginnings of ids.
-      n_processes: by default one a core.
-      say: takes lines about what was passed over.
+      n_processes: by default one per core.
+      say: takes lines about what was left out.
       on_shard: called after each shard, e.g. to show progress.
 
     Raises:
@@ -101,7 +101,7 @@ def pack(
 def find_sources(
     root: Path, group_column: str | None = None, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[Source]]:
-    """Every .npy file of both splits, by id, checked against the labels.
+    """Every training and test .npy file, by id, checked against the labels.
 
     Raises:
       DataError: no labels, ids twice, targets other than 0 and 1, labels without files or files without
@@ -185,8 +185,8 @@ def _groups(
 
 
 def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tuple[Source, ...]]:
-    """Deal sources out like cards, needles first and group by group: shards differ by one at most in each
-    target.
+    """Deal sources out like cards, needles first and group by group: for each target, shards differ by at most
+    one.
 
     Raises:
       DataError: fewer sources than shards.
@@ -203,7 +203,7 @@ def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tu
 
 
 def write_shard(task: PackTask) -> WrittenShard:
-    """Quantise and write one shard; runs in a process of its own."""
+    """Quantise and write one shard; runs in its own process."""
     with ShardWriter(task.folder, task.split, task.shard) as writer:
         for source in task.sources:
             cadence = _load(source.path)
@@ -237,7 +237,7 @@ def _load(path: Path) -> np.ndarray:
         raise DataError(f"{path}: expected shape ({N_PANELS}, time, frequency), found {cadence.shape}")
     if cadence.dtype.kind != "f":
         raise DataError(f"{path}: expected a float array, found {cadence.dtype}")
-    # Converted before the check, which takes ten times as long on half floats.
+    # Converted before the check, which takes ten times as long for half floats.
     if cadence.dtype == np.float16:
         cadence = widen(cadence)
     else:
@@ -252,7 +252,7 @@ def _load(path: Path) -> np.ndarray:
 def widen(half: np.ndarray) -> np.ndarray:
     """`half.astype(np.float32)`, exactly, in a fifth of the time: NumPy converts one half float after another.
 
-    Moved into place, the exponent of a half float is that of a float 112 powers of two lower. Infinities and NaN, whose
+    After shifting, the exponent of a half float is that of a float 112 powers of two lower. Infinities and NaN, whose
     exponent is all ones, become infinity.
     """
     bits = half.view(np.int16).astype(np.int32)  # the sign fills the upper half

@@ -1,6 +1,6 @@
-"""What a synthetic set is made of: validated parameters, and the words for what a record shows.
+"""Parameters of a synthetic set, and the names of what its records show.
 
-Apart from synth.py so that the command line can show its help without loading NumPy.
+Separate from synth.py so that the command line can show its help without loading NumPy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEEDLE_KINDS = (
     "needle-partial",  # straight, in two of the three ON panels
 )
 HARD_KINDS = (
-    "hard-all-panels",  # shaped like a needle, in ON and OFF alike
+    "hard-all-panels",  # shaped like a needle, in both ON and OFF panels
     "hard-off-only",  # shaped like a needle, in the OFF panels
     "hard-one-on",  # a burst in one ON panel
 )
@@ -34,7 +34,7 @@ HAYSTACK = "haystack"  # noise and the RFI that every cadence may have
 
 
 def _split_shape(value: object) -> object:
-    # The command line hands a tuple's tokens over as a list: ["273x256"].
+    # The command line passes a tuple as a list of tokens: ["273x256"].
     text = value[0] if isinstance(value, list) and len(value) == 1 else value
     return tuple(text.split("x")) if isinstance(text, str) else value
 

@@ -1,9 +1,9 @@
 """Synthetic cadences with setigen's physics, painted on one array, for demos, tests and injection studies.
 
-An observation is a band of radiometer noise (chi-squared) and interference, seen in six panels at their own
-start times with the telescope's slews between them. A cadence is a cut of an observation, a needle or
-something that looks like one in it, every panel then normalised and quantised as `records.quantise` does. It
-is a pure function of (recipe, split, number): neither shards nor processes matter to it.
+An observation is a band of radiometer noise (chi-squared) and interference, seen in six panels at different
+start times with the telescope's slews between them. A cadence is a cut of an observation, with a needle or
+a look-alike in it; every panel is then normalised and quantised by `records.quantise`. It is a pure
+function of (recipe, split, number) and depends neither on shards nor on processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from setibl_ray.seti.formats.writer import (
 )
 from setibl_ray.seti.making.recipe import DEMO, HARD_KINDS, HAYSTACK, NEEDLE_KINDS, Recipe
 
-SYNTH_VERSION = 1  # raise it when equal recipes no longer give equal bytes: cached demo sets are made anew
+SYNTH_VERSION = (
+    1  # raise it when equal recipes no longer give equal bytes: cached demo sets are then made again
+)
 
 CADENCES_PER_OBSERVATION = 10
 BANDS_PER_OBSERVATION = 4  # cadences are cut from a band this many times as wide, so cuts overlap
@@ -55,7 +57,7 @@ _SAMPLE_DT_S = 1.4316557653333333  # of the observations behind setigen's noise 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a cadence is to show, before anything is drawn: exact counts are settled here."""
+    """What a cadence will show; exact counts are decided here, before anything is drawn."""
 
     split: Split
     number: int
@@ -84,7 +86,7 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
 
     Counts are exact: over any run of shards from the first, needles are `positive` of all and hard negatives
       `hard` of
-    the others, rounded; kinds take turns. Observations lie whole in one shard, so folds over shards never
+    the others, rounded; kinds take turns. Each observation is within one shard, so folds over shards never
     share one.
     """
 
@@ -100,7 +102,7 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
     kinds += [HARD_KINDS[i % len(HARD_KINDS)] for i in range(hards, hards_end)]
     kinds += [HAYSTACK] * (n_records - len(kinds))
     order = _generator(recipe.seed, "plan", split, shard).permutation(n_records)
-    # Observations are numbered through, those of the test set after those of the train set.
+    # Observations are numbered consecutively, those of the test set after those of the training set.
     observation = sum(-(-n // CADENCES_PER_OBSERVATION) for n in bounds[:shard])
     if split == "test":
         observation += sum(-(-len(n) // CADENCES_PER_OBSERVATION) for n in _shard_numbers(recipe, "train"))
@@ -164,8 +166,8 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], df: int, mean: float
     """Chi-squared noise with `df` degrees of freedom and the given mean, float32.
 
     Each sample is one of 65,536 equally likely quantiles, those of the highest 256th drawn again from 65,536
-    finer ones (the last is that of 1 - 2^-25). That is 2 ms a cadence where NumPy's gamma sampler takes 9,
-    and the steps are far below a byte's.
+    finer ones (the last is that of 1 - 2^-25). This takes 2 ms per cadence, NumPy's gamma sampler 9,
+    and the steps are far smaller than those of the bytes.
     """
     bulk, tail = _quantiles(df)
     n_samples = int(np.prod(shape))
@@ -207,7 +209,7 @@ def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
 def draw_signal(rng: np.random.Generator, kind: str, snr: float, time_s: np.ndarray, n_freq: int) -> Track:
     """A needle, or a hard negative with the shape of one, that stays in band for IN_BAND of its track.
 
-    Drifts are measured in bands a cadence, so that they suit any resolution.
+    Drifts are in bands per cadence, so that they fit any resolution.
     """
     panels: tuple[int, ...] = ON
     if kind == "hard-all-panels":
@@ -281,11 +283,11 @@ def write_synthetic(
     n_processes: int | None = None,
     on_shard: Callable[[WrittenShard], None] = lambda shard: None,
 ) -> Path:
-    """Write a synthetic set; one that `out` holds already, made by the same recipe, is kept.
+    """Write a synthetic set; a set of the same recipe that exists in `out` is kept.
 
     Args:
       out: a local folder that does not exist or is empty.
-      n_processes: by default one a core.
+      n_processes: by default one per core.
       on_shard: called after each shard, e.g. to show progress.
 
     Raises:
@@ -313,7 +315,7 @@ class ShardTask(NamedTuple):
 
 
 def write_shard(task: ShardTask) -> WrittenShard:
-    """Synthesise and write one shard; runs in a process of its own."""
+    """Synthesise and write one shard; runs in its own process."""
     with ShardWriter(task.folder, task.split, task.shard) as writer:
         for planned in plan(task.recipe, task.split, task.shard):
             writer.write(synthesise(task.recipe, planned))
@@ -329,9 +331,9 @@ def demo_dataset(
 ) -> Path:
     """The folder of the embedded demo set, synthesised on first use and kept (half a gigabyte).
 
-    It lies under `cache_root`, else under the environment's SETIBL_RAY_CACHE, else in the user's cache
+    It is in `cache_root`, or the folder of the environment variable SETIBL_RAY_CACHE, or the user's cache
     folder, named by a hash of its recipe. Concurrent calls wait for the one that makes it; a killed one
-    leaves nothing in its place.
+    leaves no set behind.
     """
     root = Path(cache_root or os.environ.get("SETIBL_RAY_CACHE") or user_cache_path("setibl_ray"))
     key = hashlib.sha256(f"{SYNTH_VERSION} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
@@ -361,7 +363,7 @@ def _shard_numbers(recipe: Recipe, split: Split) -> Iterator[range]:
 
 
 def _generator(*names: int | str) -> np.random.Generator:
-    # SFC64 draws bytes twice as fast as randomness.generator's Philox, and noise is most of a cadence's cost.
+    # SFC64 is twice as fast as the Philox of randomness.generator, and noise is most of the cost of a cadence.
     return np.random.Generator(np.random.SFC64(stream_key("synth", *names)))
 
 

@@ -1,4 +1,4 @@
-"""Reads a whole data set, every checksum and every picture, and lists everything that is wrong with it."""
+"""Reads a whole data set, with every checksum and panel, and lists everything that is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from setibl_ray.seti.formats.tfrecord import BadRecord
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What verifying found. `problems` are sentences, none if the set is sound; `notes` tell what nobody uses."""
+    """The result of verifying. `problems` are sentences; none if the set is sound. `notes` say what is not used."""
 
     shards: tuple[ShardInfo, ...]
     tables: dict[Split, pd.DataFrame]
@@ -48,11 +48,11 @@ def verify(
 
     Args:
       root: folder or URL.
-      threads: shards read at once; by default one a core.
+      threads: shards read at once; by default one per core.
       on_shard: called after each shard, e.g. to show progress.
 
     Raises:
-      DataError: there is no set to look at (`list_shards`, `read_metadata`); all else is listed in the
+      DataError: there is no set (`list_shards`, `read_metadata`); everything else is listed in the
         report.
     """
     shards = list_shards(root)

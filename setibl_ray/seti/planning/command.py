@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from setibl_ray.core.errors import ConfigError, RunFolderError
-from setibl_ray.core.run import driver
-from setibl_ray.core.run import resume as taken_up
+from setibl_ray.core.run import session, stored
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.where import Where
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT
@@ -22,6 +21,7 @@ from setibl_ray.seti.planning.assume import DEVICES, Assume, Nodes, parse_nodes,
 from setibl_ray.seti.planning.forecast import Forecast, Host, Rows, bills, forecast
 from setibl_ray.seti.planning.rates import Measured, Rates, Share, assumed, measure
 from setibl_ray.seti.planning.show import show
+from setibl_ray.seti.task import TASK, check_batches
 
 if TYPE_CHECKING:
     from setibl_ray.core.cluster.placement import Node, Request
@@ -58,7 +58,7 @@ def plan_run(
       out: run folder; with `resume`, only what is left of that run is planned.
       rates: run folder whose rates are taken; by default those of `out`, if it has some.
       assume: what stands for rates, nodes and rows that are not there.
-      config, where, resume, on_bad_record, console: as in `driver.cross_validate`.
+      config, where, resume, on_bad_record, console: as in `session.cross_validate`.
 
     Raises:
       ConfigError, DataError, RunFolderError: what `cross_validate` would refuse, and rates that are not there.
@@ -66,22 +66,20 @@ def plan_run(
     done: dict[int, int] = {}
     finished: set[int] = set()
     notes: list[str] = []
+    options = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
     if resume:
         folder = RunFolder(out or "")
-        manifest, own = taken_up.load(folder)
-        config = taken_up.run_config(folder, own, config)
-        data = data or manifest.content["data"]["root"]
-        on_bad_record = on_bad_record or manifest.content["data"]["on_bad_record"]
+        manifest, config, data, options = stored.take_up(folder, config, data, options)
         all_epochs = {fold: config.for_fold(fold).epochs for fold in range(config.folds)}
+        fitted, finished = manifest.states("trained", "done"), set(manifest.states("done"))
         done = {
-            fold: epochs if manifest.is_trained(fold) else min(folder.next_epoch(fold), epochs)
+            fold: epochs if fold in fitted else min(folder.next_step(fold), epochs)
             for fold, epochs in all_epochs.items()
         }
-        finished = {fold for fold in all_epochs if manifest.is_done(fold)}
         notes.append("Only what is left of the run is planned.")
     elif out and RunFolder(out).exists():
         notes.append(f"{out} holds a run already: this one would need another --out.")
-    config, rows = _rows(config, data, assume, on_bad_record, console)
+    config, rows = _rows(config, data, assume, options, console)
     ground = _ground(config, assume, where, console)
     measured, why_not = _measured(rates, out, ground.share)
     notes += [why_not] if why_not else []
@@ -112,21 +110,21 @@ def _rows(
     config: Config,
     data: str | None,
     assume: Assume,
-    on_bad_record: Literal["fail", "skip"] | None,
+    options: Mapping[str, Any],
     console: Console,
 ) -> tuple[Config, Rows]:
     """The config as the data settle it, and how many rows its folds hold out."""
     if assume.rows is None:
         assert data is not None
-        plan = driver.plan_for(config, data, on_bad_record or "fail", console)
-        return plan.config, Rows.of(plan.fold_of_row, plan.n_test)
+        spec = session.check(TASK, config, data, options=options, say=session.sayer(console))
+        return spec.config, Rows.of(spec.fold_of_row, spec.n_test)
     if data is not None:
         raise ConfigError("assume.rows: it stands for data that are not there; leave out --data or this")
     n_train, n_test = parse_rows(assume.rows)
     if n_train < 2 * config.folds:
         raise ConfigError(f"assume.rows: {config.folds} folds need more than {n_train} training cadences")
     fold_of_row = np.arange(n_train) % config.folds
-    driver.check_batches(config, fold_of_row)
+    check_batches(config, fold_of_row)
     config = config.model_copy(update={"layout": config.layout or DEFAULT_LAYOUT["cadence"]})
     return config, Rows.of(fold_of_row, n_test)
 
@@ -136,22 +134,26 @@ def _ground(config: Config, assume: Assume, where: Where, console: Console) -> G
         from setibl_ray.core.cluster import placement
 
         nodes = _assumed_nodes(parse_nodes(assume.nodes), assume)
-        request = placement.request_for(config, nodes, where.accelerator_type, where.labels)
-        wanted = driver.largest_fold_bytes(config, request.device, request.cpus)
-        request = placement.with_memory(request, wanted, nodes)
+        request = placement.request_for(placement.Ask.of(config, TASK.needs(config, 0), where), nodes)
+        request = placement.with_memory(request, session.most_memory(TASK, [config], request), nodes)
         assumed_free = {node.node_id: {"memory": FREE_MEMORY * _memory(node)} for node in nodes}
         return _ground_of(config, request, nodes, assumed_free)
     if where.runner == "local":
-        cpus = driver.cores_here(config)
+        cpus = session.cores_here(config)
         device = "cpu" if config.device == "auto" else config.device
-        share = Share(device, device.upper(), cpus if device == "cpu" else config.devices_per_fold or 1, cpus)
+        share = Share(
+            device,
+            device.upper(),
+            cpus if device == "cpu" else max(1, int(config.devices_per_fold or 1)),
+            cpus,
+        )
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         config = config.model_copy(update={"device": device, "cpus_per_fold": cpus})
         return Ground([Host(socket.gethostname(), 1, total, free_bytes())], share, share.count, config)
     from setibl_ray.core.cluster import placement
     from setibl_ray.core.cluster.runner import on_every_node
 
-    with driver.cluster_for(config, where, console) as request:
+    with session.cluster_for(TASK, config, where, session.sayer(console)) as request:
         nodes = placement.cluster_nodes()
         here = socket.gethostname()
         free: dict[str, Mapping[str, float]] = {n.node_id: free_bytes() for n in nodes if n.name == here}
@@ -193,7 +195,7 @@ def _ground_of(
     hosts = [Host(node.name, request.slots(node), _memory(node), free.get(node.node_id, {})) for node in able]
     types = able[0].accelerator_types if request.device != "cpu" else ()
     device = next(iter(types), request.device.upper())
-    count = request.tpu_chips or request.gpus or request.cpus
+    count = request.tpu_chips or max(1, int(request.gpus)) if request.device != "cpu" else request.cpus
     config = config.model_copy(update={"device": request.device, "cpus_per_fold": request.cpus})
     share = Share(request.device, device, count, request.cpus)
     return Ground(hosts, share, int(able[0].total(request.device.upper())), config)

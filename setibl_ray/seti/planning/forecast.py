@@ -1,4 +1,4 @@
-"""A forecast of a run: what each fold costs by its rates, the schedule that comes of it, memory of the nodes, money."""
+"""A forecast of a run: the cost of each fold by its rates, the resulting schedule, memory of the nodes, dollars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from setibl_ray.core.run.supervisor import PREDICT_SPEEDUP, span_rows
+from setibl_ray.core.run.supervisor import span_rows
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.feeding.panels import Policy, room_needed
@@ -16,13 +16,14 @@ from setibl_ray.seti.memory import fold_bytes
 from setibl_ray.seti.planning.assume import DEVICES, Assume
 from setibl_ray.seti.planning.rates import Rates, Share
 from setibl_ray.seti.planning.simulate import Assignment, FoldCost, simulate
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP
 
 
 @dataclass(frozen=True)
 class Host:
     """A node that folds may run on.
 
-    `free` is what panel stores may take there, in "memory" and on "disk", in bytes; what is not in it is unknown.
+    `free` is the room for panel stores there, in "memory" and on "disk", in bytes; a missing entry is unknown.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Rows:
-    """How many cadences there are: of each fold's held-out part, of all of them together, and of the test set."""
+    """Numbers of cadences: of each fold's held-out part, of the training set, and of the test set."""
 
     valid: Mapping[int, int]
     test: int
@@ -49,7 +50,7 @@ class Rows:
 
 
 class Store(NamedTuple):
-    """Decoded panels of a split at one size, as a node keeps them."""
+    """Decoded panels of the training or test set at one size, as a node keeps them."""
 
     split: str
     image_size: tuple[int, int]
@@ -58,8 +59,8 @@ class Store(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of a run. `slots` holds the position in `hosts` of each slot's node; seconds are from the moment
-    at which the first fold is submitted."""
+    """How a run is expected to go. `slots` holds the position in `hosts` of each slot's node; times are seconds from
+    the submission of the first fold."""
 
     config: Config
     rows: Rows
@@ -77,7 +78,7 @@ class Forecast:
 
     @property
     def idle_share(self) -> float:
-        """Of the slots' time up to the makespan; waiting for a node's panels is idling too."""
+        """Idle share of the slots' time up to the makespan; waiting for a node's panels counts as idle."""
         busy = sum(seconds for job in self.assignments for lap, seconds in job.laps if lap != "wait")
         return 1 - busy / (len(self.slots) * self.makespan_s) if busy else 0.0
 
@@ -106,7 +107,7 @@ class Forecast:
 
 
 def slots_of(hosts: Sequence[Host], workers: int | None = None) -> list[int]:
-    """The node of each slot, as folds spread: one on every node before a second on any."""
+    """The node of each slot, in the order in which folds spread: one on every node before a second on any."""
     rounds = range(max((host.n_slots for host in hosts), default=0))
     return [i for turn in rounds for i, host in enumerate(hosts) if turn < host.n_slots][:workers]
 
@@ -125,14 +126,14 @@ def forecast(
     """Simulate a run.
 
     Args:
-      config: settled: with the layout, device and cores that its folds get.
+      config: with the layout, device and cores that its folds get.
       rows: numbers of cadences.
       hosts: nodes with slots.
       share: what a fold computes on.
       rates: of the folds to run; a fold without rates is not run.
       workers: at most this many folds at once.
       training_first: as Ray's runner does; a plain loop predicts with a fold as soon as it is trained.
-      epochs_done: epochs that a fold has behind it; with all of them only its test predictions are left.
+      epochs_done: finished epochs of each fold; if all are finished, only its test predictions remain.
     """
     slots = slots_of(hosts, workers)
     done = epochs_done or {}
@@ -148,7 +149,7 @@ def forecast(
 def cost_of(
     config: Config, rows: Rows, share: Share, fold: int, rates: Rates, *, n_slots: int, epochs_done: int = 0
 ) -> FoldCost:
-    """What a fold costs, `images` being those of its full global batches, in seconds.
+    """What a fold costs, in seconds; `images` are those in its full global batches.
 
     train     = epochs x (images / r_train + held out / r_predict + the epoch's own)
     views     = views x held out / r_predict                      the plain pass is the best epoch's
@@ -162,7 +163,7 @@ def cost_of(
     epoch_s = images / rates.train + n_valid / rates.predict + rates.epoch_s
     spans = []
     if rows.test:
-        # The driver knows no rate of prediction when it cuts the test set, and goes by that of training.
+        # When the driver cuts the test set, it does not know the rate of prediction yet and uses that of training.
         by_training_s = (config.tta + 1) * rows.test / (PREDICT_SPEEDUP * rates.train)
         per_span = span_rows(rows.test, by_training_s, n_slots, 2 * batch)
         spans = [min(per_span, rows.test - start) for start in range(0, rows.test, per_span)]
@@ -183,11 +184,11 @@ def cost_of(
 
 
 def places_of(policy: Policy, stores: Sequence[Store], free: Mapping[str, float]) -> list[str]:
-    """Where `data.panels.open_store` will keep each store of a node, one after the other.
+    """Where `feeding.panels.open_store` will keep each store of a node, one after the other.
 
     Returns:
-      "memory" or "disk", with a question mark where it is not known whether there is room; "nowhere" for panels that
-      are read anew each time; "refused" where there is no room and no other place may be taken.
+      "memory" or "disk", with a question mark if it is unknown whether there is room; "nowhere" for panels that are
+      read again each time; "refused" if there is no room and no other place is allowed.
     """
     homes = {"auto": ("memory", "disk"), "memory": ("memory",), "disk": ("disk",), "off": ()}[policy]
     left = dict(free)
@@ -207,10 +208,10 @@ def places_of(policy: Policy, stores: Sequence[Store], free: Mapping[str, float]
 
 
 class Bill(NamedTuple):
-    """Dollars: for nodes with folds and for the head."""
+    """Dollars, for nodes with folds and for the head."""
 
     kind: str  # "on demand" or "preemptible"; "" where the price was given
-    price: float  # of a node, an hour
+    price: float  # per node and hour
     nodes: float
     head: float
 

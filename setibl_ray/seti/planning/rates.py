@@ -8,17 +8,20 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
-from setibl_ray.core.errors import ConfigError, RunFolderError
-from setibl_ray.core.run.folder import FORMAT, RunFolder
-from setibl_ray.seti.backbones import BACKBONES
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.seti.cadence import LAYOUTS
-from setibl_ray.seti.config import Config, FoldConfig, parse
+from setibl_ray.seti.config import Config, FoldConfig
+from setibl_ray.seti.evaluation.finished import config_of
+from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning.assume import Assume, device_of
 
-BACKWARD = 2.0  # the backward pass in forward passes
-BUILD_TEST = 0.25  # of building to train, which compiles the forward pass twice and the backward one
+BACKWARD = 2.0  # cost of the backward pass, in forward passes
+BUILD_TEST = (
+    0.25  # of the time to build for training, which compiles the forward pass twice and the backward one
+)
 A_QUARTER = "assumed: a quarter of that"
 
 
@@ -38,15 +41,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one fold does on its share of a node.
+    """How fast one fold is on its share of a node.
 
     Attributes:
-      train, predict: images a second.
-      cadences: a second, read and decoded for a node's panels.
-      epoch_s: what an epoch takes besides its images.
-      start_s: from submission to device.
+      train, predict: images per second.
+      cadences: per second, read and decoded for a node's panels.
+      epoch_s: fixed time per epoch, besides its images.
+      start_s: from submission until the process has its device.
       build_s, build_test_s: model and tracing, to train and to predict only.
-      source: name of a rate -> where it is from, if not from where the others are.
+      source: name of a rate -> where it is from, if it differs from the others.
     """
 
     train: float
@@ -63,21 +66,23 @@ NAMES = tuple(name for name in Rates.__dataclass_fields__ if name != "source")
 
 
 def flop(config: Config, fold: int) -> float:
-    """Of one image, forward."""
+    """FLOP of a forward pass of one image."""
     own = config.for_fold(fold)
     height, width, _ = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    return 2 * BACKBONES[own.model].multiply_adds * height * width
+    return 2 * MODELS[own.model].multiply_adds * height * width
 
 
 def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
-    """Raises:
-    ConfigError: nothing is known of the device.
+    """Rates from the device's peak.
+
+    Raises:
+      ConfigError: nothing is known about the device.
     """
     device = device_of(assume, share.device)
-    reached = share.count * device.tflops * 1e12 * device.utilisation
+    reached = share.count * device.peak_tflops * 1e12 * device.utilisation
     forward = flop(config, fold)
     cadences = assume.cadences_per_s or min(200.0 * share.cpus, 2000.0)
-    peak = f"assumed: {100 * device.utilisation:g} % of {share.count} x {device.tflops:g} TFLOP/s"
+    peak = f"assumed: {100 * device.utilisation:g} % of {share.count} x {device.peak_tflops:g} TFLOP/s"
     gflop = f"{forward / 1e9:.3g} GFLOP an image"
     return Rates(
         train=reached / (forward * (1 + BACKWARD)),
@@ -98,7 +103,7 @@ def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
 
 @dataclass(frozen=True)
 class Measured:
-    """The rates of an earlier run: by fold, and what its folds ran on."""
+    """The rates of an earlier run by fold, and what its folds ran on."""
 
     run: str
     config: Config
@@ -106,7 +111,7 @@ class Measured:
     by_fold: Mapping[int, Rates]
 
     def of(self, config: Config, fold: int, share: Share) -> Rates:
-        """Rates of a fold of another config: scaled by FLOP where backbone or size differ, by devices where they do."""
+        """Rates for a fold of another config, scaled by FLOP (for another backbone or size) and by devices."""
         wanted = flop(config, fold)
         own = config.for_fold(fold)
         near = min(self.by_fold, key=lambda other: abs(flop(self.config, other) - wanted))
@@ -127,19 +132,14 @@ class Measured:
 
 
 def measure(path: str) -> Measured:
-    """Read the rates of a run; one that is not finished will do, as soon as a fold of it is trained.
+    """Read the rates of a run, which need not be finished: one trained fold is enough.
 
     Raises:
-      RunFolderError: there is no run, or no fold of it was trained from its first epoch to its last in one go.
+      RunFolderError: there is no run, or no fold of it was trained from its first epoch to its last in one attempt.
     """
     folder = RunFolder(path)
-    manifest = folder.read_json("manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise RunFolderError(f"{path}: has run format {manifest.get('format')}, this version reads {FORMAT}")
-    try:
-        config = parse(yaml.safe_load(folder.read("config.yaml")))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
+    manifest = Manifest.load(folder).plain()
+    config = config_of(folder)
     n_valid = folder.read_csv("folds.csv")["fold"].astype(int).value_counts()
     jobs = list(_jobs(manifest))
     trained = [
@@ -153,7 +153,7 @@ def measure(path: str) -> Measured:
     count = place.threads if place.device == "cpu" else place.n_replicas
     share = Share(place.device, place.device.upper(), count, place.threads)
 
-    # Before a process starts a slot is free: since a driver began, or since a job ended.
+    # A process starts on a slot that became free when a driver began or a job ended.
     frees = [
         manifest["started_s"],
         *(driver["at_s"] for driver in manifest["resumed"]),
@@ -162,7 +162,7 @@ def measure(path: str) -> Measured:
     start_s = median(
         job.started_s - max(free for free in frees if free <= job.started_s) for job in jobs if job.is_first
     )
-    # The first fold of a node decodes its panels, others wait for it or find them there.
+    # The first fold on a node decodes its panels; others wait for it or find them decoded.
     open_s = max(fold.job.timings["open_s"] for fold in trained)
     cadences = manifest["data"]["n_train"] / max(open_s, 1e-3)
 
@@ -179,11 +179,11 @@ def measure(path: str) -> Measured:
 
 @dataclass(frozen=True)
 class _Job:
-    """An attempt of a run, as its manifest tells of it. `is_first` of its process: it builds and traces."""
+    """An attempt of a run, from its manifest. `is_first`: the first job of its process, which builds and traces."""
 
     fold: int
     rows: int | None  # of the test set; None for training
-    whole: bool  # not taken up from another attempt
+    whole: bool  # does not continue another attempt
     device: str
     n_replicas: int
     threads: int
@@ -194,7 +194,7 @@ class _Job:
 
 
 def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
-    """Attempts that came as far as to say where they run, by their start."""
+    """Attempts that reported where they run, ordered by their start."""
     told = []
     for fold, entry in manifest["folds"].items():
         for number, attempt in enumerate(entry["attempts"]):
@@ -208,12 +208,12 @@ def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
             yield _Job(
                 fold,
                 rows[1] - rows[0] if rows else None,
-                attempt.get("from_epoch", 0) == 0,
+                attempt.get("from_step", attempt.get("from_epoch", 0)) == 0,
                 attempt["device"],
-                attempt["n_replicas"],
-                attempt["threads"],
+                attempt.get("n_replicas", 1),
+                attempt.get("cpus") or attempt["threads"],
                 attempt["started_s"],
-                attempt["ended_s"] or float("inf"),
+                attempt.get("ended_s") or float("inf"),
                 timings,
                 (attempt["node"], attempt["pid"]) not in processes,
             )
@@ -221,7 +221,7 @@ def _jobs(manifest: Mapping[str, Any]) -> Iterator[_Job]:
 
 
 class _Trained(NamedTuple):
-    """A fold's training: its job, its history.csv, and the rows that it holds out."""
+    """A fold's training: its job, its history.csv, and its number of held-out rows."""
 
     job: _Job
     history: pd.DataFrame
@@ -229,17 +229,17 @@ class _Trained(NamedTuple):
 
     @property
     def besides_s(self) -> float:
-        """What its epochs took besides training: predicting the held-out part, keeping its state."""
+        """Time of its epochs besides training: predicting the held-out part and saving its state."""
         return self.job.timings["train_s"] - self.history["duration_s"].sum()
 
 
 def _rates(
     folds: Sequence[_Trained], spans: Sequence[_Job], tta: int, *, start_s: float, cadences: float
 ) -> Rates:
-    """Rates of folds that are alike, and of their spans of the test set.
+    """Rates of folds with the same config, and of their spans of the test set.
 
-    The first job of a process traces in its first epoch or prediction: that does not count for a rate, and what it took
-    longer than the others is the time to build.
+    The first job of a process traces in its first epoch or prediction. That one is left out of the rates; the time by
+    which it is longer than the others is part of the time to build.
     """
     first, later = [f for f in folds if f.job.is_first], [f for f in folds if not f.job.is_first]
     speeds = [speed for fold in first for speed in fold.history["images_per_s"][1:]]

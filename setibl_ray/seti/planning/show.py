@@ -9,12 +9,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from setibl_ray.core.text import counted, duration, in_one_unit, size, three_digits
 from setibl_ray.seti.planning.assume import Assume
 from setibl_ray.seti.planning.forecast import Bill, Forecast, places_of
 from setibl_ray.seti.planning.rates import Rates
 from setibl_ray.seti.planning.simulate import Assignment
 
-MAX_ROWS = 16  # of slots, of folds, and of the values of one rate; the rest is counted
+MAX_ROWS = 16  # of slots, of folds, and of the values of one rate; the others are only counted
 MAX_WIDTH = 110
 
 _STAGES = {  # stage -> its character and colour in the bars
@@ -33,11 +34,10 @@ _LEGEND = {
     "test": "test views",
     "wait": "idle",
 }
-_UNITS = (("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172800.0), ("days", 86400.0, float("inf")))
 _PLACES = {
     "memory": "in /dev/shm",
     "disk": "on disk",
-    "nowhere": "not kept: read and decoded anew each time",
+    "nowhere": "not kept: read and decoded again each time",
     "refused": "no room there: such a run will be refused",
     "memory?": "in /dev/shm, if there is room",
     "disk?": "on disk, if there is room",
@@ -67,47 +67,20 @@ def show(
         console.print(section, highlight=False, width=width)
 
 
-def in_one_unit(longest_s: float) -> Format:
-    """A format for times up to `longest_s`, all in the same unit."""
-    name, factor, _ = next(unit for unit in _UNITS if longest_s < unit[2])
-    digits = 0 if name == "s" else 1
-    return lambda seconds: f"{seconds / factor:.{digits}f} {name}" if seconds else "0"
-
-
-def duration(seconds: float) -> str:
-    return in_one_unit(seconds)(seconds)
-
-
-def size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
-
-
-def three_digits(value: float) -> str:
-    if value >= 1000:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f}"
-
-
-def counted(n: int, name: str) -> str:
-    return f"{n:,} {name}{'s' * (n != 1)}"
-
-
-def _head(plan: Forecast) -> Text:
+def _head(plan: Forecast) -> RenderableType:
     config = plan.config
     own = [config.for_fold(cost.fold) for cost in plan.costs]
     models = ", ".join(dict.fromkeys(f"{fold.model} at {_by(fold.image_size)}" for fold in own))
     epochs = sorted({fold.epochs for fold in own})
     of = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else counted(epochs[0], "epoch")
     where = plan.hosts[0].name if len(plan.hosts) == 1 else counted(len(plan.hosts), "node")
-    lines = (
-        (
-            "plan   ",
-            f"{counted(len(plan.costs), 'fold')}, {of}, {config.tta} views; {models}, {config.layout}\n",
-        ),
-        ("data   ", f"{plan.rows.train:,} training and {plan.rows.test:,} test cadences\n"),
-        ("where  ", f"{where}: {counted(len(plan.slots), 'slot')} of {plan.share}"),
-    )
-    return Text.assemble(*(part for label, text in lines for part in ((label, "bold"), text)))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    told = f"{counted(len(plan.costs), 'fold')}, {of}, {config.tta} views; {models}, {config.layout}"
+    table.add_row("plan", told)
+    table.add_row("data", f"{plan.rows.train:,} training and {plan.rows.test:,} test cadences")
+    table.add_row("where", f"{where}: {counted(len(plan.slots), 'slot')} of {plan.share}")
+    return table
 
 
 def _bars(plan: Forecast, time: Format, width: int) -> RenderableType:
@@ -207,15 +180,15 @@ def _sums(plan: Forecast, bill: Sequence[Bill], assume: Assume) -> RenderableTyp
     table.add_row("idle", f"{100 * plan.idle_share:.0f} %", idle)
     around = f"{duration(assume.setup_s)} before and {duration(assume.idle_s)} after its work"
     for one in bill:
-        price = f"{counted(len(plan.hosts), 'node')} at {one.price:.2f} $/h, head {one.head:.2f} $"
-        table.add_row(f"bill, {one.kind}" if one.kind else "bill", f"{one.nodes + one.head:.2f} $", price)
+        price = f"{counted(len(plan.hosts), 'node')} at ${one.price:.2f}/h, head ${one.head:.2f}"
+        table.add_row(f"bill, {one.kind}" if one.kind else "bill", f"${one.nodes + one.head:.2f}", price)
     if bill:
         table.add_row("", "", f"and each {around}")
     return table
 
 
 def _memory(plan: Forecast) -> RenderableType:
-    """Of the node that has least to spare."""
+    """Memory of the node that has the least to spare."""
     folds = {node: plan.slots.count(node) * plan.fold_bytes for node in plan.nodes_used()}
     node = min(folds, key=lambda node: plan.hosts[node].memory_bytes - folds[node])
     host, n_folds = plan.hosts[node], plan.slots.count(node)
@@ -244,7 +217,7 @@ _RATES: tuple[tuple[str, str, Callable[[Rates], str]], ...] = (
 
 
 def _rates(plan: Forecast) -> RenderableType:
-    """Each rate of a fold and where it is from; several lines where folds differ."""
+    """Each rate and its source; several lines if folds differ."""
     table = _grid()
     predict_only = any(job.span is not None and "build" in dict(job.laps) for job in plan.assignments)
     for name, label, text in _RATES:

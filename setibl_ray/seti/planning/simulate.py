@@ -1,8 +1,9 @@
-"""List scheduling: folds in order, each on a slot as soon as one is free; spans of the test set where no fold waits.
+"""List scheduling: folds in order, each on the first free slot; spans of the test set when no fold is waiting.
 
-A slot is a fold's share of a node. What a job costs depends on where it runs and on what ran there before: the first
-that needs a node's panels builds them while the others wait, and on a CPU a process goes on to the next job with
-TensorFlow loaded and the last model built. An accelerator is freed by its process only, so there each job has its own.
+A slot is a fold's share of a node. The cost of a job depends on where it runs and on what ran there before: the first
+job that needs a node's panels decodes them while others wait, and on a CPU a process continues with the next job with
+TensorFlow loaded and the last model built. An accelerator is only freed when its process ends, so there each job has
+its own process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class FoldCost:
     """What a fold costs, in seconds.
 
     Attributes:
-      start_s: a process up to its device: interpreter, imports, TPU system.
+      start_s: until a process has its device: interpreter, imports, TPU system.
       build_s, build_test_s: model and tracing, to train and to predict only.
       open_s, open_test_s: decoding a node's training and test panels.
       train_s: epochs.
@@ -27,7 +28,7 @@ class FoldCost:
       spans_s: each span of the test set.
       model: what is built; a process keeps the last one.
       panels: what is decoded.
-      trained: only the test set is left.
+      trained: only the test set remains.
     """
 
     fold: int
@@ -74,8 +75,8 @@ def simulate(
     Args:
       costs: of the folds, in the order in which they are submitted.
       nodes: the node of each slot.
-      keep_processes: a slot's process does its next job too.
-      training_first: a span waits until no fold does; otherwise it goes before them.
+      keep_processes: a slot's process also runs the next job there.
+      training_first: spans wait until no fold is waiting; otherwise they go before folds.
 
     Returns:
       Assignments in the order in which they start. The last of their ends is the makespan.
@@ -83,15 +84,17 @@ def simulate(
     folds = deque(cost for cost in costs if not cost.trained)
     spans = deque((cost, span) for cost in costs if cost.trained for span in range(len(cost.spans_s)))
     free, busy = set(range(len(nodes))), Counter[int]()
-    built: dict[int, Hashable] = {}  # slot -> the model that its process has
-    decoded: dict[tuple[int, str, Hashable], float] = {}  # (node, split, panels) -> when they are there
+    built: dict[int, Hashable] = {}  # slot -> the model built in its process
+    decoded: dict[
+        tuple[int, str, Hashable], float
+    ] = {}  # (node, train or test, panels) -> when they are decoded
     running: list[tuple[float, int, Assignment, FoldCost]] = []
     order = count()
     assignments: list[Assignment] = []
     now = 0.0
 
     def start(cost: FoldCost, span: int | None) -> None:
-        # Ray spreads jobs over nodes, and gives a job a process that a node has before it starts another.
+        # Ray spreads jobs over nodes, and reuses an idle process of a node before it starts another.
         slot = min(free, key=lambda slot: (busy[nodes[slot]], built.get(slot) != cost.model, slot))
         free.remove(slot)
         busy[nodes[slot]] += 1

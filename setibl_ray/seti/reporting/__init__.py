@@ -1,1 +1,1 @@
-"""The run's pictures: report.html and training.png. The only package that plots."""
+"""A run's figures and pictures: report.html and training.png."""

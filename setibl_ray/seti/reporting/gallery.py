@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +14,12 @@ from setibl_ray.seti.cadence import N_PANELS, ON
 
 MAX_ROWS = 56  # of one panel in the picture; time is averaged, as drift is slow
 GAP = 3  # rows between panels
-PANEL_ASPECT = 4.4  # width by height of a panel on the page, whatever its pixels, so that cards compare
 QUALITY = 72
 
 
 @lru_cache(maxsize=1)
 def _colours() -> np.ndarray:
-    """(256, 3) uint8: viridis, even to the eye and to the colour-blind."""
+    """(256, 3) uint8: viridis, perceptually uniform and readable by the colour-blind."""
     from matplotlib import colormaps
 
     return (colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
@@ -43,7 +41,7 @@ def waterfall(panels: np.ndarray) -> bytes:
     rows = min(height, MAX_ROWS)
     edges = np.arange(rows + 1) * height // rows
     small = np.add.reduceat(panels.astype(np.float32), edges[:-1], axis=0) / np.diff(edges)[:, None, None]
-    # One scale for all six: the reader compares ON with OFF.
+    # One scale for all six, so that ON and OFF can be compared.
     low, high = np.percentile(small, [1, 99.8])
     levels = np.clip((small - low) / max(high - low, 1e-6), 0, 1)
     coloured = _colours()[(levels * 255).astype(np.uint8)]
@@ -61,41 +59,39 @@ def positions(n_panels: int) -> Sequence[int]:
     return range(N_PANELS) if n_panels == N_PANELS else ON
 
 
-def card(panels: np.ndarray, caption: str, axes: Mapping[str, Any]) -> str:
-    """HTML of one labelled cadence.
+class Lane(NamedTuple):
+    """A panel of a picture: ON or OFF, and when it begins, if known."""
+
+    on: bool
+    since_s: float | None
+
+
+class Card(NamedTuple):
+    """A cadence for a page: its picture as a URL, its panels from the top, and the texts below it."""
+
+    picture: str
+    lanes: list[Lane]
+    axis: Sequence[str]
+
+
+def card(panels: np.ndarray, axes: Mapping[str, Any]) -> Card:
+    """A labelled cadence.
 
     Args:
       panels: (H, W, P).
-      caption: HTML.
       axes: `df_hz`, `dt_s` of a raw pixel and `panel_shape` of a raw panel, where known; `f_start_mhz`
         likewise.
     """
     height, width = axes.get("panel_shape") or panels.shape[:2]
     dt, df = axes.get("dt_s"), axes.get("df_hz")
-    lanes = []
-    for position in positions(panels.shape[2]):
-        on = position in ON
-        since = f"<i>{position * height * dt:.0f} s</i>" if dt else ""
-        lanes.append(f"<span{' class=on' if on else ''}>{'ON' if on else 'OFF'}{since}</span>")
-    return (
-        f'<figure class="cadence"><div class="stack"><div class="lanes">{"".join(lanes)}</div>'
-        f'<img alt="waterfall of {panels.shape[2]} panels" style="aspect-ratio:{PANEL_ASPECT}/{panels.shape[2]}" '
-        f'src="{image_url(waterfall(panels), "webp")}"></div>'
-        f'<div class="axis">{_frequencies(width, df, axes.get("f_start_mhz"))}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    lanes = [Lane(at in ON, at * height * dt if dt else None) for at in positions(panels.shape[2])]
+    texts = _frequencies(width, df, axes.get("f_start_mhz"))
+    return Card(image_url(waterfall(panels), "webp"), lanes, texts)
 
 
-def _frequencies(width: int, df_hz: float | None, f_start_mhz: float | None) -> str:
+def _frequencies(width: int, df_hz: float | None, f_start_mhz: float | None) -> Sequence[str]:
     if not df_hz:
-        return f"<span>channel 0</span><span>{width - 1}</span>"
+        return "channel 0", f"{width - 1}"
     if f_start_mhz is not None:
-        ends = f_start_mhz, f_start_mhz + width * df_hz / 1e6
-        return f"<span>{ends[0]:.5f}</span><span>{ends[1]:.5f} MHz</span>"
-    return f"<span>0</span><span>frequency</span><span>{width * df_hz:.0f} Hz</span>"
-
-
-def sheet(title: str, lead: str, cards: Sequence[str]) -> str:
-    return (
-        f'<h3>{escape(title)}</h3><p class="how">{escape(lead)}</p><div class="sheet">{"".join(cards)}</div>'
-    )
+        return f"{f_start_mhz:.5f}", f"{f_start_mhz + width * df_hz / 1e6:.5f} MHz"
+    return "0", "frequency", f"{width * df_hz:.0f} Hz"

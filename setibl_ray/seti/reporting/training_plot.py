@@ -22,7 +22,7 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
 
     figure = Figure(figsize=(12, 4.2))
     FigureCanvasAgg(figure)
-    # Room for axis labels and legend, set once: a layout engine draws everything twice to find it.
+    # Fixed room for axis labels and legend: a layout engine would draw everything twice to find it.
     left = figure.add_axes((0.05, 0.2, 0.89, 0.73))
     right = left.twinx()
     epoch = history["epoch"].to_numpy() + 1  # people count from one
@@ -45,7 +45,7 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
         _name(right, "lowest loss", epoch, lowest, value, -18)
     left.set(xlabel="epoch", ylabel="AUC", title=title)
     right.set(ylabel="loss")
-    left.margins(y=0.15)  # room for the two names
+    left.margins(y=0.15)  # room for the two labels
     right.margins(y=0.15)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.grid(alpha=0.25)
@@ -59,6 +59,6 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
 
 
 def _name(axes: Any, text: str, epoch: np.ndarray, at: int, value: float, above: int) -> None:
-    """Write beside a marked epoch, on the side where the picture goes on; beyond a best value there is no curve."""
+    """Label a marked epoch, on the side with more room; above a best value there is no curve."""
     side, shift = ("right", -10) if at >= len(epoch) / 2 else ("left", 10)
     axes.annotate(text, (epoch[at], value), (shift, above), textcoords="offset points", ha=side)

@@ -1,6 +1,6 @@
-"""What a fold task computes with TensorFlow: devices, models, one compiled trainer, the fold itself."""
+"""The TensorFlow part of a fold task: devices, models, one compiled trainer, the fold itself."""
 
 import os
 
-# Before TensorFlow is first imported: its start-up lines (no CUDA here, no TensorRT there) are not a user's business.
+# Set before TensorFlow is first imported: its start-up messages (no CUDA, no TensorRT) do not help a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,4 +1,4 @@
-"""What a fold computes on: the TPU, the GPUs or the CPU share that its task was given, as a TensorFlow strategy."""
+"""The TPU, the GPUs or the share of the CPU that a fold was given, as a TensorFlow strategy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from setibl_ray.core.contract import Place
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.terminal import headline
 
@@ -27,21 +26,17 @@ class Device:
     def n_replicas(self) -> int:
         return self.strategy.num_replicas_in_sync
 
-    @property
-    def place(self) -> Place:
-        return Place.here(self.kind, self.n_replicas, self.threads)
-
 
 def acquire(kind: str, threads: int) -> Device:
     """Set this process up for one fold.
 
     Args:
-      kind: `auto` takes the TPU, else the GPUs, else the CPU, of those this process may see.
-      threads: CPU cores of the task. TensorFlow ignores what Ray grants a task and would take every core of the
-        node, so its pools are set from this. Threads are part of a CPU run's identity: sums are split by them.
+      kind: `auto` takes the TPU, otherwise the GPUs, otherwise the CPU, of those visible to this process.
+      threads: CPU cores of the task. TensorFlow ignores what Ray grants a task and would use every core of the
+        node, so its pools are set from this. A CPU run's bytes depend on it, as sums are split by threads.
 
     Raises:
-      ConfigError: `tpu` or `gpu` was asked for and this process sees none, or TensorFlow already runs with
+      ConfigError: `tpu` or `gpu` was requested and this process has none, or TensorFlow already runs with
         another number of threads.
     """
     _set_threads(threads, n_replicas=len(tf.config.list_physical_devices("GPU")) or _n_logical_cpus())
@@ -52,7 +47,7 @@ def acquire(kind: str, threads: int) -> Device:
     gpus = tf.config.list_physical_devices("GPU") if kind in ("auto", "gpu") else []
     if gpus:
         for gpu in gpus:
-            # Without growth the first fold would take all the memory of a GPU that it may share.
+            # Without memory growth the first fold would take all the memory of a GPU that it may share.
             with suppress(RuntimeError):  # already initialised by an earlier fold of this process
                 tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.experimental.enable_op_determinism()
@@ -69,7 +64,7 @@ def acquire(kind: str, threads: int) -> Device:
     ):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
         tf.config.set_visible_devices([], "GPU")
     logical = tf.config.list_logical_devices("CPU")
-    if len(logical) > 1:  # CPUs split on purpose: the way to exercise replicas where there is no accelerator
+    if len(logical) > 1:  # CPUs split into logical devices, to test replicas without an accelerator
         return Device("cpu", tf.distribute.MirroredStrategy([device.name for device in logical]), threads)
     return Device("cpu", tf.distribute.get_strategy(), threads)
 
@@ -83,7 +78,7 @@ def _set_threads(threads: int, n_replicas: int) -> None:
     config = tf.config.threading
     try:
         config.set_intra_op_parallelism_threads(threads)
-        # Replicas wait for each other in an all-reduce: with fewer threads than replicas they would wait for ever.
+        # Replicas wait for each other in an all-reduce: with fewer threads than replicas they would wait forever.
         config.set_inter_op_parallelism_threads(max(threads, 2 * n_replicas if n_replicas > 1 else 1))
     except RuntimeError:
         running = config.get_intra_op_parallelism_threads()
@@ -117,13 +112,13 @@ def _sees_tpu() -> bool:
 def clear_stale_lock(path: Path) -> bool:
     """Remove a TPU lock file that a killed process left behind; True if one was removed.
 
-    libtpu holds a lock on the open file for as long as its process lives, so a file that can be locked has no
-    owner. A killed task leaves it, and every retry on that host then fails until it is gone.
+    libtpu holds a lock on the open file as long as its process lives, so a file that can be locked has no
+    owner. A killed task leaves it behind, and every retry on that host fails until it is removed.
     """
     try:
         with path.open("r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             return True
-    except OSError:  # no such file, somebody's lock, or not ours to touch: libtpu will say what is wrong
+    except OSError:  # missing, locked, or not permitted: libtpu will report what is wrong
         return False

@@ -15,45 +15,38 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from setibl_ray.core.contract import (
-    AnyJob,
-    EpochEnd,
-    Event,
-    FoldResult,
-    Job,
-    Plan,
-    Predicted,
-    PredictJob,
-    Span,
-    Started,
-)
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.randomness import sample_keys, stream_key
+from setibl_ray.core.task import Fitted, Prediction, Span, Step, Work
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS
 from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
+from setibl_ray.seti.formats.shards import DataIndex
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP
 from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train.models import Code
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
 
 
 class FoldData:
     """The datasets of one fold, over the panels that its node keeps decoded, each split from when it is asked for."""
 
-    def __init__(self, plan: Plan, fold: int, threads: int, n_replicas: int) -> None:
-        self._config = config = plan.config
-        self._fold = fold
+    def __init__(self, work: Work, threads: int, n_replicas: int) -> None:
+        self._config = config = work.config
+        self._work = work
+        self._index: DataIndex = work.rows.content
+        self._fold = work.fold
         self._threads = threads
-        self._batch = config.for_fold(fold).batch_size * n_replicas
-        self._prediction_batch = plan.prediction_batch(fold, n_replicas)
-        self._layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[plan.index.storage]]
-        self._image_size = config.for_fold(fold).image_size
-        self._plan = plan
+        self._batch = config.for_fold(work.fold).batch_size * n_replicas
+        self.prediction_batch = 2 * self._batch  # as in the original notebook: no gradients are kept
+        self._layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[self._index.storage]]
+        self._image_size = config.for_fold(work.fold).image_size
         self._stores: dict[str, PanelStore] = {}
-        self._keys = sample_keys(plan.index.train["image_id"])
-        targets = plan.index.train["target"].to_numpy(np.float32)
-        self.train_rows = plan.train_rows(fold)
-        self.valid_rows = plan.valid_rows(fold)
+        self._keys = sample_keys(self._index.train["image_id"])
+        targets = self._index.train["target"].to_numpy(np.float32)
+        self.train_rows = work.train
+        self.valid_rows = work.valid
         self.train_targets = targets[self.train_rows]
         self.valid_targets = targets[self.valid_rows]
 
@@ -65,13 +58,13 @@ class FoldData:
 
     def _open(self, split: str) -> PanelStore:
         return open_store(
-            self._plan.index,
+            self._index,
             split,
             self._layout.panels,
             self._image_size,
             self._config.standardize,
             policy=self._config.cache,
-            folder=Path(self._plan.scratch),
+            folder=Path(self._work.scratch),
             threads=self._threads,
         )
 
@@ -107,7 +100,7 @@ class FoldData:
         return self._views(self.open("train"), self.valid_rows, self._keys[self.valid_rows], views)
 
     def test_views(self, span: Span, views: Sequence[int | None]) -> tf.data.Dataset:
-        ids = self._plan.index.test["image_id"].iloc[slice(*span)]
+        ids = self._index.test["image_id"].iloc[slice(*span)]
         return self._views(self.open("test"), np.arange(*span), sample_keys(ids), views)
 
     def _views(
@@ -118,7 +111,7 @@ class FoldData:
             rows,
             keys,
             layout=self._layout,
-            batch=self._prediction_batch,
+            batch=self.prediction_batch,
             view_keys=[
                 None if view is None else stream_key(self._config.seed, "view", self._fold, view)
                 for view in views
@@ -128,47 +121,42 @@ class FoldData:
         )
 
 
-def fold_task(plan: Plan, job: AnyJob) -> Iterator[Event]:
-    """The task of this package's runs: `contract.Task`."""
-    yield from predict_span(plan, job) if isinstance(job, PredictJob) else fit_fold(plan, job)
+def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
+    """Train one fold and predict the rows that it holds out: `CadenceTask.fit`.
 
-
-def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
-    """Train one fold and predict the rows that it holds out.
-
-    Yields `Started`, an `EpochEnd` per epoch and one `FoldResult`. With `job.state` training goes on at the epoch
-    after the last one that was finished, and ends with the bytes of a run that was never interrupted (same
-    kind of device, same threads).
+    Yields a `Step` per epoch and one `Fitted`. With `work.state` training goes on at the epoch after the last one that
+    was finished, and ends with the bytes of a run that was never interrupted (same kind of device, same threads).
 
     Raises:
       ConfigError: the fold has fewer records than one global batch, or the device, weights or layout do not fit.
       DataError: a shard cannot be read.
     """
-    config = plan.config
-    own = config.for_fold(job.fold)
+    config = work.config
+    own = config.for_fold(work.fold)
     clock = _Clock()
 
     device = devices.acquire(config.device, config.cpus_per_fold or 1)
-    yield Started(job.fold, device.place)
+    clock.lap("device_s")
 
-    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
+    with closing(FoldData(work, device.threads, device.n_replicas)) as data:
         if data.n_steps == 0:
             raise ConfigError(
-                f"batch-size: fold {job.fold} trains on {len(data.train_rows)} records, fewer than one global batch of "
-                f"{own.batch_size * device.n_replicas} ({own.batch_size} x {device.n_replicas} replicas). "
+                f"batch-size: fold {work.fold} trains on {len(data.train_rows)} records, fewer than one global batch "
+                f"of {own.batch_size * device.n_replicas} ({own.batch_size} x {device.n_replicas} replicas). "
                 "Lower --batch-size."
             )
         data.open("train")
         clock.lap("open_s")
-        trainer = trainer_for(plan, own, data.image_shape, device)
+        trainer = trainer_for(work, own, data.image_shape, device, code)
         clock.lap("build_s")
 
-        state = _begin(trainer, job)
-        learning_rate = config.learning_rate(job.fold, device.n_replicas)
+        state = _begin(trainer, work)
+        learning_rate = config.learning_rate(work.fold, device.n_replicas)
+        row: dict[str, float] = {}
         for epoch in range(state.epochs_done, own.epochs):
-            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, job.fold)
+            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, work.fold)
             clock.lap("train_s")
-            yield EpochEnd(job.fold, epoch, own.epochs, row, state.to_bytes())
+            yield Step(row, state.to_bytes())
 
         trainer.model.set_weights(state.best_weights)
         valid_plain = state.best_valid_pred
@@ -177,48 +165,52 @@ def fit_fold(plan: Plan, job: Job) -> Iterator[Event]:
             n = len(valid_plain)
             valid_pred = mean(trainer.predict(data.valid_views(range(config.tta)), n, config.tta))
         clock.lap("predict_valid_s")
-        yield FoldResult(
-            fold=job.fold,
-            valid_pred=valid_pred,
-            valid_pred_no_tta=valid_plain,
-            best_epoch=state.best_epoch,
-            history=state.history,
-            weights=trainer.weights_file(),
-            timings=clock.laps,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        yield Fitted(
+            pred=valid_pred,
+            artifact=trainer.weights_file(),
+            columns={"pred_no_tta": valid_plain},
+            facts={
+                "best_epoch": state.best_epoch,
+                "timings": clock.laps,
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "attempt": {"device": device.kind, "n_replicas": device.n_replicas},
+            },
+            batch=data.prediction_batch,
+            row_s=(1 + config.tta) / (PREDICT_SPEEDUP * state.images_per_s),
         )
 
 
-def predict_span(plan: Plan, job: PredictJob) -> Iterator[Event]:
-    """Predict a span of the test set with the weights of a trained fold.
+def predict(work: Work, code: Code) -> Prediction:
+    """Predict a span of the test set with the weights of a trained fold: `CadenceTask.predict`.
 
-    Yields `Started` and one `Predicted`, whose bytes are those of the same rows predicted in one piece with all others
-    (same kind of device, same threads and replicas, spans cut at multiples of `Plan.prediction_batch`).
+    The bytes are those of the same rows predicted in one piece with all others (same kind of device, same threads and
+    replicas, spans cut at multiples of `Fitted.batch`).
 
     Raises:
       ConfigError: the device does not fit.
       DataError: a shard cannot be read.
     """
-    config = plan.config
+    config = work.config
     clock = _Clock()
     device = devices.acquire(config.device, config.cpus_per_fold or 1)
-    yield Started(job.fold, device.place, job.span)
+    clock.lap("device_s")
 
-    with closing(FoldData(plan, job.fold, device.threads, device.n_replicas)) as data:
+    with closing(FoldData(work, device.threads, device.n_replicas)) as data:
         data.open("test")
         clock.lap("open_s")
-        trainer = trainer_for(plan, config.for_fold(job.fold), data.image_shape, device)
-        trainer.load_weights_file(job.weights)
+        trainer = trainer_for(work, config.for_fold(work.fold), data.image_shape, device, code)
+        trainer.load_weights_file(work.artifact)
         clock.lap("build_s")
-        n, views = job.span[1] - job.span[0], [None, *range(config.tta)]
-        pred = trainer.predict(data.test_views(job.span, views), n, len(views))
+        n, views = work.span[1] - work.span[0], [None, *range(config.tta)]
+        pred = trainer.predict(data.test_views(work.span, views), n, len(views))
         clock.lap("predict_s")
-        yield Predicted(job.fold, job.span, mean(pred[1:]) if config.tta else pred[0], pred[0], clock.laps)
+        facts = {"timings": clock.laps, "device": device.kind, "n_replicas": device.n_replicas}
+        return Prediction(mean(pred[1:]) if config.tta else pred[0], {"pred_no_tta": pred[0]}, facts)
 
 
-def _begin(trainer: Trainer, job: Job) -> FoldState:
-    if job.state is not None:
-        state = FoldState.from_bytes(job.state)
+def _begin(trainer: Trainer, work: Work) -> FoldState:
+    if work.state is not None:
+        state = FoldState.from_bytes(work.state)
         trainer.restore(state)
         return state
     weights, optimizer = trainer.capture()
@@ -248,7 +240,7 @@ def _train_epoch(
     }
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
-    state.history = [*state.history, row]
+    state.images_per_s = row["images_per_s"]
     # A diverged epoch has no AUC and is never the best; the first epoch counts even so, to have weights to report.
     if auc > state.best_auc or state.best_epoch < 0:
         state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch

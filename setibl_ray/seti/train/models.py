@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import pkgutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import tensorflow as tf
+from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import can_be_written, file_lock
 from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
+from setibl_ray.seti.models import MODELS
 
 ImageShape = tuple[int, int, int]
-Builder = Callable[[ImageShape, str | None], tf.keras.Model]
+Code = Mapping[str, Callable[..., Any]]  # the user's own builders, by the name that a config has for them
 
-# Batch normalisation at Keras' 0.99 follows the activations too slowly for a run of a few hundred steps: held-out
-# AUC stays at chance for epochs while the training loss falls. 0.9 follows within tens of steps.
+# With Keras' momentum of 0.99, batch normalisation follows the activations too slowly for a run of a few hundred steps:
+# held-out AUC stays at chance for epochs while the training loss falls. With 0.9 it follows within tens of steps.
 SCRATCH_BN_MOMENTUM = 0.9
 
 
-def _efficientnet(size: str) -> Builder:
-    def build(shape: ImageShape, weights: str | None) -> tf.keras.Model:
-        import efficientnet.tfkeras as efn
-
-        return getattr(efn, f"EfficientNet{size.upper()}")(
-            input_shape=shape, weights=weights, include_top=False
-        )
-
-    return build
-
-
-def _nano(shape: ImageShape, weights: str | None) -> tf.keras.Model:
+def efficientnet_nano(*, include_top: bool, weights: str | None, input_shape: ImageShape) -> tf.keras.Model:
     """An EfficientNet for CPUs and quick looks: width and depth 0.35 of B0's, 355 thousand parameters."""
     import efficientnet.model
     from efficientnet.tfkeras import inject_tfkeras_modules
@@ -44,42 +39,80 @@ def _nano(shape: ImageShape, weights: str | None) -> tf.keras.Model:
             "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a file"
         )
     build = inject_tfkeras_modules(efficientnet.model.EfficientNet)
-    return build(
-        0.35, 0.35, 91, model_name="efficientnet-nano", include_top=False, weights=None, input_shape=shape
-    )
+    own = {"model_name": "efficientnet-nano", "include_top": include_top, "weights": None}
+    return build(0.35, 0.35, 91, **own, input_shape=input_shape)
 
 
-def _application(module: str, name: str) -> Builder:
-    def build(shape: ImageShape, weights: str | None) -> tf.keras.Model:
-        constructor = getattr(getattr(tf.keras.applications, module), name)
-        return constructor(include_top=False, weights=weights, input_shape=shape)
-
-    return build
-
-
-def _vit_tiny(shape: ImageShape, weights: str | None) -> tf.keras.Model:
+def vit_tiny(*, include_top: bool, weights: str | None, input_shape: ImageShape) -> tf.keras.Model:
     from keras_cv_attention_models import beit
 
+    n_classes = 1000 if include_top else 0
     pretrained = "imagenet21k-ft1k" if weights else None
-    return beit.ViTTinyPatch16(input_shape=shape, num_classes=0, pretrained=pretrained)
+    return beit.ViTTinyPatch16(input_shape=input_shape, num_classes=n_classes, pretrained=pretrained)
 
 
-BACKBONES: dict[str, Builder] = {
-    "efficientnet-nano": _nano,
-    **{f"efficientnet-b{size}": _efficientnet(f"b{size}") for size in range(8)},
-    "resnet50": _application("resnet", "ResNet50"),
-    "inception-v3": _application("inception_v3", "InceptionV3"),
-    "xception": _application("xception", "Xception"),
-    "vit-tiny": _vit_tiny,
-}
-
-
-def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
+def build_model(
+    image_shape: ImageShape,
+    config: Config,
+    own: FoldConfig,
+    code: Code | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> tf.keras.Model:
     """An uncompiled model: images (n, *image_shape) float32 -> needle probability (n, 1) float32.
 
+    Args:
+      image_shape: (height, width, channels).
+      config, own: of the run and of the fold.
+      code: the user's own builders by the name that `own.model` has for them; others are imported.
+      files: the user's weights files by the name that `config.weights` has for them.
+
     Raises:
-      ConfigError: ImageNet weights cannot be had, a weights file does not fit, or the image is too small.
+      ConfigError: ImageNet weights cannot be downloaded, a weights file does not fit, the image is too small, or the
+        user's model is not such a model.
     """
+    model = (
+        _own(image_shape, config, own, code or {}) if ":" in own.model else _known(image_shape, config, own)
+    )
+    if config.weights not in ("imagenet", "none"):
+        try:
+            with h5py.File(io.BytesIO((files or {})[config.weights]), "r") as file:
+                whole_model = "layer_names" not in file.attrs and "model_weights" in file
+                load_weights_from_hdf5_group(file["model_weights"] if whole_model else file, model)
+        except (OSError, ValueError) as error:
+            reason = one_line(error)
+            raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
+    return model
+
+
+def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -> tf.keras.Model:
+    """A user's model, held against what a fold needs of it before any data are decoded."""
+    name = own.model
+    try:
+        build = code.get(name) or pkgutil.resolve_name(name)
+        model = build(image_shape, config, own)
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ConfigError(
+            f"model: {name} could not build a model for images {image_shape}: {reason}"
+        ) from error
+    wanted = f"model: expected {name} to return an uncompiled Keras model with one output of shape (None, 1)"
+    if not isinstance(model, tf.keras.Model):
+        raise ConfigError(f"{wanted}; got {type(model).__name__}")
+    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != tuple(image_shape):
+        shapes = [tuple(one.shape[1:]) for one in model.inputs]
+        raise ConfigError(f"{wanted} for one input of shape {tuple(image_shape)}; its inputs are {shapes}")
+    if len(model.outputs) != 1 or tuple(model.outputs[0].shape) != (None, 1):
+        raise ConfigError(f"{wanted}; its outputs are {[tuple(one.shape) for one in model.outputs]}")
+    probe = np.random.default_rng(0).normal(0, 3, (4, *image_shape)).astype(np.float32)
+    found = np.asarray(model(probe, training=False))
+    if not ((found >= 0) & (found <= 1)).all():
+        raise ConfigError(
+            f"{wanted} in [0, 1], a probability; got {float(found.ravel()[0]):.3g}: end it in a sigmoid"
+        )
+    return model
+
+
+def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
     backbone = _with_weights(own.model, image_shape, "imagenet" if config.weights == "imagenet" else None)
     momentum = config.bn_momentum or (None if config.pretrained else SCRATCH_BN_MOMENTUM)
     if momentum is not None:
@@ -94,43 +127,33 @@ def build_model(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.
     x = tf.keras.layers.Dense(32, activation="relu")(x)
     # float32 whatever the policy: a sigmoid in 16 bits cannot tell probabilities near 1 apart.
     x = tf.keras.layers.Dense(1, activation="sigmoid", dtype="float32")(x)
-    model = tf.keras.Model(backbone.input, x, name=own.model)
-    if config.weights not in ("imagenet", "none"):
-        try:
-            model.load_weights(config.weights)
-        except (OSError, ValueError) as error:
-            reason = one_line(error)
-            raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
-    return model
+    return tf.keras.Model(backbone.input, x, name=own.model)
 
 
-def _quiet(build: Builder) -> Builder:
-    def quietly(shape: ImageShape, weights: str | None) -> tf.keras.Model:
-        with warnings.catch_warnings():
-            # Keras' applications warn of any number of channels that is not 1 or 3, and then build what was asked for.
-            warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
-            return build(shape, weights)
-
-    return quietly
+def _build(model: str, shape: ImageShape, weights: str | None) -> tf.keras.Model:
+    builder = pkgutil.resolve_name(MODELS[model].builder)
+    with warnings.catch_warnings():
+        # Keras' applications warn about any number of channels but 1 and 3, and then build the model all the same.
+        warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
+        return builder(include_top=False, weights=weights, input_shape=shape)
 
 
 def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.keras.Model:
-    build = _quiet(BACKBONES[model])
     if weights is None:
-        return build(shape, None)
+        return _build(model, shape, None)
     try:
         with _one_download():
-            three_channels = build((*shape[:2], 3), weights)
+            three_channels = _build(model, (*shape[:2], 3), weights)
     except ConfigError:
         raise
-    except Exception as error:  # each library has its own class for "could not be fetched"
+    except Exception as error:  # each library raises its own class for a failed download
         raise ConfigError(
             f"weights: ImageNet weights for {model} could not be fetched ({one_line(error, 120)}). "
             "Take --weights none to train from scratch, or --weights FILE with weights of an earlier run."
         ) from error
     if shape[2] == 3:
         return three_channels
-    backbone = build(shape, None)
+    backbone = _build(model, shape, None)
     _adapt_channels(three_channels, backbone)
     return backbone
 
@@ -158,8 +181,8 @@ def _one_download() -> Iterator[None]:
 def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:
     """Copy weights between two builds that differ in input channels only.
 
-    The kernel that meets the image is repeated over the channels and rescaled by 3 / channels; what is then left
-    over, where 3 does not divide the channels, is spread over them. Its response to a grey image stays what it was.
+    The first kernel is repeated over the channels and rescaled by 3 / channels; the remainder, if 3 does not divide
+    the number of channels, is spread over them. The response to a grey image stays the same.
     """
     weights = []
     for ours, theirs in zip(target.weights, source.get_weights(), strict=True):

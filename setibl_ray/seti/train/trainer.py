@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group, save_weights_to_hdf5_group
 
-from setibl_ray.core.contract import Plan
 from setibl_ray.core.randomness import stream_key
+from setibl_ray.core.task import Work
 from setibl_ray.seti.config import Config, FoldConfig
 from setibl_ray.seti.train.device import Device
-from setibl_ray.seti.train.models import ImageShape, build_model
+from setibl_ray.seti.train.models import Code, ImageShape, build_model
 
 
 @dataclass
@@ -37,14 +37,16 @@ class FoldState:
     best_auc: float
     best_epoch: int
     best_valid_pred: np.ndarray
-    history: list[dict[str, float]] = field(default_factory=list)
+    images_per_s: float = 0.0
 
     def to_bytes(self) -> bytes:
         """An .npz archive (no pickle in it)."""
         arrays = {"best_valid_pred": self.best_valid_pred}
         for name in ("weights", "optimizer", "best_weights"):
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
-        numbers = {name: getattr(self, name) for name in ("epochs_done", "best_auc", "best_epoch", "history")}
+        numbers = {
+            name: getattr(self, name) for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s")
+        }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
@@ -68,8 +70,10 @@ class Trainer:
       global_batch: images per step over all replicas.
     """
 
-    def __init__(self, plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> None:
-        config = plan.config
+    def __init__(
+        self, work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code
+    ) -> None:
+        config = work.config
         self.device = device
         self.global_batch = own.batch_size * device.n_replicas
         tf.keras.backend.clear_session()
@@ -79,7 +83,7 @@ class Trainer:
         tf.keras.utils.set_random_seed(stream_key(config.seed, "initial-weights") % 2**32)
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
-            self.model = (plan.build_model or build_model)(image_shape, config, own)
+            self.model = build_model(image_shape, config, own, code, work.files)
             # TensorFlow's own kernel, one operation per weight, and the seed's optimizer. Keras' newer one takes twenty
             # each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
@@ -160,16 +164,16 @@ class Trainer:
 _kept: tuple[tuple, Trainer] | None = None
 
 
-def trainer_for(plan: Plan, own: FoldConfig, image_shape: ImageShape, device: Device) -> Trainer:
+def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code) -> Trainer:
     """The process's trainer, set back to its initial state; built anew where the last fold's does not fit."""
     global _kept
-    config = plan.config
+    config = work.config
     compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
     steps = (config.mixed_precision, config.jit_compile, own.batch_size, device.kind, device.n_replicas)
-    key = (own.model, image_shape, *compiled, *steps, plan.build_model)
+    key = (own.model, image_shape, *compiled, *steps, code.get(own.model))
     if _kept is None or _kept[0] != key:
         _kept = None  # frees the old model before the new one is built
-        _kept = (key, Trainer(plan, own, image_shape, device))
+        _kept = (key, Trainer(work, own, image_shape, device, code))
     trainer = _kept[1]
     trainer.reset()
     return trainer

@@ -1,6 +1,6 @@
-"""What a cluster file must satisfy before money is spent on it; each rule reads a file and yields findings.
+"""Rules that a cluster file must satisfy before money is spent on it; each reads a file and yields findings.
 
-`launcher` knows the files of `ray up`, `kuberay` those of KubeRay, `tpu` the shapes of TPU slices.
+`launcher` checks files for `ray up`, `kuberay` those for KubeRay; `tpu` has the shapes of TPU slices.
 """
 
 from __future__ import annotations
@@ -26,6 +26,34 @@ class Finding:
     got: str
 
 
+@dataclass(frozen=True)
+class At:
+    """A place in a file; `value` is None if nothing is there."""
+
+    value: Any
+    field: str = ""
+
+    def __getitem__(self, key: str) -> At:
+        inside = self.value.get(key) if isinstance(self.value, Mapping) else None
+        return At(inside, f"{self.field}.{key}" if self.field else key)
+
+    def __iter__(self) -> Iterator[At]:
+        """The items of a list."""
+        for number, item in enumerate(self.value if isinstance(self.value, list) else ()):
+            yield At(item, f"{self.field}[{number}]")
+
+    def must_be(self, expected: Any, why: str = "") -> Iterator[Finding]:
+        """A finding unless exactly this value is here; `why` follows the value in the finding."""
+        if type(self.value) is not type(expected) or self.value != expected:
+            text = str(expected).lower() if isinstance(expected, bool) else str(expected)
+            yield self.wrong(f"{text} {why}".strip())
+
+    def wrong(self, expected: str, got: str | None = None) -> Finding:
+        """A finding; by default, `got` is the value here."""
+        shown = "nothing" if self.value is None or self.value == "" else str(self.value)
+        return Finding(self.field, expected, shown if got is None else got)
+
+
 Lock = Mapping[str, str]
 """Versions by normalised package name."""
 
@@ -49,28 +77,23 @@ def read_lock(path: Path) -> Lock:
     return lock
 
 
-def pinned_versions(field: str, text: str, lock: Lock) -> Iterator[Finding]:
+def pinned_versions(command: At, lock: Lock) -> Iterator[Finding]:
     """Every `package==version` in a command or image recipe must be the lock's."""
-    for name, version in _PIN_IN_COMMAND.findall(text):
+    for name, version in _PIN_IN_COMMAND.findall(str(command.value)):
         locked = lock.get(_normalised(name))
         if locked is None:
-            yield Finding(field, "a package of requirements.lock", f"{name}=={version}")
+            yield command.wrong("a package of requirements.lock", f"{name}=={version}")
         elif locked != version:
-            yield Finding(field, f"{name}=={locked} (requirements.lock)", f"{name}=={version}")
+            yield command.wrong(f"{name}=={locked} (requirements.lock)", f"{name}=={version}")
 
 
-def image(field: str, name: Any, lock: Lock) -> Iterator[Finding]:
+def image(name: At, lock: Lock) -> Iterator[Finding]:
     """A container image must have a fixed tag, and Ray's own images the lock's version."""
-    repository, _, tag = str(name or "").rpartition(":")
+    repository, _, tag = str(name.value or "").rpartition(":")
     if not repository or "/" in tag or tag == "latest":
-        yield Finding(field, "an image with a version tag", str(name))
+        yield name.wrong("an image with a version tag")
     elif repository == "rayproject/ray" and tag.split("-")[0] != lock["ray"]:
-        yield Finding(field, f"rayproject/ray:{lock['ray']}-… (requirements.lock)", str(name))
-
-
-def show(value: Any) -> str:
-    """A value of a YAML file in a table cell."""
-    return "nothing" if value is None or value == "" else str(value)
+        yield name.wrong(f"rayproject/ray:{lock['ray']}-… (requirements.lock)")
 
 
 def _normalised(name: str) -> str:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from ray._private.accelerators import tpu as ray_tpu
 
-# Cloud TPU has TensorFlow builds up to these; later generations run JAX and PyTorch only.
+# Cloud TPU has TensorFlow builds for these; later generations only run JAX and PyTorch.
 TENSORFLOW_GENERATIONS = ("v2", "v3", "v4", "v5litepod", "v5p")
 _TYPE = re.compile(r"^(v\d+[a-z]*)-(\d+)$")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips that belong together, on one host or several."""
+    """Connected chips, on one host or several."""
 
     generation: str  # as in an accelerator type: v4, v5litepod, …
     chips: int
@@ -34,7 +34,7 @@ class Slice:
 
 
 def from_type(accelerator_type: str) -> Slice:
-    """`v4-8` counts TensorCores (two a chip), `v5litepod-8` counts chips.
+    """`v4-8` counts TensorCores (two per chip), `v5litepod-8` counts chips.
 
     Raises:
       ValueError: no such type; the message says what is expected.
@@ -46,7 +46,7 @@ def from_type(accelerator_type: str) -> Slice:
     cores_per_chip = ray_tpu.get_tpu_cores_per_chip(generation)
     size = int(match.group(2)) if match else 0
     chips = size // cores_per_chip
-    # Single hosts come with all their chips (v5litepod also with 1 or 4 of 8), larger slices with whole hosts.
+    # A slice on one host has all its chips (v5litepod: 1, 4 or 8); larger slices consist of whole hosts.
     sizes = (1, 4, 8) if generation in ray_tpu.TPU_8_CHIPS_PER_HOST_TYPES else (4,)
     if size % cores_per_chip or (chips not in sizes and (chips <= max(sizes) or chips % 4)):
         offered = ", ".join(f"{generation}-{chips * cores_per_chip}" for chips in sizes)

@@ -1,4 +1,4 @@
-"""Seed shards (PNG of three ON panels) in the seed's own format: small, and learnable."""
+"""PNG shards (three ON panels) in the original notebook's format: small, and learnable."""
 
 from __future__ import annotations
 

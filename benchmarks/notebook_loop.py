@@ -1,8 +1,8 @@
 """The plain way that the others are measured against: one process, one fold after another, image by image.
 
-    python benchmarks/seed_loop.py --data SHARDS --out DIR [--epochs 2] [--tta 3] …
+    python benchmarks/notebook_loop.py --data SHARDS --out DIR [--epochs 2] [--tta 3] …
 
-It does what the seed notebook describes and nothing to speed it up: a per-image tf.data pipeline, a model built and
+It does what the original notebook describes and nothing to speed it up: a per-image tf.data pipeline, a model built and
 traced anew for every fold, views made by repeating the data set, three passes to collect ids and targets.
 """
 
@@ -23,7 +23,7 @@ from sklearn.model_selection import KFold
 
 from setibl_ray.seti.config import Augment
 
-SETTINGS = Augment()  # the seed's
+SETTINGS = Augment()  # the original notebook's
 SEED = 42
 
 
@@ -39,7 +39,7 @@ def dataset(
     second: str = "target",
     threads: int | None = None,
 ) -> tf.data.Dataset:
-    """Images and `second` ("target" or "image_id") of seed shards, one image at a time until they are batched."""
+    """Images and `second` ("target" or "image_id") of PNG shards, one image at a time until they are batched."""
     height, width = size
     features = {"image": tf.io.FixedLenFeature([], tf.string)}
     features[second] = tf.io.FixedLenFeature([], tf.int64 if second == "target" else tf.string)

@@ -1,0 +1,149 @@
+"""The same from Python: `cross_validate`, `sweep`, `predict`, for cadences or any task; `main` for scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from rich.console import Console
+
+import setibl_ray.predict as predict_command
+import setibl_ray.sweep as sweep_command
+from setibl_ray import cli, cv
+from setibl_ray.core import terminal
+from setibl_ray.core.config import config_of
+from setibl_ray.core.run import prediction, session
+from setibl_ray.core.run.session import CrossValidation
+from setibl_ray.core.task import Task
+from setibl_ray.core.where import Where
+from setibl_ray.seti import task as cadences
+
+Model = Callable[..., Any] | str
+
+
+def cross_validate(
+    config: Any = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    task: Task | str | None = None,
+    model: Model | None = None,
+    where: Where | Mapping[str, Any] | None = None,
+    resume: bool = False,
+    on_bad_record: Literal["fail", "skip"] | None = None,
+    check_all: bool = False,
+    console: Console | None = None,
+) -> CrossValidation:
+    """Train every fold, and write out-of-fold and test predictions to a run folder: `session.cross_validate`.
+
+    Args:
+      task: of your own; None for networks on cadences.
+      model: (image_shape, config, fold_config) -> uncompiled Keras model with one sigmoid output, instead of a backbone
+        of the config's; or its name, `module:function`.
+      on_bad_record: refuse cadences with an unusable record [the default], or leave such records out and list them in
+        manifest.json.
+      check_all: decode every image before anything is trained, not only some.
+      config, data, out, where, resume, console: as there.
+    """
+    task, config = _with_model(task, config, model)
+    options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
+    options |= {"check_all": True} if check_all else {}
+    return session.cross_validate(
+        task, config, data=data, out=out, where=where, resume=resume, options=options, console=console
+    )
+
+
+def sweep(
+    config: Any = None,
+    space: Any = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    task: Task | str | None = None,
+    model: Model | None = None,
+    **more: Any,
+) -> Any:
+    """Search for a better config: `engine.sweep`, whose other arguments are `options`, `where`, `resume`, `console`."""
+    from setibl_ray.core.tuning import engine
+
+    task, config = _with_model(task, config, model)
+    return engine.sweep(task, config, space, data=data, out=out, **more)
+
+
+def predict(
+    run: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    task: Task | str | None = None,
+    model: Model | None = None,
+    **more: Any,
+) -> str:
+    """A finished run's folds applied to other rows: `prediction.predict`, which says what else it takes.
+
+    Args:
+      model: the function that the run was made with, where it has no module that could be imported.
+    """
+    task, _ = _with_model(task, None, model)
+    return prediction.predict(task, run, data=data, out=out, **more)
+
+
+def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tuple[Task | str, Any]:
+    """The task, and the config that names the model."""
+    if model is None:
+        return task or cadences.NAME, config
+    if isinstance(model, str):
+        name, code = model, {}
+    else:
+        name = f"{model.__module__}:{model.__qualname__}"
+        code = {name: model}
+    values = (
+        config.model_dump(exclude_unset=True)
+        if hasattr(config, "model_dump")
+        else {}
+        if config is None
+        else config
+    )
+    return cadences.CadenceTask(code) if code else cadences.NAME, values | {"model": name}
+
+
+def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = None, **defaults: Any) -> int:
+    """A command line for a task: `cv` (which may be left out), `sweep` and `predict`, with flags of its settings.
+
+    Args:
+      argv: what the user typed, without the script's name.
+      data: where the data lie if the user does not say.
+      defaults: values of config fields that flags and --config may change.
+
+    Returns:
+      The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments.pop(0) if arguments[:1] in (["cv"], ["sweep"], ["predict"]) else "cv"
+    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "script.py"
+    program = f"python {script}" + (f" {name}" if name != "cv" else "")
+    console = terminal.console()
+
+    fields: Sequence[type[BaseModel]] = {  # type: ignore[assignment]  # their metaclass hides them from mypy
+        "cv": (config_of(task.Settings), cv.Flags),
+        "sweep": (config_of(task.Settings), sweep_command.Flags),
+        "predict": (predict_command.Flags,),
+    }[name]
+
+    def do(options: Any) -> int:
+        if name == "predict":
+            predict_command.run(task, options, console, program)
+            return 0
+        config = cli.layered(options, config_of(task.Settings), {} if options.resume else defaults)
+        place = options.data or (None if options.resume else data)
+        if name == "sweep":
+            sweep_command.run(task, config, options, place, console, program)
+            return 0
+        done = cv.run(task, config, options, place, console, program)
+        session.sayer(console)(f"everything lies in {done.folder}")
+        return 0
+
+    return cli.run(cli.command_of(*fields, doc=type(task).__doc__, program=program), do, arguments)

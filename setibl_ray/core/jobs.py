@@ -1,0 +1,280 @@
+"""What travels between a driver and a worker: a run's specification and a job one way, events the other way.
+
+`events_of` runs a job where it is: `Started`, then for a fit a `Stepped` after each of its steps and one `Trained`, for
+a span of the test set one `Predicted`. Whatever goes wrong is a `Failed`, the last event of its attempt. A runner (a
+plain loop or Ray) hands the events to the driver in the order in which they happen, and knows nothing else of a job.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import platform
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from setibl_ray.core.errors import SetiblError
+from setibl_ray.core.task import Fitted, Prediction, Rows, Span, Step, Task, Work
+from setibl_ray.core.terminal import headline
+
+Cause = Literal[
+    "config",
+    "data",
+    "storage",
+    "device-memory",
+    "tpu-busy",
+    "code",
+    "worker-died",
+    "node-died",
+    "host-memory",
+    "time-limit",
+    "no-node",
+]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What all jobs of a run share.
+
+    Attributes:
+      task: or its dotted name, `package.module:NAME`, where a driver need not load what workers need.
+      config, rows: settled, see `Task`.
+      fold_of_row: (n,) int16, the fold that holds a training row out.
+      scratch: folder on each node for temporary files; the same name on every node.
+      predict_test: whether folds predict the test set.
+      files: content of the user's files that the config names.
+    """
+
+    task: Task | str
+    config: Any
+    rows: Rows
+    fold_of_row: np.ndarray
+    scratch: str
+    predict_test: bool = True
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def valid(self, fold: int) -> np.ndarray:
+        return (self.fold_of_row == fold).nonzero()[0]
+
+    @property
+    def n_test(self) -> int:
+        """Rows of the test set to predict."""
+        return len(self.rows.test) if self.predict_test else 0
+
+
+def load_task(task: Task | str) -> Task:
+    return pkgutil.resolve_name(task) if isinstance(task, str) else task
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at fitting a fold, or at predicting a span of the test set with it.
+
+    Attributes:
+      span: of the test set; None to fit.
+      step: steps of the fit that are done.
+      avoid: `node_id`s that this attempt should not run on, as long as another node can take it.
+      payload: what the last step of an earlier attempt left, or the fitted fold's artifact.
+    """
+
+    fold: int
+    span: Span | None = None
+    attempt: int = 0
+    step: int = 0
+    avoid: tuple[str, ...] = ()
+    payload: bytes | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"fold-{self.fold}" + (f"-test-{self.span[0]}" if self.span else "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs.
+
+    Attributes:
+      device: `cpu`, `gpu`, `tpu`, or `auto` where only the task can tell.
+      cpus: cores of the job.
+      share: of a device, where jobs share one.
+      visible: the variables that tell frameworks which accelerators are theirs.
+      node_id: the cluster's own name of the node, filled in by a runner that has one.
+    """
+
+    node: str
+    pid: int
+    device: str
+    cpus: int
+    share: float = 1.0
+    visible: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
+
+    @classmethod
+    def here(cls, config: Any) -> Place:
+        names = ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS", "TPU_CHIPS_PER_HOST_BOUNDS", "TPU_HOST_BOUNDS")
+        visible = {name: os.environ[name] for name in names if name in os.environ}
+        share = min(1.0, config.devices_per_fold or 1.0)
+        node = socket.gethostname() or platform.node()
+        return cls(node, os.getpid(), config.device, config.cpus_per_fold or 1, share, visible)
+
+
+@dataclass(frozen=True)
+class Started:
+    fold: int
+    place: Place
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Step number `step` (from 0) of a fit is over."""
+
+    fold: int
+    step: int
+    row: Mapping[str, float]
+    state: bytes = field(repr=False)
+
+    span = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    fold: int
+    fitted: Fitted
+
+    span = None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    fold: int
+    span: Span
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An attempt that ended without a result; at a span of the test set, or at fitting where there is none."""
+
+    fold: int
+    cause: Cause
+    message: str
+    details: str = field(default="", repr=False)  # the worker's traceback
+    node: str = ""  # where it ran, as far as the runner knows: an attempt may die before it can say `Started`
+    node_id: str = ""
+    span: Span | None = None
+
+    @classmethod
+    def late(cls, job: Job, timeout_s: float | None) -> Failed:
+        message = f"not done after {timeout_s:g} s (--fold-timeout-s)"
+        return cls(job.fold, "time-limit", message, span=job.span)
+
+
+Event: TypeAlias = Started | Stepped | Trained | Predicted | Failed
+
+
+def events_of(spec: RunSpec, job: Job) -> Generator[Event, None, None]:
+    """Run a job; an exception becomes its last event, since a traceback's objects may not travel."""
+    task: Task | None = None
+    try:
+        task = load_task(spec.task)
+        place = Place.here(spec.config)
+        yield Started(job.fold, place, job.span)
+        work = Work(spec.config, spec.rows, job.fold, spec.fold_of_row, place, spec.scratch, files=spec.files)
+        if job.span is None:
+            yield from _fit(task, replace(work, step=job.step, state=job.payload))
+        else:
+            work = replace(work, span=job.span, artifact=job.payload or b"")
+            yield Predicted(job.fold, job.span, _predict(task, work))
+    except Exception as error:
+        cause = task.cause_of(error) if task else "code"
+        text = f"{error}" if isinstance(error, SetiblError) else f"{type(error).__name__}: {headline(error)}"
+        details = "".join(traceback.format_exception(error))
+        yield Failed(job.fold, cause, text, details, span=job.span)
+
+
+def _fit(task: Task, work: Work) -> Iterator[Event]:
+    step = work.step
+    for found in task.fit(work):
+        if isinstance(found, Step):
+            yield Stepped(work.fold, step, dict(found.row), found.state)
+            step += 1
+            continue
+        expected = len(work.valid)
+        if not isinstance(found, Fitted) or len(found.pred) != expected:
+            got = f"{len(found.pred)} predictions" if isinstance(found, Fitted) else type(found).__name__
+            raise TypeError(f"fit: expected a Step, or a Fitted with {expected} predictions; got {got}")
+        yield Trained(work.fold, found)
+        return
+    raise TypeError("fit ended without a Fitted")
+
+
+def _predict(task: Task, work: Work) -> Prediction:
+    found = task.predict(work)
+    prediction = found if isinstance(found, Prediction) else Prediction(np.asarray(found))
+    expected = work.span[1] - work.span[0]
+    if len(prediction.pred) != expected:
+        raise TypeError(f"predict: expected {expected} predictions, got {len(prediction.pred)}")
+    return prediction
+
+
+class Runner(Protocol):
+    """Runs jobs and hands out their events. `submit` may be called at any time, also while `events` is consumed."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs can run at once."""
+        ...
+
+    def submit(self, job: Job) -> None: ...
+
+    def events(self) -> Iterator[Event]:
+        """Events of all submitted jobs until none is left; `Failed` is the last event of an attempt that ends badly."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop what runs, politely and then firmly; afterwards no process works for this runner."""
+        ...
+
+
+class LocalRunner:
+    """A plain loop in this process: one job after another. The readable specification of a runner.
+
+    Nothing can stop a step of its own process, so `timeout_s` is looked at when an event comes.
+    """
+
+    def __init__(self, spec: RunSpec, timeout_s: float | None = None) -> None:
+        self._spec = spec
+        self._timeout_s = timeout_s
+        self._jobs: deque[Job] = deque()
+
+    slots = 1
+
+    def submit(self, job: Job) -> None:
+        if job.span is not None:  # while the process still has that fold's model
+            self._jobs.appendleft(job)
+        else:
+            self._jobs.append(job)
+
+    def events(self) -> Iterator[Event]:
+        while self._jobs:
+            job = self._jobs.popleft()
+            started = time.monotonic()
+            with closing(events_of(self._spec, job)) as events:
+                for event in events:
+                    yield event
+                    late = self._timeout_s and time.monotonic() - started > self._timeout_s
+                    if late and isinstance(event, Started | Stepped):
+                        yield Failed.late(job, self._timeout_s)
+                        break
+
+    def cancel(self) -> None:
+        self._jobs.clear()

@@ -1,0 +1,126 @@
+"""A run that an earlier driver began, as its folder tells of it: whether it is this run, and what it was begun with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from setibl_ray.core.config import C, Config, differences, merge, parse
+from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.jobs import RunSpec
+from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256
+from setibl_ray.core.run.manifest import Manifest
+from setibl_ray.core.splits import is_file
+from setibl_ray.core.terminal import one_line
+
+
+def refuse_existing(folder: RunFolder) -> None:
+    """Raises:
+    RunFolderError: there is a run already.
+    """
+    if folder.exists():
+        raise RunFolderError(
+            f"{folder} holds a run already. Add --resume to go on with it, or choose another --out."
+        )
+
+
+def read_config(folder: RunFolder, kind: type[C]) -> C:
+    """Raises:
+    RunFolderError: config.yaml is missing, or none that this version knows.
+    """
+    try:
+        return parse(kind, yaml.safe_load(folder.read("config.yaml")))
+    except (ConfigError, yaml.YAMLError) as error:
+        raise RunFolderError(
+            f"{folder.path('config.yaml')} is not a config of this version: {one_line(error)}. Use the version of "
+            "setibl_ray that began the run, or choose another --out."
+        ) from None
+
+
+def load(folder: RunFolder, kind: type[C]) -> tuple[Manifest, C]:
+    """The manifest and the config of a run that is to be resumed.
+
+    Raises:
+      RunFolderError: there is no run, or one of another format.
+    """
+    if not folder.exists():
+        raise RunFolderError(
+            f"--resume: {folder} holds no run (no manifest.json). Leave --resume out to begin one."
+        )
+    manifest = Manifest.load(folder)
+    if manifest.format != FORMAT:
+        raise RunFolderError(
+            f"{folder} has run format {manifest.format}, this version writes {FORMAT}. "
+            "Resume with the version of setibl_ray that began it, or choose another --out."
+        )
+    return manifest, read_config(folder, kind)
+
+
+def run_config(folder: RunFolder, own: C, given: C) -> C:
+    """The run's own config, after holding against it whatever the caller set; how it is computed may change.
+
+    Raises:
+      RunFolderError: something that was set contradicts it; says what.
+    """
+    values = {
+        name: value
+        for name, value in given.model_dump(exclude_unset=True).items()
+        if value not in (None, "auto")  # left to the program then, and settled since
+    }
+    merged = parse(type(own), merge(own.model_dump(), values))
+    same_config(folder, own, merged)
+    return merged
+
+
+def take_up(
+    folder: RunFolder, given: C, data: str | None, options: Mapping[str, Any]
+) -> tuple[Manifest, C, str, dict[str, Any]]:
+    """What a run goes on with: its manifest, config, data and `Task.open`'s further arguments, its own where left out.
+
+    Raises:
+      RunFolderError: there is no run to resume, or something that was given contradicts it.
+    """
+    manifest, own = load(folder, type(given))
+    config = run_config(folder, own, given)
+    return manifest, config, data or manifest.data["root"], {**manifest.data.get("options", {}), **options}
+
+
+def same_config(folder: RunFolder, own: Config, now: Config) -> None:
+    """Raises:
+    RunFolderError: the two would give other results; says in what they differ.
+    """
+    changed = list(differences(own.result_fields(), now.result_fields()))
+    if changed:
+        raise RunFolderError(
+            f"{folder} was begun with another config: {'; '.join(changed)}. Resume with the config of "
+            f"{folder.path('config.yaml')}, or choose another --out."
+        )
+
+
+def same_data(folder: RunFolder, manifest: Manifest, spec: RunSpec) -> None:
+    """Raises:
+    RunFolderError: data, files or functions that the config names, or the way in which rows are divided have changed.
+    """
+    there, rows = manifest.data, spec.rows
+    if there["fingerprint"] != rows.fingerprint:
+        raise RunFolderError(
+            f"{folder} was made from other data: fingerprint {there['fingerprint'][:12]} of {there['root']} "
+            f"({there['n_train']} + {there['n_test']} records), now {rows.fingerprint[:12]} of "
+            f"{rows.root} ({len(rows.table)} + {len(rows.test)}). Choose another --out."
+        )
+    files: dict[str, Any] = (manifest.model_extra or {}).get("files", {})
+    for name, content in spec.files.items():
+        if files.get(name) != sha256(content):
+            raise RunFolderError(
+                f"{folder} was begun with another content of {name}. Put that back, or choose another --out."
+            )
+    if folder.exists("folds.csv"):
+        assigned = folder.read_csv("folds.csv")
+        if assigned["fold"].astype(int).tolist() != spec.fold_of_row.tolist():
+            why = "Was the split file changed" if is_file(spec.config.split) else "Was it edited"
+            raise RunFolderError(
+                f"{folder.path('folds.csv')} divides the rows otherwise than config and data do now. {why}, "
+                "or begun with another version of scikit-learn? Choose another --out."
+            )

@@ -1,0 +1,54 @@
+"""Build a user's model once, on its own, and say how large it is: run by `seti.sizes` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import tensorflow as tf
+import yaml
+
+import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
+from setibl_ray.core.errors import ConfigError
+from setibl_ray.seti.config import parse
+from setibl_ray.seti.train.models import build_model
+
+KEPT = 5.25  # copies of each layer's output for the backward pass, as of an EfficientNet (seti/models.py)
+
+
+def main() -> None:
+    """Read (name, image shape, config, fold, function or None) from standard input; print sizes, or what is wrong."""
+    from ray import cloudpickle
+
+    name, shape, text, fold, function = cloudpickle.loads(sys.stdin.buffer.read())
+    config = parse(yaml.safe_load(text)).model_copy(update={"weights": "none"})
+    try:
+        model = build_model(shape, config, config.for_fold(fold), {name: function} if function else {})
+    except ConfigError as error:
+        print(json.dumps({"error": error.message}))
+        return
+    pixels = shape[0] * shape[1]
+    outputs = sum(float(np.prod([side or 1 for side in layer.output_shape[1:]])) for layer in _layers(model))
+    adds = sum(_multiply_adds(layer) for layer in _layers(model))
+    parameters = max(model.count_params() / 1e6, 0.001)
+    sizes = {"parameters": parameters, "kept": KEPT * outputs / pixels, "multiply_adds": adds / pixels}
+    print(json.dumps(sizes))
+
+
+def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(getattr(layer, "output_shape", None), tuple)]
+
+
+def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
+    """Of a forward pass: each weight of a kernel works once for every place of the layer's output."""
+    kernel = (
+        getattr(layer, "kernel", None) if not hasattr(layer, "depthwise_kernel") else layer.depthwise_kernel
+    )
+    places = np.prod([side or 1 for side in layer.output_shape[1:-1]]) if len(layer.output_shape) > 2 else 1
+    return float(np.prod(kernel.shape) * places) if kernel is not None else 0.0
+
+
+if __name__ == "__main__":
+    main()
