@@ -10,7 +10,15 @@ script. `setibl_ray.api` has `sweep` and `predict` as well.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from setibl_ray.core import interrupts
+
+# Run as a command (`python -m` imports the package before it knows the module's path), not imported as a library.
+if os.path.basename((getattr(sys, "argv", None) or [""])[0]) in ("-m", "setibl-ray"):
+    interrupts.end_at_once()
 
 if TYPE_CHECKING:
     from setibl_ray.api import cross_validate, main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from rich.console import Console
 import setibl_ray.predict as predict_command
 import setibl_ray.sweep as sweep_command
 from setibl_ray import cli, cv
+from setibl_ray.core import terminal
 from setibl_ray.core.config import config_of
 from setibl_ray.core.run import prediction, session
 from setibl_ray.core.run.session import CrossValidation
@@ -26,13 +27,14 @@ Model = Callable[..., Any] | str
 def cross_validate(
     config: Any = None,
     *,
-    data: str | None = None,
-    out: str,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
     task: Task | str | None = None,
     model: Model | None = None,
-    where: Where | None = None,
+    where: Where | Mapping[str, Any] | None = None,
     resume: bool = False,
     on_bad_record: Literal["fail", "skip"] | None = None,
+    check_all: bool = False,
     console: Console | None = None,
 ) -> CrossValidation:
     """Train every fold, and write out-of-fold and test predictions to a run folder: `session.cross_validate`.
@@ -43,10 +45,12 @@ def cross_validate(
         of the config's; or its name, `module:function`.
       on_bad_record: refuse cadences with an unusable record [the default], or leave such records out and list them in
         manifest.json.
+      check_all: decode every image before anything is trained, not only some.
       config, data, out, where, resume, console: as there.
     """
     task, config = _with_model(task, config, model)
-    options = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
+    options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
+    options |= {"check_all": True} if check_all else {}
     return session.cross_validate(
         task, config, data=data, out=out, where=where, resume=resume, options=options, console=console
     )
@@ -56,8 +60,8 @@ def sweep(
     config: Any = None,
     space: Any = None,
     *,
-    data: str | None = None,
-    out: str,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
     task: Task | str | None = None,
     model: Model | None = None,
     **more: Any,
@@ -70,7 +74,13 @@ def sweep(
 
 
 def predict(
-    run: str, *, data: str, out: str, task: Task | str | None = None, model: Model | None = None, **more: Any
+    run: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    task: Task | str | None = None,
+    model: Model | None = None,
+    **more: Any,
 ) -> str:
     """A finished run's folds applied to other rows: `prediction.predict`, which says what else it takes.
 
@@ -90,7 +100,13 @@ def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tu
     else:
         name = f"{model.__module__}:{model.__qualname__}"
         code = {name: model}
-    values = config.model_dump(exclude_unset=True) if hasattr(config, "model_dump") else dict(config or {})
+    values = (
+        config.model_dump(exclude_unset=True)
+        if hasattr(config, "model_dump")
+        else {}
+        if config is None
+        else config
+    )
     return cadences.CadenceTask(code) if code else cadences.NAME, values | {"model": name}
 
 
@@ -109,7 +125,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
     name = arguments.pop(0) if arguments[:1] in (["cv"], ["sweep"], ["predict"]) else "cv"
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "script.py"
     program = f"python {script}" + (f" {name}" if name != "cv" else "")
-    console = Console()
+    console = terminal.console()
 
     fields: Sequence[type[BaseModel]] = {  # type: ignore[assignment]  # their metaclass hides them from mypy
         "cv": (config_of(task.Settings), cv.Flags),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.storage import Location
+from setibl_ray.core.tables import from_csv
+from setibl_ray.core.terminal import one_line, say
 from setibl_ray.core.text import gained
 from setibl_ray.seti.evaluation import blending, calibration, metrics, postprocess
 from setibl_ray.seti.evaluation.finished import Run, load_run, same_rows
@@ -63,7 +66,7 @@ def main(options: Blend) -> int:
         submission = test.rename(columns={"image_id": "id", "pred": "target"})
         folder.write_csv("submission.csv", submission[["id", "target"]])
     folder.write_json("blend.json", metrics.plain(report))
-    print("\n".join(_lines(report, folder)))
+    say("\n".join(_lines(report, folder)))
     return 0
 
 
@@ -157,11 +160,11 @@ def with_groups(
 
 def _read_groups(path: str) -> pd.Series:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = from_csv(Path(path).read_bytes(), text=None)
     except OSError as error:
         raise ConfigError(f"--groups {path}: {error.strerror or error}") from None
     except ValueError as error:  # empty, not text, ragged
-        raise ConfigError(f"--groups {path}: not a CSV: {error}") from None
+        raise ConfigError(f"--groups {path}: not a CSV: {one_line(error)}") from None
     missing = [name for name in ("image_id", "group") if name not in table]
     if missing:
         raise ConfigError(

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from setibl_ray.core import interrupts
+from setibl_ray.core import interrupts, terminal
 from setibl_ray.core.config import C as AnyConfig
-from setibl_ray.core.config import explain, load_yaml, merge
+from setibl_ray.core.config import explain, load_yaml, merge, spelt
 from setibl_ray.core.config import parse as parse_config
 from setibl_ray.core.errors import ConfigError, Interrupted, SetiblError
 from setibl_ray.core.where import Where
@@ -59,6 +59,8 @@ class NodeFlags(pydantic.BaseModel):
 
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
+    connect_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 60.0
+    """How long to wait for the cluster at --address to answer; one that refuses is not waited for."""
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
@@ -107,19 +109,11 @@ def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyC
     """
     values = options.model_dump(exclude_unset=True)
     flags = {name: value for name, value in values.items() if name in kind.model_fields}
-    file = _snake(load_yaml(options.config) if options.config else {})
+    file = spelt(load_yaml(options.config)) if options.config else {}
     for name in file.keys() & type(options).model_fields.keys() - kind.model_fields.keys():
         flag = name.replace("_", "-")
         raise ConfigError(f"--config {options.config}: {flag} is no field of a config; give it as --{flag}")
     return parse_config(kind, merge(lowest, file, flags))
-
-
-def _snake(fields: dict[str, Any]) -> dict[str, Any]:
-    """Field names as a flag or a file may write them, as Python has them."""
-    return {
-        name.replace("-", "_"): _snake(value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
 
 
 C = TypeVar("C", bound=Command)
@@ -127,11 +121,12 @@ C = TypeVar("C", bound=Command)
 
 def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, call `main`, and return the exit code; a SetiblError becomes one line on stderr."""
+    terminal.prepare()
     try:
         with interrupts.as_keyboard_interrupt():
             return main(parse(command, argv))
     except SetiblError as error:
-        print(f"{_program(command)}: {error}", file=sys.stderr)
+        print(f"{_program(command)}: {' '.join(terminal.visible(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_program(command)}: interrupted", file=sys.stderr)

@@ -34,9 +34,9 @@ class Cluster(cli.Command):
 
 
 def main(options: Cluster) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from setibl_ray.core import terminal
     from setibl_ray.core.cluster.check import check_files
 
     command = get_subcommand(options, is_required=False)
@@ -44,10 +44,9 @@ def main(options: Cluster) -> int:
         raise ConfigError("expected a command: check FILE …")
     logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
     findings = check_files(command.files, command.lock)
-    console = Console()
     if not any(findings.values()):
         for path in findings:
-            console.print(f"{path}: nothing wrong found", highlight=False, markup=False, soft_wrap=True)
+            terminal.say(f"{path}: nothing wrong found")
         return 0
     table = Table("file", "field", "expected", "got")
     for column in table.columns:
@@ -55,7 +54,7 @@ def main(options: Cluster) -> int:
     for path, found in findings.items():
         for finding in found:
             table.add_row(str(path), finding.field, finding.expected, finding.got)
-    console.print(table, highlight=False, markup=False)
+    terminal.console().print(table)
     return 2
 
 

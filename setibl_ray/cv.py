@@ -55,6 +55,8 @@ class Cv(Config, Flags, cli.Command):
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
+    check_all: bool = False
+    """Decode every image before anything is trained, not only some of them."""
     plan: bool = False
     """Print the schedule, its makespan, memory and idle time, and run nothing."""
     rates: Location | None = None
@@ -70,12 +72,11 @@ def main(options: Cv) -> int:
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the run folder to go on with")
 
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.core.run.session import sayer
     from setibl_ray.seti import task
 
-    console = Console()
+    console = terminal.console()
     data = options.data
     if demo:
         from setibl_ray.seti.making.synth import demo_dataset
@@ -97,7 +98,8 @@ def main(options: Cv) -> int:
             console=console,
         )
         return 0
-    done = run(task.NAME, config, options, data, console, on_bad_record=options.on_bad_record)
+    of_task = {"on_bad_record": options.on_bad_record, "check_all": options.check_all or None}
+    done = run(task.NAME, config, options, data, console, **of_task)
     say, again = sayer(console), f"python -m setibl_ray.report {done.folder}"
     try:
         from setibl_ray.report import write_report
@@ -106,7 +108,7 @@ def main(options: Cv) -> int:
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
-        say(f"no report ({error}); try again with: {again}")
+        say(f"no report ({terminal.one_line(error)}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0
 

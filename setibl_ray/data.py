@@ -45,9 +45,13 @@ class Pack(BaseModel):
     shards: PositiveInt = Field(20, description="train shards")
     test_shards: PositiveInt = Field(10, description="test shards")
     seed: int = Field(0, description="of which shard a cadence goes to")
+    group_column: str | None = Field(
+        None, description="column of train_labels.csv and sample_submission.csv that names groups"
+    )
     processes: PositiveInt | None = _PROCESSES
 
     def run(self) -> None:
+        from setibl_ray.core.terminal import say
         from setibl_ray.seti.making.pack import pack
 
         with _progress("packing", self.shards + self.test_shards) as step:
@@ -57,6 +61,8 @@ class Pack(BaseModel):
                 n_shards=self.shards,
                 n_test_shards=self.test_shards,
                 seed=self.seed,
+                group_column=self.group_column,
+                say=say,
                 n_processes=self.processes,
                 on_shard=step,
             )
@@ -70,26 +76,27 @@ class Verify(BaseModel):
     threads: PositiveInt | None = Field(None, description="shards read at once; by default one a core")
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from setibl_ray.core import terminal
         from setibl_ray.seti.formats.shards import list_shards
         from setibl_ray.seti.making.verify import balance_tables, verify
 
         with _progress("verifying", len(list_shards(self.dir))) as step:
             report = verify(self.dir, threads=self.threads, on_shard=step)
-        console = Console()
+        console = terminal.console()
         for table in balance_tables(report):
             if table.row_count:
                 console.print(table)
-        print(f"fingerprint {report.fingerprint}")
+        for line in (*report.notes, f"fingerprint {report.fingerprint}"):
+            terminal.say(line, console)
+        errors = terminal.console(stderr=True)
         for problem in report.problems:
-            print(problem, file=sys.stderr)
+            terminal.say(problem, errors)
         if report.problems:
             raise DataError(
                 f"{self.dir}: {len(report.problems)} problems, listed above. Copy or make the set again."
             )
         n_records = sum(len(table) for table in report.tables.values())
-        print(f"{len(report.shards)} shards, {n_records} records: sound")
+        terminal.say(f"{len(report.shards)} shards, {n_records} records: sound", console)
 
 
 class Data(cli.Command):
@@ -127,10 +134,11 @@ def _join_pairs(argv: list[str]) -> list[str]:
 @contextmanager
 def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
     """A bar over shards, drawn on a terminal only."""
-    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    from setibl_ray.core import terminal
+
+    console = terminal.console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=n_shards)
@@ -138,11 +146,12 @@ def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
 
 
 def _say_written(path: Path) -> None:
+    from setibl_ray.core.terminal import say
     from setibl_ray.seti.formats.shards import read_index
 
     index = read_index(path)
     needles = int(index.train["target"].sum())
-    print(
+    say(
         f"{path}: {len(index.shards)} shards, {len(index.train)} train ({needles} needles) and "
         f"{len(index.test)} test cadences, fingerprint {index.fingerprint[:16]}"
     )

@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
 from setibl_ray.core.storage import Location
+from setibl_ray.core.terminal import say
 from setibl_ray.core.text import number, percent, spread
 from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.evaluation.finished import Run, load_run
@@ -72,7 +73,7 @@ def main(options: Evaluate) -> int:
 
         summary |= probes.examine(run, open_pixels(run, options.data), max_rows=options.rows, seed=seed)
     run.folder.write_json("metrics.json", summary)
-    print("\n".join([*summary_lines(summary), *trust_lines(summary)]))
+    say("\n".join([*summary_lines(summary), *trust_lines(summary)]))
     return 0
 
 

@@ -53,12 +53,12 @@ class Predict(Flags, cli.Command):
 
 
 def main(options: Predict) -> int:
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.seti import task
 
     named = {name: getattr(options, name) for name in ("tta", "cache") if getattr(options, name) is not None}
-    run(task.NAME, options, Console(), changes=named, of_task={"on_bad_record": options.on_bad_record})
+    of_task = {"on_bad_record": options.on_bad_record}
+    run(task.NAME, options, terminal.console(), changes=named, of_task=of_task)
     return 0
 
 

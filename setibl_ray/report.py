@@ -12,6 +12,7 @@ from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.storage import Location
+from setibl_ray.core.terminal import say
 from setibl_ray.seti.evaluation.finished import load_run
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(options: Report) -> int:
     if not options.runs:
         raise ConfigError("expected at least one run folder: python -m setibl_ray.report RUN")
     if len(options.runs) == 1 and options.out is None:
-        print(write_report(options.runs[0], options.data))
+        say(write_report(options.runs[0], options.data))
         return 0
     if len(options.runs) == 1:
         text = _page(options.runs[0], options.data)
@@ -77,7 +78,7 @@ def main(options: Report) -> int:
         text = build.comparison([load_run(run) for run in options.runs])
     place, _, name = (options.out or "comparison.html").rpartition("/")
     RunFolder(place or ".").write(name, text)
-    print(options.out or "comparison.html")
+    say(options.out or "comparison.html")
     return 0
 
 

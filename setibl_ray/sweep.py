@@ -91,12 +91,11 @@ def main(options: Sweep) -> int:
     demo = options.data is None and not options.resume
     base = cli.layered(options, Config, cv.DEMO if demo else {})
 
-    from rich.console import Console
-
+    from setibl_ray.core import terminal
     from setibl_ray.core.run.session import sayer
     from setibl_ray.seti import task
 
-    console = Console()
+    console = terminal.console()
     data = options.data
     if demo:
         from setibl_ray.seti.making.synth import demo_dataset

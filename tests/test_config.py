@@ -1,7 +1,10 @@
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 
 import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import example, given
@@ -37,6 +40,50 @@ configs = st.builds(
 def test_yaml_round_trip(values):
     config = parse(values)
     assert parse(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize("spelt", [
+    {"batch-size": 8, "augment": {"dropout-size": 0.1}, "schedule.lr-max": 0.5, "image-size": (91, 85)},
+    {"batch_size": np.int64(8), "augment.dropout_size": 0.1, "schedule": {"lr_max": 0.5},
+     "image_size": (np.int32(91), np.int64(85))},
+    {"batch_size": (8,), "augment": MappingProxyType({"dropout_size": 0.1}), "schedule": {"lr-max": 0.5},
+     "image_size": "91x85"},
+])  # fmt: skip
+def test_a_mapping_takes_every_spelling(spelt):
+    plain = {
+        "batch_size": 8,
+        "augment": {"dropout_size": 0.1},
+        "schedule": {"lr_max": 0.5},
+        "image_size": "91x85",
+    }
+    assert parse(spelt) == parse(plain)
+
+
+def test_sections_may_come_in_parts_but_no_field_twice():
+    both = parse({"augment.shear": 1, "augment": {"flip": 0}, "augment.rotation": 2}).augment
+    assert (both.shear, both.flip, both.rotation) == (1, 0, 2)
+    for twice in (
+        {"batch-size": 8, "batch_size": 8},
+        {"augment.shear": 1, "augment": {"shear": 1}},
+        {"augment": 1, "augment.shear": 1},
+    ):
+        with pytest.raises(ConfigError, match="is there twice"):
+            parse(twice)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ([("folds", 3)], "config: expected a Config or a mapping of its fields, got list"),
+    ({3: 4}, "config: expected names of fields, got 3"),
+    ({"augment": {None: 4}}, "config: expected names of fields, got None"),
+    ({"augment.shear.x": 4}, "augment.shear: "),
+    ({".": 4}, "unknown field"),
+    ({"epochs": pd.DataFrame({"a": [1, 2]})}, "epochs"),
+])  # fmt: skip
+def test_what_is_no_config_is_said_in_a_line(given, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(given)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text("0123456789,.x-\n")
@@ -99,7 +146,7 @@ def test_defaults_are_those_of_the_original_notebook():
         ({"image_size": "8x8"}, "at least 32"),
         ({"model": "b0"}, "expected one of efficientnet-nano"),
         ({"epochs": "1,2"}, "epochs: expected 1 value or 5"),
-        ({"fold_weights": "1,2"}, "fold_weights: expected 5 numbers, got 2"),
+        ({"fold_weights": "1,2"}, "fold-weights: expected 5 numbers, got 2"),
         ({"fold_weights": "0,0,0,0,0"}, "positive sum"),
         ({"fold_weights": "best"}, "expected equal, auc, or numbers"),
         ({"augment": {"strength": float("nan")}}, "augment.strength"),

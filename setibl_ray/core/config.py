@@ -7,7 +7,7 @@ a run is resumed; everything else must not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,7 +79,7 @@ class Config(Section):
     def _one_weight_per_fold(self: C) -> C:
         if self.fold_weights not in self.weight_rules and self.fold_weights.count(",") + 1 != self.folds:
             raise ValueError(
-                f"fold_weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
+                f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
             )
         return self
 
@@ -142,7 +143,7 @@ def explain(error: pydantic.ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "model_type":
         message = "expected a section, with fields of its own"
-    received = "" if first["type"] == "value_error" else f"; got {first['input']!r}"
+    received = "" if first["type"] == "value_error" else f"; got {one_line(repr(first['input']))}"
     return f"{field + ': ' if field else ''}{message}{received}"
 
 
@@ -172,7 +173,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
       ConfigError: the file is missing, is not YAML, is not a mapping, or has a field twice.
     """
     try:
-        values = yaml.load(Path(path).read_text(), _Fields)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Fields)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -182,7 +183,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
         raise ConfigError(f"{flag} {path} line {line}: {what}") from None
     # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{flag} {path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{flag} {path}: expected a mapping of fields, got {type(values).__name__}")
     return values or {}
@@ -198,14 +199,40 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse(kind: type[C], values: dict[str, Any]) -> C:
-    """Validate plain values.
+def spelt(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields in every spelling that YAML and flags take (`batch-size`, `augment.strength`) as Python has them.
+
+    Raises:
+      ConfigError: a field is there in two spellings, its name is no text, or this is no mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"config: expected a Config or a mapping of its fields, got {type(values).__name__}"
+        )
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"config: expected names of fields, got {name!r}")
+        value = spelt(value) if isinstance(value, Mapping) else value
+        section, dot, rest = name.replace("-", "_").partition(".")
+        value = spelt({rest: value}) if dot else value
+        there = fields.get(section)
+        if isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys():
+            value = there | value
+        elif section in fields:
+            raise ConfigError(f"config: {name} is there twice")
+        fields[section] = value
+    return fields
+
+
+def parse(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Validate plain values, in any spelling of their fields' names.
 
     Raises:
       ConfigError: the first wrong field, on one line.
     """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(spelt(values))
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from None
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, with a way out for those who press it twice."""
+"""Ctrl-C, SIGTERM and a terminal that closes as one exception, with a way out for those who press it twice."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def end_at_once() -> None:
+    """Until `as_keyboard_interrupt`, SIGINT and SIGTERM end the process with exit code 130 and without a traceback.
+
+    For a command that is still importing what it needs: there is nothing to keep or to clear up.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, lambda *_: os._exit(130))
 
 
 @contextmanager
 def as_keyboard_interrupt() -> Iterator[None]:
-    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt and the second ends the process at once.
+    """Within the block the first of these signals raises KeyboardInterrupt and the second ends the process at once.
 
+    SIGHUP stays ignored where it was (nohup); otherwise what is said after it goes nowhere, as its terminal is gone.
     Ending at once loses nothing: whatever is in the run folder is whole, the kernel gives the lock back, and Ray's
     processes of this machine end with their driver.
     """
@@ -26,6 +37,7 @@ def as_keyboard_interrupt() -> Iterator[None]:
         yield
         return
     heard = False
+    terminals = [number for number in (1, 2) if os.isatty(number)]  # asked of one that is gone, it says no
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal heard
@@ -35,9 +47,15 @@ def as_keyboard_interrupt() -> Iterator[None]:
             )
             os._exit(130)
         heard = True
+        if number == signal.SIGHUP:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in SIGNALS if not (number == signal.SIGHUP and ignored)]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ import numpy as np
 
 from setibl_ray.core.errors import SetiblError
 from setibl_ray.core.task import Fitted, Prediction, Rows, Span, Step, Task, Work
+from setibl_ray.core.terminal import headline
 
 Cause = Literal[
     "config",
@@ -195,7 +196,7 @@ def events_of(spec: RunSpec, job: Job) -> Generator[Event, None, None]:
             yield Predicted(job.fold, job.span, _predict(task, work))
     except Exception as error:
         cause = task.cause_of(error) if task else "code"
-        text = f"{error}" if isinstance(error, SetiblError) else f"{type(error).__name__}: {error}"
+        text = f"{error}" if isinstance(error, SetiblError) else f"{type(error).__name__}: {headline(error)}"
         details = "".join(traceback.format_exception(error))
         yield Failed(job.fold, cause, text, details, span=job.span)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 
 import numpy as np
@@ -12,7 +11,9 @@ import pandas as pd
 from setibl_ray.core.config import Config
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.storage import filesystem, reaching
+from setibl_ray.core.tables import from_csv
 from setibl_ray.core.task import Rows
+from setibl_ray.core.terminal import one_line
 
 UNITS = ("units", "shards")
 NAMES = ("rows", *UNITS, "stratified", "group")
@@ -170,6 +171,6 @@ def _read_table(path: str) -> pd.DataFrame:
         except FileNotFoundError:
             raise DataError(f"split: {path}: there is no such file") from None
     try:
-        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        return from_csv(content, text=None)
     except ValueError as error:
-        raise DataError(f"split: {path} is no CSV file: {' '.join(str(error).split())}") from None
+        raise DataError(f"split: {path} is no CSV file: {one_line(error)}") from None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
+import filelock
 from pydantic import AfterValidator
 
 from setibl_ray.core.errors import ConfigError, SetiblError
+from setibl_ray.core.terminal import one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -36,6 +41,66 @@ Location = Annotated[str, AfterValidator(without_credentials)]
 """A path or URL that a command takes."""
 
 
+def location(name: str, given: object) -> str:
+    """A path or URL as a string.
+
+    Args:
+      name: of the argument, for the error.
+      given: a string, or a path.
+
+    Raises:
+      ConfigError: it is something else, or carries credentials.
+    """
+    if not isinstance(given, str | os.PathLike) or isinstance(text := os.fspath(given), bytes) or not text:
+        what = "nothing" if given is None or isinstance(given, str) else type(given).__name__
+        raise ConfigError(f"{name}: expected a folder or URL, as a string or a path; got {what}")
+    try:
+        return without_credentials(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def temporary_folder() -> str:
+    """This process's folder for temporary files.
+
+    Raises:
+      ConfigError: there is none that can be written.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"TMPDIR: {error.strerror or error}. Set TMPDIR to a folder that can be written."
+        ) from None
+
+
+def can_be_written(folder: str | os.PathLike[str]) -> bool:
+    """Whether a file can be made in a local folder; permissions alone do not tell, of root least of all."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def file_lock(path: str | os.PathLike[str], timeout_s: float = -1) -> Iterator[None]:
+    """Hold a lock file between the processes of a node, waiting for it as long as need be or for `timeout_s`.
+
+    Raises:
+      TimeoutError: another has it.
+    """
+    with warnings.catch_warnings():
+        # Without flock the file's being there is the lock, which does.
+        warnings.filterwarnings("ignore", message="flock not supported")
+        lock = filelock.FileLock(path, timeout=timeout_s)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a location, and its path there, without a slash at the end.
 
@@ -46,6 +111,8 @@ def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
 
     try:
         without_credentials(location)
+        if "\0" in location:
+            raise ValueError(f"a path cannot hold a NUL: {location!r}")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -81,4 +148,4 @@ def reaching(location: str, what: str, error: type[SetiblError]) -> Iterator[Non
         if not isinstance(problem, OSError) and type(problem).__module__.split(".")[0] not in _CLIENTS:
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        raise error(f"{location} could not be {what}: {' '.join(reason.split())}") from problem
+        raise error(f"{location} could not be {what}: {one_line(reason)}") from problem

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from setibl_ray.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Where:
       placement_timeout_s: how long to wait for a cluster to grow before an impossible request is refused, and for it to
         grow again when all nodes that folds can run on have gone.
       max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
+      connect_timeout_s: how long to wait for a cluster at `address` to answer; one that refuses is not waited for.
       fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
     """
 
@@ -31,6 +34,26 @@ class Where:
     placement_timeout_s: float = 0.0
     max_retries: int = 3
     fold_timeout_s: float | None = None
+    connect_timeout_s: float = 60.0
+
+    @classmethod
+    def of(cls, given: Where | Mapping[str, Any] | None) -> Where:
+        """`given` itself, or made of a mapping of these fields.
+
+        Raises:
+          ConfigError: it is something else, or a field is none of these.
+        """
+        if isinstance(given, Where):
+            return given
+        if not isinstance(given, Mapping | None):
+            raise ConfigError(
+                f"where: expected a Where or a mapping of its fields, got {type(given).__name__}"
+            )
+        values = {str(name).replace("-", "_"): value for name, value in (given or {}).items()}
+        if unknown := values.keys() - {own.name for own in fields(cls)}:
+            names = ", ".join(own.name for own in fields(cls))
+            raise ConfigError(f"where: unknown field {min(unknown)!r}; expected some of {names}")
+        return cls(**values)
 
     def flags(self) -> list[str]:
         """These as `cv` takes them, the defaults left out."""

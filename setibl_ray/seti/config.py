@@ -7,6 +7,8 @@ all folds or one per fold. `Config.for_fold` gives a fold its own numbers.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
@@ -42,7 +44,11 @@ def _image_size(value: Any) -> Any:
 
 def _image_sizes(value: Any) -> Any:
     # A pair of integers is one size; anything else of several parts is one size per fold.
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, Integral) for side in value)
+    ):
         return (f"{value[0]}x{value[1]}",)
     return _as_tuple(value)
 
@@ -176,7 +182,9 @@ class Config(core.Config):
         for name in ("image_size", "model", "epochs", "batch_size"):
             count = len(getattr(self, name))
             if count not in (1, self.folds):
-                raise ValueError(f"{name}: expected 1 value or {self.folds} (one per fold); got {count}")
+                raise ValueError(
+                    f"{name.replace('_', '-')}: expected 1 value or {self.folds} (one per fold); got {count}"
+                )
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         return self
@@ -218,8 +226,8 @@ class Config(core.Config):
         }
 
 
-def parse(values: dict[str, Any]) -> Config:
-    """Validate plain values.
+def parse(values: Mapping[str, Any]) -> Config:
+    """Validate plain values, in any spelling of their fields' names.
 
     Raises:
       ConfigError: the first wrong field, on one line.

@@ -46,9 +46,11 @@ class CadenceTask(Task):
         config: Config,
         *,
         on_bad_record: Literal["fail", "skip"] = "fail",
+        check_all: bool = False,
         needs: Split = "train",
     ) -> Rows:
-        return rows_of(read_index(data, on_bad_record=on_bad_record, needs=needs))
+        decode: Literal["some", "all"] = "all" if check_all else "some"
+        return rows_of(read_index(data, on_bad_record=on_bad_record, needs=needs, decode=decode))
 
     def open_test(
         self, data: str, config: Config, *, on_bad_record: Literal["fail", "skip"] = "fail"
@@ -187,10 +189,10 @@ class CadenceTask(Task):
 
 def rows_of(index: DataIndex) -> Rows:
     """An index as the orchestrator takes it."""
-    notes: tuple[str, ...] = ()
+    notes = index.notes
     if index.bad_records:
         first = f"first {index.bad_records[0]}"
-        notes = (f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",)
+        notes += (f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",)
     train = index.train[["image_id", "target", "group", "snr", "kind"]].assign(unit=index.train["shard"])
     listed = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
     about = {

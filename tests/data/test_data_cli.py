@@ -3,10 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from setibl_ray.core.terminal import visible
 from setibl_ray.data import main
+from setibl_ray.seti.formats.records import Record
 from setibl_ray.seti.formats.shards import read_index
+from setibl_ray.seti.formats.writer import ShardWriter
 
 SIZES = [
     "--train",
@@ -80,3 +84,23 @@ def test_help_loads_neither_pandas_nor_numpy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "end"
     assert "synth" in out
+
+
+MARKUP = ["[/red]", "\x1b[31mred\x1b[0m", "[link=x]", "é – \u202e", "<script>alert(1)</script>", "a\r\nb"]
+
+
+def test_markup_in_data_is_shown_as_it_stands(tmp_path, capsys):
+    panels = np.zeros((6, 8, 8), np.uint8)
+    for split, labelled in (("train", True), ("test", False)):
+        with ShardWriter(tmp_path, split, 0) as writer:
+            for i, text in enumerate(MARKUP):
+                writer.write(Record(f"{split}{text}", i % 2 if labelled else None, text, 9.0, text, panels))
+    with ShardWriter(tmp_path, "train", 1) as writer:
+        writer.write(Record(f"train{MARKUP[1]}", 1, None, 9.0, None, panels))
+    assert main(["verify", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    for text in MARKUP[:3]:
+        assert visible(text) in captured.out
+    assert r"image_id train\x1b[31mred\x1b[0m stands for 2 records" in captured.err
+    assert "\x1b" not in captured.out + captured.err
+    assert "\r" not in captured.out + captured.err

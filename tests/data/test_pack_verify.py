@@ -1,5 +1,7 @@
 """Packing a Kaggle-like folder, and verifying sets that are sound and sets that are not."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,9 +47,9 @@ def test_pack_stratifies_and_keeps_every_cadence(kaggle, tmp_path):
         list(index.train.groupby("shard")["target"].agg(["size", "sum"]).itertuples(index=False, name=None))
         == [(10, 2)] * 3
     )
-    assert set(index.train["group"]) == {"0", "1", "2", "3"}
+    assert index.train["group"].isna().all()  # a folder is but the beginning of its ids
     record = next(iter_records(index.shards[0]))
-    source = np.load(kaggle / "train" / record.group / f"{record.image_id}.npy")
+    source = np.load(kaggle / "train" / record.image_id[0] / f"{record.image_id}.npy")
     np.testing.assert_array_equal(record.panels, quantise(source.astype(np.float32)))
     assert verify(str(out)).problems == ()
 
@@ -84,7 +86,7 @@ def test_pack_refusals_name_the_file(kaggle, tmp_path):
     np.save(path, np.zeros((6, 20, 16), np.int16))
     refused("1r001.npy: expected a float array, found int16")
     path.write_bytes(good[:300])
-    refused("1r001.npy is not a .npy array")
+    refused("1r001.npy: its header promises more than its 300 bytes hold")
     path.unlink()
     refused(r"train_labels.csv: 1 ids have no file under .*train \(1r001\)")
     path.write_bytes(good)
@@ -104,6 +106,68 @@ def test_pack_refusals_name_the_file(kaggle, tmp_path):
     refused("train_labels.csv is missing")
     (kaggle / "train_labels.csv").mkdir()
     refused("train_labels.csv could not be read: Is a directory")
+
+
+def packed_groups(kaggle, out, **options):
+    index = read_index(pack(kaggle, out, n_shards=2, n_test_shards=2, n_processes=1, **options))
+    return [dict(zip(table["image_id"], table["group"])) for table in (index.train, index.test)]
+
+
+def test_folders_that_sort_by_more_than_ids_are_groups(kaggle, tmp_path):
+    (kaggle / "train" / "1").rename(kaggle / "train" / "HIP99427")
+    train, test = packed_groups(kaggle, tmp_path / "out")
+    assert (train["1r001"], train["0r000"], test["0e000"]) == ("HIP99427", "0", "0")
+
+
+def test_a_column_brings_groups(kaggle, tmp_path):
+    table = pd.read_csv(kaggle / "train_labels.csv", dtype=str)
+    table.assign(
+        target=table["target"] + ".0", star=["", *(f"star, {i % 3}" for i in range(N_TRAIN - 1))]
+    ).to_csv(kaggle / "train_labels.csv", index=False)
+    train, test = packed_groups(kaggle, tmp_path / "out", group_column="star")
+    assert train["0r000"] is None
+    assert train["1r001"] == "star, 0"
+    assert set(test.values()) == {None}
+    with pytest.raises(DataError, match="expected columns id, target, night, found id, target, star"):
+        packed_groups(kaggle, tmp_path / "other", group_column="night")
+
+
+def test_links_to_folders_are_followed_and_hidden_files_left_out(kaggle, tmp_path):
+    (kaggle / "train" / "2").rename(tmp_path / "elsewhere")
+    (kaggle / "train" / "2").symlink_to(tmp_path / "elsewhere")
+    (kaggle / "train" / "3" / "up").symlink_to(kaggle / "train")  # a loop
+    (kaggle / "train" / "1" / "._1r001.npy").write_bytes(b"\0\5\x16\7 of macOS")
+    (kaggle / "test" / "__MACOSX").mkdir()
+    (kaggle / "test" / "__MACOSX" / "0e000.npy").write_bytes(b"")
+    said = []
+    train, test = packed_groups(kaggle, tmp_path / "out", say=said.append)
+    assert (len(train), len(test)) == (N_TRAIN, N_TEST)
+    assert [line.split(": ")[1].split(" (")[0] for line in said] == ["1 hidden .npy files are left out"] * 2
+
+
+def test_what_is_called_npy_and_is_none(kaggle, tmp_path):
+    path = kaggle / "train" / "1" / "1r001.npy"
+
+    def refused(message):
+        with pytest.raises(DataError, match=message):
+            pack(kaggle, tmp_path / "out", n_shards=2, n_test_shards=2, n_processes=1)
+
+    with path.open("wb") as stream:
+        np.savez(stream, a=np.zeros((6, 20, 16)))
+    refused("1r001.npy is a .npz archive, not an array")
+    for shape in ((6, 2**19, 2**18), (6, 2**40, 2**40), (6, 10**30, 2)):  # 1.6 TB; more than 64 bits can say
+        with path.open("wb") as stream:
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(bytes(1000))
+        refused(r"1r001.npy: its header promises more than its \d+ bytes hold")
+    np.save(path, np.array([{}], object), allow_pickle=True)
+    refused("1r001.npy is not a .npy array: ")
+    path.unlink()
+    odd = os.fsencode(path).replace(b"1r001", b"1r\xff")
+    with open(odd, "wb"):
+        pass
+    refused("is no UTF-8 text. Rename it")
 
 
 def test_too_many_shards(kaggle, tmp_path):

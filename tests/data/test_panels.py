@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -240,3 +242,24 @@ def test_a_damaged_store_is_built_again(tmp_path: Path, damage: str) -> None:
     again = open_store(fake_index(4), tmp_path)
     np.testing.assert_array_equal(again.take(np.arange(3)), expected)
     again.close()
+
+
+def test_read_only_shared_memory_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "SHARED_MEMORY", Path("/proc"))  # where nobody can make a file
+    store = open_store(fake_index(3), tmp_path, policy="auto")
+    assert store.path is not None
+    assert store.path.is_relative_to(tmp_path / "disk")
+    assert panels.free_bytes()["memory"] == 0
+    with pytest.raises(ConfigError, match="cache: memory needs /proc, which is read-only on this node"):
+        open_store(fake_index(3), tmp_path, policy="memory")
+
+
+def test_a_file_system_without_flock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"has no locks \(Function not implemented\).* Set TMPDIR"):
+        open_store(fake_index(3), tmp_path)
+    panels.remove_unused(tmp_path / "disk")  # it cannot tell, so it leaves them
+    assert list((tmp_path / "disk").glob("*.npy"))

@@ -1,10 +1,14 @@
 """Records: what decodes, what is refused and how, and the step to bytes."""
 
+import io
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from data_sets import png, png_features
+from PIL import Image
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.seti.formats.records import (
@@ -42,8 +46,6 @@ def test_cadence_record_round_trip(record):
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA"])
 def test_png_decodes_as_tensorflow_decodes_it(mode):
     tf = pytest.importorskip("tensorflow")
-    from PIL import Image
-
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     if mode.endswith("A"):
@@ -54,12 +56,49 @@ def test_png_decodes_as_tensorflow_decodes_it(mode):
     np.testing.assert_array_equal(record.panels, expected.transpose(2, 0, 1))
 
 
-def _saved(image):
-    import io
-
+def _saved(image, kind="PNG"):
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_decodes_nearly_as_tensorflow_decodes_it(mode):
+    tf = pytest.importorskip("tensorflow")
+    ramp = np.add.outer(np.arange(20), np.arange(16))[..., None] * np.array([7, 5, 3])
+    encoded = _saved(Image.fromarray(ramp.astype(np.uint8)).convert(mode), "JPEG")
+    payload = encode_example({"image": encoded, "image_id": "a"})
+    assert decode_labels(payload, "x").panel_shape == (20, 16)
+    expected = tf.image.decode_png(encoded, channels=3).numpy().transpose(2, 0, 1)
+    np.testing.assert_allclose(decode_record(payload, "x").panels.astype(int), expected, atol=8)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("rest", [
+    b"",
+    chunk(b"IEND", b""),
+    chunk(b"IDAT", b"") + chunk(b"IEND", b""),
+    chunk(b"IDAT", zlib.compress(bytes(20 * 49))[:-9]) + chunk(b"IEND", b""),
+    chunk(b"IDAT", zlib.compress(bytes(20 * 49)))[:-1] + b"x" + chunk(b"IEND", b""),
+    chunk(b"IDAT", zlib.compress(bytes(20 * 49))),
+])  # fmt: skip
+def test_a_png_with_a_header_and_no_pixels_is_undecodable(rest):
+    """Its shape can be read, so labels are; TensorFlow refuses each of these too."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 20, 8, 2, 0, 0, 0))
+    payload = encode_example({"image": b"\x89PNG\r\n\x1a\n" + header + rest, "image_id": "a"})
+    assert decode_labels(payload, "x").panel_shape == (20, 16)
+    with pytest.raises(DataError, match=r"x.*: (undecodable image|image is no PNG)"):
+        decode_record(payload, "x")
+
+
+@pytest.mark.parametrize("target", [-1, 2, 0.5, math.nan])
+def test_a_target_where_none_is_needed_is_left_alone(target):
+    labels = decode_labels(cadence(target=target), "x")
+    assert labels.target is None
+    assert repr(labels.stray_target) == repr(target)
 
 
 @pytest.mark.parametrize(("payload", "message"), [
@@ -67,21 +106,23 @@ def _saved(image):
     (cadence(image_id=None), "non-empty image_id"),
     (cadence(image_id=""), "non-empty image_id"),
     (cadence(image_id=b"\xff"), "image_id is not UTF-8"),
+    (cadence(image_id="a\0b"), "field image_id holds a NUL"),
+    (cadence(kind="\0"), "field kind holds a NUL"),
     (cadence(image_id=7), "field image_id should hold one value"),
-    (cadence(target=None), "needs a target of 0 or 1, found none"),
-    (cadence(target=2), "expected target 0 or 1, found 2"),
-    (cadence(target=math.nan), "expected target 0 or 1, found nan"),
-    (cadence(target=math.inf), "expected target 0 or 1, found inf"),
-    (cadence(target=0.5), "expected target 0 or 1, found 0.5"),
+    (cadence(target=None), "expected target 0 or 1 in a train record, found none"),
+    (cadence(target=2), "expected target 0 or 1 .*, found 2"),
+    (cadence(target=math.nan), "expected target 0 or 1 .*, found nan"),
+    (cadence(target=math.inf), "expected target 0 or 1 .*, found inf"),
+    (cadence(target=0.5), "expected target 0 or 1 .*, found 0.5"),
     (cadence(target=[0, 1]), "field target should hold one value"),
     (cadence(cadence=b"123"), r"shape \(6, 4, 5\) needs 120 bytes of cadence, found 3"),
     (cadence(shape=[3, 4, 5]), r"expected shape \(6, height, width\), found \(3, 4, 5\)"),
     (cadence(shape=[6, -4, -5]), "expected shape"),
     (cadence(shape=None), r"found \(\)"),
     (cadence(cadence=None), "expected a field cadence .* or image .*, found image_id, shape, target"),
-    (encode_example({"image": b"jpeg" * 10, "image_id": "a", "target": 0}), "image is not a PNG"),
-    (encode_example({"image": b"", "image_id": "a", "target": 0}), "image is not a PNG"),
-    (encode_example({**png_features("a", 0), "image": png_features("a")["image"][:60]}), "undecodable PNG"),
+    (encode_example({"image": b"GIF8" * 10, "image_id": "a", "target": 0}), "no PNG or JPEG .*: 40 bytes"),
+    (encode_example({"image": b"", "image_id": "a", "target": 0}), "no PNG or JPEG .*: 0 bytes"),
+    (encode_example({**png_features("a", 0), "image": png_features("a")["image"][:60]}), "undecodable image"),
 ])  # fmt: skip
 def test_refusals_name_the_record_and_the_field(payload, message):
     with pytest.raises(DataError, match=f"^x.*: .*{message}"):

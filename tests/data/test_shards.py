@@ -1,8 +1,10 @@
 """The index of a folder of shards: what it holds, what it refuses, and random access."""
 
+import gzip
 import json
 import pickle
 import shutil
+import zlib
 
 import fsspec
 import numpy as np
@@ -15,6 +17,7 @@ from setibl_ray.seti.formats import shards
 from setibl_ray.seti.formats.records import Record, encode_record
 from setibl_ray.seti.formats.shards import iter_records, list_shards, read_index, read_panels
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
+from setibl_ray.seti.making.verify import verify
 
 
 def equal(a, b):
@@ -136,11 +139,51 @@ def test_skipped_records_are_listed(png_set):
     write_frames(png_set / "train00-3.tfrec", [png_features("a", 1), png_features("b"), png_features("c", 0)])
     index = read_index(png_set, on_bad_record="skip")
     assert [bad[:2] for bad in index.bad_records] == [("train00-3.tfrec", 1), ("train01-3.tfrec", 0)]
-    assert "needs a target" in index.bad_records[0].reason
+    assert "expected target 0 or 1 in a train record" in index.bad_records[0].reason
     assert list(index.train["image_id"]) == ["a", "c", "train11", "train12"]
     assert list(index.train["record"]) == [0, 2, 1, 2]
     shard.write_bytes(content[:-3])
     assert [bad.record for bad in read_index(png_set, on_bad_record="skip").bad_records] == [1, 0, 2]
+
+
+def test_a_target_in_test_shards_is_passed_over_with_a_note(png_set):
+    write_frames(png_set / "test00-2.tfrec", [png_features("t0", -1), png_features("t1", 0)])
+    index = read_index(png_set)
+    assert index.notes == (
+        "1 test records have a target that is neither 0 nor 1, such as -1; it is not used",
+    )
+    assert verify(str(png_set)).notes == index.notes
+
+
+@pytest.mark.parametrize(("name", "compress"), [("GZIP", gzip.compress), ("ZLIB", zlib.compress)])
+def test_a_compressed_shard_is_named_as_one(png_set, name, compress):
+    shard = png_set / "train01-3.tfrec"
+    shard.write_bytes(compress(shard.read_bytes()))
+    for read in (
+        read_index,
+        lambda root: verify(str(root)),
+        lambda root: read_index(root, on_bad_record="skip"),
+    ):
+        with pytest.raises(DataError, match=f"train01-3.tfrec is compressed with {name}"):
+            read(png_set)
+
+
+def test_images_are_decoded_before_they_are_needed(png_set):
+    """Labels and shape can be read of an image without pixels, so nothing else would notice it."""
+    last = {**png_features("z", 0)}
+    last["image"] = last["image"][:60] + bytes(len(last["image"]) - 60)
+    shard = png_set / "train01-39.tfrec"
+    (png_set / "train01-3.tfrec").unlink()
+    write_frames(shard, [*(png_features(f"id{i}", 1) for i in range(38)), last])
+    read_index(png_set)
+    read_index(png_set, decode="some")  # every other image; the last is not among them
+    with pytest.raises(DataError, match=r"train01-39.tfrec record 38: undecodable image"):
+        read_index(png_set, decode="all")
+    write_frames(shard, [png_features("first", 0), last, *(png_features(f"id{i}", 1) for i in range(37))])
+    with pytest.raises(DataError, match=r"train01-39.tfrec record 1: undecodable image"):
+        read_index(png_set, decode="some")
+    (problem,) = verify(str(png_set)).problems
+    assert problem.startswith("train01-39.tfrec record 1: undecodable image")
 
 
 def test_refusals(png_set, tmp_path):
@@ -165,7 +208,7 @@ def test_refusals(png_set, tmp_path):
     write_frames(third, [png_features("test1", 0)])
     refused("image_id test1 .* train02-1.tfrec record 0, test00-2.tfrec record 1")
     write_frames(third, [png_features("x")])
-    refused(r"train02-1.tfrec record 0 \(x\): a train record needs a target")
+    refused(r"train02-1.tfrec record 0 \(x\): expected target 0 or 1 in a train record")
     write_frames(third, [png_features("x", 0, shape=(20, 17))])
     refused("one storage and panel shape, found png 20x16 in .* png 20x17 in train02-1.tfrec")
     third.write_bytes(frame(encode_record(Record("x", 0, None, 0.0, None, np.zeros((6, 20, 16), np.uint8)))))

@@ -3,10 +3,13 @@
 WRITE_DOCS=1 pytest tests/reliability/test_bad_inputs.py      # after a message has changed
 """
 
+import gzip
+import io
 import json
 import os
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +19,25 @@ from harness import ARGUMENTS
 from standin import StandIn
 from test_bad_input import copied, put, record
 
-from setibl_ray import cv
+from setibl_ray import cv, predict
+from setibl_ray import data as data_command
 from setibl_ray.core.run.folder import FORMAT
 from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.formats.tfrecord import encode_example, frame
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 CASES = {}
+COMMANDS = {
+    "cv": cv.entry,
+    "data pack": data_command.main,
+    "data verify": data_command.main,
+    "predict": predict.entry,
+}
 
 
 def case(group, what):
+    """A case of a group, which is a command's name or something about `cv`: (data, folder) -> its arguments."""
+
     def add(build):
         assert (group, what) not in CASES
         CASES[group, what] = build
@@ -70,7 +82,46 @@ flags("a label without a value", "--label", "zone")
 flags("a time limit of nothing", "--fold-timeout-s", 0)
 flags("what to do about bad records, misspelt", "--on-bad-record", "ignore")
 
+flags("an epoch less than one", "--epochs", 0)
+flags("a batch of nothing", "--batch-size", 0)
+flags("a negative seed", "--seed", -1)
+flags("a negative number of views", "--tta", -1)
+flags("more folds than anybody needs", "--folds", 1001)
+flags("smoothing that leaves nothing of a label", "--label-smoothing", 1)
+flags("a momentum that never follows", "--bn-momentum", 1)
+flags("a device that is none", "--device", "cuda")
+flags("a layout that is none", "--layout", "rgb")
+flags("a loss that is none", "--loss", "hinge")
+flags("a cache that is none", "--cache", "ram")
+flags("a split that is none", "--split", "random")
+flags("a runner that is none", "--runner", "spark")
+flags("a calibration that is none", "--calibrate", "beta")
+flags("post-processing that is none", "--postprocess", "best")
+flags("post-processing in a module that is not there", "--postprocess", "absent_module:function")
+flags("post-processing by what is no function", "--postprocess", "math:pi")
+flags("a learning rate of nothing", "--schedule.lr-max", 0)
+flags("a learning rate that grows for ever", "--schedule.decay", 2)
+flags("a learning rate that is no number", "--schedule.lr-min", "nan")
+flags("more squares than an image has room for", "--augment.dropout-count", 999)
+flags("an image size of three numbers", "--image-size", "91x85x3")
+flags("three image sizes for two folds", "--folds", 2, "--image-size", "40x36,48x48,64x64")
+flags("no workers", "--workers", 0)
+flags("a negative number of retries", "--max-retries", -1)
+flags("no time to connect", "--connect-timeout-s", 0)
+flags("a word that belongs to no flag", "shards")
+flags("an assumption without --plan", "--assume.rows", "1000+100")
+flags("a URL with a password", "--out", "s3://KEY:SECRET@bucket/run")
+
 config("not YAML", "folds: [3\n")
+config("a Python object", "seed: !!python/object/apply:os.getcwd []\n")
+config("a tab for indentation", "augment:\n\tshear: 1\n")
+config("no number", "seed: .nan\n")
+config("a list for one value", "seed: [1, 2]\n")
+config("a section for one value", "seed: {a: 1}\n")
+config("a field with and without its section", "augment.shear: 1\naugment: {shear: 2}\n")
+config("a date for a number", "epochs: 2021-07-29\n")
+config("two documents", "folds: 3\n---\nfolds: 5\n")
+config("a name with a terminal escape", '"\\e[31mfolds": 3\n')
 config("YAML, but a list", "- folds\n")
 config("an unknown field", "augment: {strenght: 1}\n")
 config("infinity", "schedule: {lr_max: .inf}\n")
@@ -96,6 +147,26 @@ def _(data, folder):
 @case("config file", "no such file")
 def _(data, folder):
     return ["--data", data, "--config", folder / "absent.yaml"]
+
+
+@case("config file", "a folder")
+def _(data, folder):
+    return ["--data", data, "--config", folder]
+
+
+@case("cluster", "an address that refuses")
+def _(data, folder):
+    return ["--data", data, "--runner", "ray", "--address", "127.0.0.1:1"]
+
+
+@case("cluster", "an address without a port")
+def _(data, folder):
+    return ["--data", data, "--runner", "ray", "--address", "head"]
+
+
+@case("data folder", "a URL with a password")
+def _(data, folder):
+    return ["--data", "s3://KEY:SECRET@bucket/shards"]
 
 
 @case("data folder", "no such folder")
@@ -191,6 +262,23 @@ def _(data):
     shard(data).write_bytes(b"PK\x03\x04" + bytes(4000))
 
 
+@data_case("a shard compressed with GZIP")
+def _(data):
+    shard(data).write_bytes(gzip.compress(shard(data).read_bytes()))
+
+
+@data_case("a shard compressed with ZLIB")
+def _(data):
+    shard(data).write_bytes(zlib.compress(shard(data).read_bytes()))
+
+
+@data_case("a shard that nobody may read")
+def _(data):
+    path = shard(data)
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # permissions do not stop root
+
+
 @data_case("a bit that flipped in a record")
 def _(data):
     row = read_index(str(data)).train.query("shard == 2 and record == 4").iloc[0]
@@ -224,7 +312,38 @@ def example_case(what, **features):
         (data / "train02-1.tfrec").write_bytes(frame(encode_example(features)))
 
 
+def png(pixels, depth=8, size=(36, 40)):
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, 2, 0, 0, 0))
+    data = chunk(b"IDAT", pixels) if pixels else b""
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
+IDAT = zlib.compress(bytes(40 * (1 + 36 * 3)))
 PIXELS = bytes(6 * 40 * 36)
+
+
+def image_case(what, image):
+    """A case about one image among those of PNG shards."""
+
+    @data_case(what, "images")
+    def _(data):
+        for path in data.glob("*.tfrec"):
+            path.unlink()
+        for number in range(6):
+            images = [image if (number, i) == (2, 0) else png(IDAT) for i in range(12)]
+            records = [
+                {"image_id": f"{number}-{i}", "target": i % 2, "image": png} for i, png in enumerate(images)
+            ]
+            (data / f"train{number:02d}-12.tfrec").write_bytes(
+                b"".join(frame(encode_example(r)) for r in records)
+            )
+
+
 GOOD = {"image_id": "x", "target": 1, "cadence": PIXELS, "shape": [6, 40, 36]}
 record_case("a training record without a target", record("a", None))
 record_case("one image_id twice", record("a", 0), record("a", 1))
@@ -235,6 +354,18 @@ example_case("fewer pixels than the shape says", **{**GOOD, "cadence": PIXELS[:-
 example_case("three panels that say six", **{**GOOD, "shape": [3, 40, 36]})
 example_case("neither cadence nor image", image_id="x", target=1, picture=b"")
 example_case("an image that is not a PNG", image_id="x", target=1, image=b"GIF89a" + bytes(50))
+image_case("an image with a header and no pixels", png(b""))
+image_case("an image with half of its pixels", png(zlib.compress(bytes(2000))))
+image_case("an image with a wrong checksum", png(IDAT)[:-13] + b"x" + png(IDAT)[-12:])
+image_case("an image without an end", png(IDAT)[:-12])
+image_case("an image of 16 bits", png(IDAT, depth=16))
+image_case("an image of a billion pixels", png(IDAT, size=(32000, 32000)))
+image_case("a JPEG that is cut off", b"\xff\xd8\xff\xe0" + bytes(50))
+example_case("an image_id with a NUL", **{**GOOD, "image_id": "x\0y"})
+example_case("an image_id of nothing", **{**GOOD, "image_id": ""})
+example_case("a target that is text", **{**GOOD, "target": "yes"})
+example_case("two targets", **{**GOOD, "target": [0, 1]})
+example_case("a shape of negative sides", **{**GOOD, "shape": [6, -40, -36]})
 example_case("a group that is a number", **{**GOOD, "group": 7})
 example_case("an S/N that is text", **{**GOOD, "snr": "bright"})
 example_case("an image_id that is no text", **{**GOOD, "image_id": b"\xff\xfe"})
@@ -295,6 +426,8 @@ run_case("--resume of another format", holding("manifest.json", '{"format": 99}'
 run_case("--resume of a damaged manifest", holding("manifest.json", '{"form'), "--resume")
 run_case("--resume without its config", lambda out: None, "--resume")
 run_case("--resume of a field that is no longer known", holding("config.yaml", "warp: 9"), "--resume")
+run_case("--resume of a manifest that is a list", holding("manifest.json", "[]"), "--resume")
+run_case("--resume of a config that is no YAML", holding("config.yaml", "folds: ["), "--resume")
 run_case("--resume where there is no run", lambda out: (out / "manifest.json").unlink(), "--resume")
 
 
@@ -319,21 +452,123 @@ def _(data, folder):
     return ["--data", data, "--out", folder / "file"]
 
 
-def message_of(build, data, folder, capsys):
+KAGGLE = {"0/0a": np.zeros((6, 4, 4), np.float16), "1/1b": np.zeros((6, 4, 4), np.float16)}
+
+
+def pack_case(what, *more, arrays=KAGGLE, labels="id,target\n0a,0\n1b,1\n"):
+    """A case about Kaggle's folder."""
+
+    @case("data pack", what)
+    def _(data, folder):
+        for name, array in arrays.items():
+            path = folder / f"train/{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(array) if isinstance(array, bytes) else np.save(path, array)
+        if labels is not None:
+            (folder / "train_labels.csv").write_bytes(labels.encode("latin-1"))
+        shards = [] if "--shards" in more else ["--shards", "2"]
+        return ["--kaggle", folder, "--out", folder / "out", "--processes", 1, *shards, *more]
+
+
+def header(shape):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + bytes(100)
+
+
+def archive():
+    stream = io.BytesIO()
+    np.savez(stream, a=KAGGLE["0/0a"])
+    return stream.getvalue()
+
+
+pack_case("a folder without arrays", arrays={})
+pack_case("no labels", labels=None)
+pack_case("labels that are no table", labels="")
+pack_case("labels that are no text", labels="id,target\n\xff,1\n")
+pack_case("labels without a column", labels="id\n0a\n1b\n")
+pack_case("a label that is neither 0 nor 1", labels="id,target\n0a,0\n1b,maybe\n")
+pack_case("a label twice", labels="id,target\n0a,0\n0a,1\n1b,1\n")
+pack_case("a label without a file", labels="id,target\n0a,0\n1b,1\n2c,0\n")
+pack_case("a file without a label", labels="id,target\n0a,0\n")
+pack_case("an id in two folders", arrays={**KAGGLE, "2/0a": KAGGLE["0/0a"]})
+pack_case("groups of a column that is not there", "--group-column", "night")
+pack_case("more shards than files", "--shards", "3")
+pack_case("a file that is no array", arrays={**KAGGLE, "1/1b": b"cadence"})
+pack_case("a .npz under the name of a .npy", arrays={**KAGGLE, "1/1b": archive()})
+pack_case("a header that claims 1.6 TB", arrays={**KAGGLE, "1/1b": header((6, 2**19, 2**18))})
+pack_case("an array of Python objects", arrays={**KAGGLE, "1/1b": np.array([{}], object)})
+pack_case("an array of three panels", arrays={**KAGGLE, "1/1b": KAGGLE["1/1b"][:3]})
+pack_case("an array of another shape", arrays={**KAGGLE, "1/1b": KAGGLE["1/1b"][:, :3]})
+pack_case("an array of integers", arrays={**KAGGLE, "1/1b": KAGGLE["1/1b"].astype(int)})
+pack_case("a value that is no number", arrays={**KAGGLE, "1/1b": np.full((6, 4, 4), np.nan, np.float16)})
+
+
+@case("data pack", "a place that holds something")
+def _(data, folder):
+    arguments = CASES["data pack", "an array of another shape"](data, folder)
+    np.save(folder / "train/1/1b.npy", KAGGLE["1/1b"])
+    arguments[arguments.index("--out") + 1] = folder
+    return arguments
+
+
+@case("data verify", "no such folder")
+def _(data, folder):
+    return [folder / "absent"]
+
+
+@case("data verify", "a shard compressed with GZIP")
+def _(data, folder):
+    shards = copied(data, folder)
+    shard(shards).write_bytes(gzip.compress(shard(shards).read_bytes()))
+    return [shards]
+
+
+@case("predict", "a folder that is no run")
+def _(data, folder):
+    return [folder, "--data", data]
+
+
+@case("predict", "a run whose manifest is damaged")
+def _(data, folder):
+    (folder / "manifest.json").write_text('{"folds": ')
+    return [folder, "--data", data]
+
+
+@case("predict", "a run that is not finished")
+def _(data, folder):
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": FORMAT, "folds": {"0": {"state": "waiting"}}})
+    )
+    return [folder, "--data", data]
+
+
+def message_of(group, build, data, folder, capsys):
+    command = group if group in COMMANDS else "cv"
     arguments = [str(part) for part in build(data, folder)]
     before = sorted(folder.rglob("*"))
+    if command == "cv":
+        arguments = [*base_of(arguments, folder), *arguments]
+    elif command == "predict":
+        arguments += ["--out", str(folder / "out"), "--runner", "local"]
+    else:
+        arguments.insert(0, command.removeprefix("data "))
+    code = COMMANDS[command](arguments)
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1, said
+    assert sorted(folder.rglob("*")) == before, "something was written"
+    said = said.replace(str(data), "DATA").replace(str(folder), "DIR")
+    return code, re.sub(r"^python -m setibl_ray\.\w+: ", "", said)
+
+
+def base_of(arguments, folder):
     base = [*ARGUMENTS, "--folds", "3", "--runner", "local"]
     for flag in [part for part in arguments if part.startswith("--")]:
         if flag in base:
             del base[base.index(flag) : base.index(flag) + 2]
     if "--out" not in arguments:
         base += ["--out", str(folder / "run")]
-    code = cv.entry([*base, *arguments])
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1, said
-    assert sorted(folder.rglob("*")) == before, "something was written"
-    said = said.replace(str(data), "DATA").replace(str(folder), "DIR")
-    return code, re.sub(r"^python -m setibl_ray\.cv: ", "", said)
+    return base
 
 
 @pytest.fixture
@@ -355,18 +590,19 @@ def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeyp
     for number, ((group, what), build) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"
         folder.mkdir()
-        code, said = message_of(build, shards, folder, capsys)
+        code, said = message_of(group, build, shards, folder, capsys)
         assert code == 2, (what, said)
         groups.setdefault(group, []).append((what, code, said.replace("|", "\\|")))
     for group, found in groups.items():
         rows += [f"## {group[0].upper()}{group[1:]}", "", "| input | exit code | message |", "|---|---|---|"]
         rows += [f"| {what} | {code} | {said} |" for what, code, said in found] + [""]
-    assert len(CASES) >= 25
+    assert len(CASES) >= 120
     text = "\n".join(
         [
             "# Bad input",
             "",
-            f"{len(CASES)} bad inputs to `cv`, each refused before any training, in one line and with nothing written.",
+            f"{len(CASES)} bad inputs, to `cv` unless the heading says otherwise, each refused before any training, in",
+            "one line and with nothing written.",
             "`DATA` is the folder of shards, `DIR` the case's own. `tests/reliability/test_bad_inputs.py` writes it",
             "(`WRITE_DOCS=1`) and holds it against what happens. What goes wrong later: [reliability](reliability.md).",
             "",

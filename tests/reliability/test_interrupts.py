@@ -1,14 +1,17 @@
 """Ctrl-C and SIGTERM: state kept, exit code 130, the resuming command, and no process or file left."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 
 import pytest
 from harness import (
     DEADLINE_S,
     RUN,
+    STANDIN,
     attempts_of,
     leftovers,
     nothing_left,
@@ -93,3 +96,59 @@ def test_a_second_signal_ends_it_at_once(shards, tmp_path):
     assert process.wait(timeout=30) == 130
     assert "leaving at once" in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes(shards, tmp_path, undisturbed, ignored):
+    """As SIGTERM, unless it is ignored as `nohup` has it."""
+    out = tmp_path / "run"
+    ours, theirs = os.openpty()
+
+    def at_the_terminal():
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, *STANDIN, *map(str, RUN), "--data", shards, "--out", out, "--runner", "local"],
+        env={**os.environ, "EPOCH_S": "0.2"},
+        stdin=theirs,
+        stdout=theirs if not ignored else subprocess.DEVNULL,
+        stderr=theirs if not ignored else subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=at_the_terminal,
+    )
+    os.close(theirs)
+    wait_for(lambda: list(out.glob("fold-*/state-000*")) or process.poll() is not None)
+    os.close(ours)
+    assert process.wait(timeout=DEADLINE_S) == (0 if ignored else 130)
+    if not ignored:
+        assert "interrupted" in [attempt["outcome"] for attempt in attempts_of(out)]
+        again = start("--resume", "--out", out, "--runner", "local", epoch_s=0, log=subprocess.DEVNULL)
+        assert again.wait(timeout=DEADLINE_S) == 0
+    same_results(undisturbed, out)
+    nothing_left(out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("imported", ["pydantic", "pydantic_settings", "setibl_ray.core.where"])
+@pytest.mark.parametrize("command", [("-m", "setibl_ray.cv"), ("-m", "setibl_ray", "data")])
+def test_a_signal_while_a_command_starts(tmp_path, command, imported, number):
+    """A third of a second in which nothing is there yet to be kept; Python's own part of it is nobody's to change."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os\n"
+        "real = builtins.__import__\n"
+        "def watched(name, *rest, **more):\n"
+        f"    if name == {imported!r}:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = watched\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

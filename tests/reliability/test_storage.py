@@ -1,6 +1,8 @@
 """A run folder that is full, read-only or somebody else's; locks on a disk and in an object store."""
 
 import errno
+import fcntl
+import json
 import os
 import subprocess
 import time
@@ -119,6 +121,30 @@ def test_an_abandoned_lock_object_is_taken_over(monkeypatch):
         fs.pipe_file(lock, str(live).replace("'", '"').encode())
         with pytest.raises(RunFolderError, match="in use"), RunFolder("memory://bucket/abandoned").locked():
             pass
+
+
+@pytest.mark.parametrize("number", locks.NO_FLOCK)
+def test_a_folder_on_a_file_system_without_flock_has_a_lock_object(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    out = tmp_path / "run"
+    with RunFolder(str(out)).locked():
+        assert (out / ".lock").exists()
+        with (
+            pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"),
+            RunFolder(str(out)).locked(),
+        ):
+            pass
+    assert not out.exists()  # as it was made for the lock, and nothing else is in it
+    out.mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (out / ".lock").write_text(json.dumps(locks._owner() | {"pid": gone.pid}))
+    with RunFolder(str(out)).locked():
+        pass
+    assert list(out.iterdir()) == []
 
 
 def test_a_held_lock_object_is_kept_fresh(monkeypatch):

@@ -90,7 +90,11 @@ def test_names_from_the_data_are_text_not_markup(tmp_path):
     rows["kind"] = "<i id=kind>"
     path = fake.write_run(tmp_path / "run", rows=rows, folds=2, epochs=1)
     assert report.entry([str(path)]) == 0
-    assert not {"injected0", "kind"} & Outline((path / "report.html").read_text()).ids
+    text = (path / "report.html").read_text()
+    assert not {"injected0", "kind"} & Outline(text).ids
+    figures = text.split('<script id="figures" type="application/json">')[1].split("</script>")[0]
+    assert "<i id=kind>" not in figures  # Plotly would take it for HTML, too
+    assert "&lt;i id=kind&gt;" in figures
 
 
 @pytest.fixture(scope="module")

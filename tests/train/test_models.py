@@ -1,5 +1,7 @@
 import pkgutil
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,38 @@ def test_imagenet_weights_reach_six_channels(monkeypatch):
     first = model.get_weights()[0]
     assert first.shape[2] == 6
     np.testing.assert_allclose(first, np.concatenate([three["weights"][0]] * 2, axis=2) / 2, atol=1e-6)
+
+
+def test_one_download_at_a_time(monkeypatch, tmp_path):
+    """Folds of a node that begin together: none reads what another has half written."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "weights"
+    n_downloads = []
+
+    def fake(*, include_top, weights, input_shape):
+        if weights:
+            if not file.exists():
+                n_downloads.append(1)
+                for part in (b"half ", b"whole"):
+                    with file.open("ab") as stream:
+                        stream.write(part)
+                    time.sleep(0.05)
+            assert file.read_bytes() == b"half whole"
+        return input_shape
+
+    monkeypatch.setattr("efficientnet.tfkeras.EfficientNetB0", fake)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = list(
+            pool.map(lambda _: models._with_weights("efficientnet-b0", (32, 32, 3), "imagenet"), range(8))
+        )
+    assert shapes == [(32, 32, 3)] * 8
+    assert n_downloads == [1]
+
+
+def test_nowhere_to_keep_a_download(monkeypatch):
+    monkeypatch.setattr(models, "can_be_written", lambda folder: False)
+    with pytest.raises(ConfigError, match=r"kept in .*\.keras or /tmp/.keras, and neither can be written"):
+        build("resnet50", 3, weights="imagenet")
 
 
 def test_offline_the_other_choices_are_named(monkeypatch):

@@ -9,6 +9,7 @@ import yaml
 
 from setibl_ray.core.cluster.rules import Finding, Lock, kuberay, launcher, read_lock
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 
 
 def check_file(path: Path, lock: Lock) -> list[Finding]:
@@ -22,7 +23,7 @@ def check_file(path: Path, lock: Lock) -> list[Finding]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not YAML: {one_line(error)}") from None
     if not documents or not all(isinstance(document, Mapping) for document in documents):
         raise ConfigError(f"{path}: expected a cluster file (a mapping of fields), got something else")
     return list(_findings(documents, lock))

@@ -5,33 +5,44 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import ray
-from ray._private import ray_constants
+from ray._common import utils as ray_utils
+from ray._private import ray_constants, services
 
+from setibl_ray.core import host_memory
+from setibl_ray.core.cluster import surroundings
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.storage import temporary_folder
+from setibl_ray.core.terminal import one_line
+from setibl_ray.core.where import Where
 
 ATTEMPTS = 3  # at starting Ray here
 
 
 @contextmanager
-def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str]:
+def connected(
+    address: str | None, *, n_cpus: int | None = None, timeout_s: float = Where.connect_timeout_s
+) -> Iterator[str]:
     """Ray for the length of a `with` block; yields a line that says which Ray it is.
 
     Args:
       address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
         job submit` sets), else a Ray of this process's own. A bare `ray.init()` would join any leftover it finds.
-
       n_cpus: cores of a Ray started here; None for all of this machine.
+      timeout_s: how long to wait for a cluster to answer.
 
     Raises:
-      ConfigError: nothing answers at `address`, or it refuses this client.
+      ConfigError: nothing answers at `address`, it refuses this client, or Ray cannot start on this machine.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
@@ -43,9 +54,15 @@ def connected(address: str | None, *, n_cpus: int | None = None) -> Iterator[str
     os.environ.setdefault("RAY_task_oom_retries", "0")
     # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
+    # Where there is no agent to take metrics, each process would say so on this one's terminal.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
-        options |= {"include_dashboard": False, "num_cpus": n_cpus}
+    if address:
+        _check_address(address, timeout_s)
+    else:
+        surroundings.check_home()
+        surroundings.check_temporary_folder()
+        options |= {"include_dashboard": False, "num_cpus": n_cpus, **_memory()}
     with _own_sigterm():
         _init(address, options)
     try:
@@ -84,7 +101,43 @@ def _init(address: str | None, options: dict) -> None:
                 what = (
                     f"no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
                 )
-                raise ConfigError(f"address: {what}: {' '.join(str(error).split())[:300]}") from error
+                raise ConfigError(f"address: {what}: {one_line(error)}") from error
+
+
+def _check_address(address: str, timeout_s: float) -> None:
+    """Ask the head whether it is there: Ray would try for many minutes, with its log on the terminal."""
+    try:
+        place = address if "://" in address else str(services.canonicalize_bootstrap_address(address))
+        url = urlsplit(place if "://" in place else f"ray://{place}")
+        host, port = url.hostname, url.port
+    except (ValueError, OSError) as error:  # among them that `auto` finds none
+        raise ConfigError(
+            f"address: expected auto or HOST:PORT of a Ray head, got {address!r}: {one_line(error)}"
+        ) from None
+    if not host or not port:
+        raise ConfigError(f"address: expected auto or HOST:PORT of a Ray head, got {address!r}")
+    surroundings.check_answer(address, host, port, timeout_s)
+
+
+def _memory() -> dict[str, Any]:
+    """What Ray may take where its own defaults would be wrong: in a batch job's share of a machine, which Ray does not
+    see, and without shared memory that can be written.
+    """
+    limit, total = host_memory.limit(), ray_utils.get_system_memory()
+    is_share = limit is not None and limit < total
+    if not is_share and surroundings.has_shared_memory():
+        return {}
+    home = str(surroundings.SHARED_MEMORY) if surroundings.has_shared_memory() else temporary_folder()
+    share = min(limit or total, total)
+    store = min(int(0.3 * share), shutil.disk_usage(home).free // 2)
+    options: dict[str, Any] = {
+        "object_store_memory": max(store, ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES)
+    }
+    if is_share:
+        options["_memory"] = int(0.7 * share)
+    if not surroundings.has_shared_memory():
+        options["_plasma_directory"] = home
+    return options
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
 from setibl_ray.core.jobs import Cause, Event, Failed, Job, Predicted, RunSpec, Started, Trained, events_of
 from setibl_ray.core.task import Fitted, Prediction
+from setibl_ray.core.terminal import headline
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
 NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
@@ -117,7 +118,7 @@ class RayRunner:
             try:
                 ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
             except (exceptions.LocalRayletDiedError, exceptions.RaySystemError) as error:
-                raise RunStoppedError(f"the Ray cluster was lost: {_one_line(error)}") from error
+                raise RunStoppedError(f"the Ray cluster was lost: {headline(error)}") from error
             for stream in ready:
                 yield from self._next_of(stream)
             yield from self._overdue()
@@ -164,7 +165,7 @@ class RayRunner:
             yield self._end(stream, Failed(job.fold, "code", "the fold task ended without a result"))
             return
         except exceptions.RayError as error:
-            yield self._end(stream, Failed(job.fold, _cause(error), _one_line(error)))
+            yield self._end(stream, Failed(job.fold, _cause(error), headline(error), str(error)))
             return
         if isinstance(event, str):
             attempt.node_id = event
@@ -292,10 +293,6 @@ def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
             with suppress(exceptions.RayError):
                 answers[node] = ray.get(call, timeout=0)
     return answers
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def _cause(error: exceptions.RayError) -> Cause:

@@ -29,7 +29,9 @@ from fsspec.implementations.local import LocalFileSystem
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run import locks
 from setibl_ray.core.storage import filesystem, reaching
+from setibl_ray.core.tables import TEXT, from_csv, to_csv
 from setibl_ray.core.task import Prediction, Span
+from setibl_ray.core.terminal import one_line
 
 FORMAT = 3
 STATES_KEPT = 2
@@ -105,22 +107,24 @@ class RunFolder:
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         self.write(name, to_csv(table))
 
-    def read_csv(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(
-            io.BytesIO(self.read(name)),
-            dtype={"image_id": str, "id": str},
-            keep_default_na=False,
-            float_precision="round_trip",
-        )
+    def read_csv(self, name: str, *text: str) -> pd.DataFrame:
+        """A table that `write_csv` wrote, whose columns `text` hold text besides those that always do."""
+        try:
+            return from_csv(self.read(name), {*TEXT, *text})
+        except ValueError as error:
+            raise RunFolderError(f"{self.path(name)} is not a table: {one_line(error)}") from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, to_json(value) + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self.read(name))
-        except ValueError as error:
+            value = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.path(name)} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{self.path(name)}: expected an object, found {type(value).__name__}")
+        return value
 
     def save_state(self, fold: int, step: int, state: bytes) -> None:
         """Keep a fold's state after `step`, and the one before it in case this one is damaged.
@@ -225,10 +229,6 @@ class RunFolder:
             self.write(f"fold-{fold}/{name}", data)
             sums[f"fold-{fold}/{name}"] = sha256(data)
         return sums
-
-
-def to_csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _is_whole(name: str, data: bytes) -> bool:

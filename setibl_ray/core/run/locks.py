@@ -1,13 +1,15 @@
 """One driver for each run folder: a lock that the kernel gives back on a local disk, a lock object elsewhere.
 
-A local lock is an flock on `.lock` and ends with its process, however that ends. An object store has none: there the
-owner writes `.lock` with its name and the time, and writes it again every `REFRESH_S`. One that has not been
-written for `ABANDONED_S` counts as abandoned. The limits: hosts' clocks must agree to within a minute, and on a store
-that cannot create an object only where there is none, two drivers that start in the same second may both go on.
+A local lock is an flock on `.lock` and ends with its process, however that ends. Object stores have none, nor have some
+file systems that are mounted without (Lustre, NFS): there the owner writes `.lock` with its name and the time, and
+writes it again every `REFRESH_S`. One that has not been written for `ABANDONED_S` counts as abandoned, and one of a
+process of this host that is gone at once. The limits: hosts' clocks must agree to within a minute, and where an object
+cannot be created only if there is none, two drivers that start in the same second may both go on.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,6 +30,8 @@ from setibl_ray.core.storage import reaching
 NAME = ".lock"
 REFRESH_S = 30.0
 ABANDONED_S = 180.0
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What flock answers on a file system that has none."""
 
 
 @contextmanager
@@ -41,6 +45,12 @@ def local(folder: Path, shown: str) -> Iterator[None]:
     while True:
         with reaching(shown, "written", RunFolderError):
             folder.mkdir(parents=True, exist_ok=True)
+            without_flock = not _has_flock(folder)
+        if without_flock:
+            with remote(fsspec.filesystem("file"), str(folder), shown):
+                yield
+            return
+        with reaching(shown, "written", RunFolderError):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -62,6 +72,18 @@ def local(folder: Path, shown: str) -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
+
+
+def _has_flock(folder: Path) -> bool:
+    """Asked of the folder itself: a file made for it could be taken for a lock object."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_FLOCK
+    finally:
+        os.close(descriptor)
+    return True
 
 
 @contextmanager

@@ -6,6 +6,7 @@ a run; the same test set gives the same bytes as it had there.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from setibl_ray.core import terminal
 from setibl_ray.core.config import config_of
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import RunSpec, load_task
@@ -24,17 +26,18 @@ from setibl_ray.core.run.manifest import FoldEntry, Manifest
 from setibl_ray.core.run.record import Record
 from setibl_ray.core.run.session import code_sums, new_manifest, place, run_folds, sayer, scratch_of
 from setibl_ray.core.run.supervisor import span_rows
+from setibl_ray.core.storage import location
 from setibl_ray.core.task import Fitted, Task
 from setibl_ray.core.where import Where
 
 
 def predict(
     task: Task | str,
-    run: str,
+    run: str | os.PathLike[str],
     *,
-    data: str,
-    out: str,
-    where: Where | None = None,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    where: Where | Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -62,9 +65,9 @@ def predict(
       ConfigError, DataError, RunFolderError: found before anything is predicted.
       FoldFailedError, RunStoppedError, Interrupted: as in `session.run_folds`.
     """
-    where, console = where or Where(), console or Console()
+    where, console, data = Where.of(where), console or terminal.console(), location("data", data)
     say, loaded = sayer(console), load_task(task)
-    source, folder = RunFolder(run), RunFolder(out)
+    source, folder = RunFolder(location("run", run)), RunFolder(location("out", out))
     theirs, config = _finished(source, loaded)
     anew = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
     config = loaded.to_predict(config.model_copy(update={**anew, **(changes or {})}))
@@ -172,8 +175,8 @@ def _open(
 
 def _oof(source: RunFolder, id_name: str, manifest: Manifest) -> pd.DataFrame:
     """The run's training rows with `fold` and what each fold's fit predicted for them, as `Task.finish` takes them."""
-    records = source.read_csv("records.csv")
-    own = pd.concat([source.read_csv(f"fold-{fold}/oof.csv") for fold in manifest.folds])
+    records = source.read_csv("records.csv", id_name)
+    own = pd.concat([source.read_csv(f"fold-{fold}/oof.csv", id_name) for fold in manifest.folds])
     names = [name for name in own if name not in (id_name, "target")]
     found = own.set_index(id_name).loc[records[id_name], names].astype(np.float64).reset_index(drop=True)
     dtypes = {(entry.model_extra or {}).get("dtype", "float32") for entry in manifest.folds.values()}

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from setibl_ray.core import terminal
 from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Trained
 from setibl_ray.core.run.supervisor import Answer
 from setibl_ray.core.task import Needs
@@ -48,7 +49,7 @@ class Progress:
         shown: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
-        self.console = console or Console(stderr=False)
+        self.console = console or terminal.console()
         self._needs = needs
         self._rows = {fold: _Row() for fold in needs}
         self._n_test = n_test
@@ -69,7 +70,7 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        terminal.say(text, self.console)
 
     def on(self, event: Event, answer: Answer) -> None:
         line = self._apply(self._rows[event.fold], event, answer)
@@ -124,13 +125,14 @@ class Progress:
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row.values))
         for name in ("fold", "state", "node", "device"):
             table.add_column(name)
-        for name in ("step", *map(escape, names), "ETA"):
+        for name in ("step", *names, "ETA"):
             table.add_column(name, justify="right")
         colour = {"done": "green", "trained": "blue", "failed": "red", "retrying": "yellow", "waiting": "dim"}
         for fold, row in self._rows.items():
-            state = f"[{colour.get(row.state, 'cyan')}]{row.state}[/]"
-            values = [row.values.get(name, "") for name in names]
-            table.add_row(str(fold), state, escape(row.node), row.device, row.step, *values, row.eta)
+            state = Text(row.state, colour.get(row.state, "cyan"))
+            values = [Text(row.values.get(name, "")) for name in names]
+            place = Text(terminal.visible(row.node)), Text(terminal.visible(row.device))
+            table.add_row(str(fold), state, *place, row.step, *values, row.eta)
         return table
 
 

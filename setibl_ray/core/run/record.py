@@ -11,9 +11,10 @@ import pandas as pd
 
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import Event, Failed, Job, Predicted, RunSpec, Started, Stepped, Trained, load_task
-from setibl_ray.core.run.folder import RunFolder, to_csv
+from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import FoldEntry, Manifest
 from setibl_ray.core.run.supervisor import Answer, Standing, cut
+from setibl_ray.core.tables import to_csv
 from setibl_ray.core.task import Fitted, Prediction, Span, prediction_columns, prediction_names
 
 Say = Callable[[str], None]
@@ -83,7 +84,7 @@ class Record:
             entry.files.pop(name, None)
             self.manifest.save_fold(self.folder, fold)
             return
-        pred, columns = self._columns(self.folder.read_csv(name), entry)
+        pred, columns = self._columns(self.folder.read_csv(name, self.spec.rows.id), entry)
         self.predicted[fold] = Prediction(pred, columns)
 
     def _read_fit(self, fold: int, entry: FoldEntry) -> None:
@@ -98,7 +99,7 @@ class Record:
             self.manifest.undone(fold, why)
             self.manifest.save_fold(self.folder, fold)
             return
-        pred, columns = self._columns(self.folder.read_csv(f"fold-{fold}/oof.csv"), entry)
+        pred, columns = self._columns(self.folder.read_csv(f"fold-{fold}/oof.csv", self.spec.rows.id), entry)
         data = self.folder.read(artifact) if wants_artifact else b""
         self.fitted[fold] = Fitted(pred, data, columns, batch=entry.batch, row_s=entry.row_s)
         self.history[fold] = self._read_history(fold)

@@ -12,7 +12,6 @@ import inspect
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from rich.console import Console
 
-from setibl_ray.core import splits
+from setibl_ray.core import splits, terminal
 from setibl_ray.core.config import C, config_of, parse
 from setibl_ray.core.errors import (
     ConfigError,
@@ -39,6 +38,7 @@ from setibl_ray.core.run.manifest import FoldEntry, Manifest, versions
 from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.record import Record
 from setibl_ray.core.run.supervisor import Answer, Supervisor
+from setibl_ray.core.storage import location, temporary_folder
 from setibl_ray.core.task import FoldReport, Rows, Task
 from setibl_ray.core.where import Where
 
@@ -94,7 +94,7 @@ def check(
 
 def scratch_of(rows: Rows) -> str:
     """The folder on each node for temporary files about a data set."""
-    return f"{tempfile.gettempdir()}/setibl-ray-{os.getuid()}-{rows.fingerprint[:12]}"
+    return f"{temporary_folder()}/setibl-ray-{os.getuid()}-{rows.fingerprint[:12]}"
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def cluster_for(task: Task | str, config: Any, where: Where, say: Say) -> Iterat
     """
     from setibl_ray.core.cluster import connect
 
-    with connect.connected(where.address) as greeting:
+    with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
         say(greeting)
         yield request_on(task, [config], where, say)
 
@@ -377,9 +377,9 @@ def cross_validate(
     task: Task | str,
     config: C | Mapping[str, Any] | None = None,
     *,
-    data: str | None = None,
-    out: str,
-    where: Where | None = None,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    where: Where | Mapping[str, Any] | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     command: str = "python -m setibl_ray.cv",
@@ -392,7 +392,7 @@ def cross_validate(
       config: settings of the task and fields of every config, or a mapping of them; None for the defaults.
       data: what the task's `open` reads; with `resume` the run's own if left out.
       out: run folder or URL to write.
-      where: where folds run.
+      where: where folds run; a `Where`, or a mapping of its fields.
       resume: go on with the unfinished folds of the run at `out`. What `config` leaves out is the run's own then,
         what it sets must not contradict it.
       options: further arguments of the task's `open`; with `resume` the run's own where left out.
@@ -403,20 +403,21 @@ def cross_validate(
       ConfigError, DataError, RunFolderError: found before any training.
       FoldFailedError, RunStoppedError, Interrupted: as in `run_folds`.
     """
-    where, console = where or Where(), console or Console()
+    where, console = Where.of(where), console or terminal.console()
     say = sayer(console)
     kind = config_of(load_task(task).Settings)
-    given: Any = config if isinstance(config, kind) else parse(kind, dict(config or {}))
+    given: Any = config if isinstance(config, kind) else parse(kind, {} if config is None else config)
     options = {name: value for name, value in (options or {}).items() if value is not None}
-    folder = RunFolder(out)
+    place_of_data = location("data", data) if data is not None else None
+    folder = RunFolder(location("out", out))
     with folder.locked():
         if resume:
-            _, given, data, options = stored.take_up(folder, given, data, options)
+            _, given, place_of_data, options = stored.take_up(folder, given, place_of_data, options)
         else:
             stored.refuse_existing(folder)
-        if data is None:
+        if place_of_data is None:
             raise ConfigError("data: expected where the data lie; only a run that is resumed knows its own")
-        spec = check(task, given, data, options=options, say=say)
+        spec = check(task, given, place_of_data, options=options, say=say)
         with place(spec, where, say) as (runner, spec):
             record = open_record(folder, spec, resume=resume, options=options, say=say)
             flags = shlex.join([str(folder), *where.flags()])
@@ -450,4 +451,4 @@ def gather(record: Record) -> CrossValidation:
 
 
 def sayer(console: Console) -> Say:
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    return partial(terminal.say, on=console)

@@ -13,6 +13,7 @@ from setibl_ray.core.jobs import RunSpec
 from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256
 from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.core.splits import is_file
+from setibl_ray.core.terminal import one_line
 
 
 def refuse_existing(folder: RunFolder) -> None:
@@ -32,10 +33,9 @@ def read_config(folder: RunFolder, kind: type[C]) -> C:
     try:
         return parse(kind, yaml.safe_load(folder.read("config.yaml")))
     except (ConfigError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
         raise RunFolderError(
-            f"{folder.path('config.yaml')} is not a config of this version: {reason}. Use the version of setibl_ray "
-            "that began the run, or choose another --out."
+            f"{folder.path('config.yaml')} is not a config of this version: {one_line(error)}. Use the version of "
+            "setibl_ray that began the run, or choose another --out."
         ) from None
 
 

@@ -11,7 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from setibl_ray.core import terminal
 from setibl_ray.core.errors import PlacementError
 from setibl_ray.core.tuning.ledger import Ledger, Trial
 
@@ -75,7 +77,7 @@ class Desk(tune.Callback):
         self.ledger, self._n_trials = ledger, n_trials
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        terminal.say(text, self.console)
 
     def must_end(self) -> bool:
         """Asked by Tune again and again; while nothing runs it looks whether anything ever can."""
@@ -121,7 +123,7 @@ class Desk(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         record = self._record(trial)
         error = trial.get_error()
-        self._failed(record, " ".join(str(error).split())[-500:] if error else "its process died", False)
+        self._failed(record, terminal.headline(error) if error else "its process died", False)
         self._left(record)
 
     def _failed(self, record: Trial, message: str, fatal: bool) -> None:
@@ -171,11 +173,13 @@ class Desk(tune.Callback):
             if score and trial.state != "done":
                 score = f"({score})"  # at an earlier step than the others'
             values = [_shown(trial.values[name]) if name in trial.values else "base" for name in self._labels]
-            state = f"[{COLOURS.get(trial.state, 'dim')}]{trial.state}[/]"
+            state = Text(trial.state, COLOURS.get(trial.state, "dim"))
             folds = f"{trial.folds_done}/{self._n_folds}"
-            table.add_row(f"{mark}{trial.number}", state, score, folds, str(trial.fold_epochs), *values)
+            table.add_row(
+                f"{mark}{trial.number}", state, score, folds, str(trial.fold_epochs), *map(Text, values)
+            )
         return table
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else terminal.visible(value)

@@ -23,6 +23,7 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
+from setibl_ray.core import terminal
 from setibl_ray.core.cluster import connect, placement
 from setibl_ray.core.cluster.placement import Node, Request
 from setibl_ray.core.cluster.runner import on_every_node
@@ -30,6 +31,7 @@ from setibl_ray.core.config import config_of, differences, parse
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.core.jobs import RunSpec, load_task
 from setibl_ray.core.run import session, stored
+from setibl_ray.core.storage import location
 from setibl_ray.core.task import Rows, Task
 from setibl_ray.core.tuning.desk import Desk
 from setibl_ray.core.tuning.ladder import Step, ladder, slots_for
@@ -94,10 +96,10 @@ def sweep(
     base: Any = None,
     space: Space | Mapping[str, Any] | None = None,
     *,
-    data: str | None = None,
-    out: str,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
     options: Mapping[str, Any] | None = None,
-    where: Where | None = None,
+    where: Where | Mapping[str, Any] | None = None,
     resume: bool = False,
     command: str = "python -m setibl_ray.sweep",
     console: Console | None = None,
@@ -123,27 +125,28 @@ def sweep(
       FoldFailedError: trials failed; what the others found is written.
       Interrupted: Ctrl-C; what was found so far is written.
     """
-    where, console = where or Where(), console or Console()
+    where, console = Where.of(where), console or terminal.console()
     say, loaded = session.sayer(console), load_task(task)
     kind = config_of(loaded.Settings)
-    given: Any = base if isinstance(base, kind) else parse(kind, dict(base or {}))
-    ledger = Ledger(out, loaded.score)
+    given: Any = base if isinstance(base, kind) else parse(kind, {} if base is None else base)
+    source = location("data", data) if data is not None else None
+    ledger = Ledger(location("out", out), loaded.score)
     with ledger.folder.locked(), session.cleaned(loaded.clean):
         begun = _begun(ledger, resume)
         if begun:
             given = stored.run_config(ledger.folder, parse(kind, begun["config"]), given)
-            data = data or begun["data_root"]
+            source = source or begun["data_root"]
             space = space or begun["space"]
         settings = Options(**{**begun.get("options", {}), **(options or {})})
         callbacks = _loggers(settings.log_to)
-        if data is None:
+        if source is None:
             raise ConfigError("data: expected where the data lie; only a sweep that is resumed knows its own")
-        spec = session.check(task, given, data, say=say)
+        spec = session.check(task, given, source, say=say)
         base = spec.config
         if not isinstance(space, Space):
             space = parse_space(base.default_space() if space is None else space, kind)
         configs = _check(space, spec, settings)
-        with connect.connected(where.address) as greeting:
+        with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
             say(greeting)
             request = session.request_on(task, configs, where, say)
             base = session.granted(spec, request.device, request.cpus).config

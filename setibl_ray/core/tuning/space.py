@@ -22,6 +22,7 @@ from ray import tune
 
 from setibl_ray.core.config import C, Config, parse
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -266,7 +267,7 @@ def _parse_field(name: str, spec: Any, kind_of_config: type[Config]) -> Field:
         field.sample(np.random.default_rng(0))
         field.distribution()
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"space: {field}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"space: {field}: {one_line(error)}") from None
     return field
 
 

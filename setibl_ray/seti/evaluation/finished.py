@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,6 @@ import yaml
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.seti.config import Config, parse
-
-_TEXT = {"image_id": str, "id": str, "group": str, "kind": str}
 
 
 @dataclass(frozen=True)
@@ -120,10 +117,7 @@ def same_rows(runs: Sequence[Run]) -> None:
 
 
 def _read_table(folder: RunFolder, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    # Only an empty cell is a missing value: an image may be called "NA", a kind "none".
-    table = pd.read_csv(
-        io.BytesIO(folder.read(name)), dtype=_TEXT, keep_default_na=False, na_values=["", "nan"]
-    )
+    table = folder.read_csv(name)
     for column in columns:
         if column not in table:
             raise RunFolderError(
@@ -153,9 +147,9 @@ def _oof(folder: RunFolder) -> pd.DataFrame:
     if not predicted["target"].isin((0, 1)).all():
         raise RunFolderError(f"{folder.path('oof.csv')}: expected targets 0 and 1")
     return predicted[["image_id", "target", "pred", "pred_model", "pred_no_tta", "fold"]].assign(
-        group=records["group"].fillna("").to_numpy(),
+        group=records["group"].to_numpy(),
         snr=records["snr"].astype(np.float64).to_numpy(),
-        kind=records["kind"].fillna("").to_numpy(),
+        kind=records["kind"].to_numpy(),
     )
 
 

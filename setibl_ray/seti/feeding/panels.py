@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,12 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import filelock
 import google_crc32c
 import numpy as np
 from scipy import sparse
 
+from setibl_ray.core import host_memory
 from setibl_ray.core.errors import ConfigError, DataError
+from setibl_ray.core.storage import can_be_written, file_lock, temporary_folder
 
 Z_RANGE = (-4.0, 8.0)
 """Standard deviations of 0 and 255: more room above, as needles are bright; 85 is exactly 0."""
@@ -219,15 +219,13 @@ def open_store(
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a store's lock and create its folder, which a run that ends meanwhile may remove while we wait."""
-    lock = filelock.FileLock(f"{path}.lock")
-    while not lock.is_locked:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            lock.acquire()
-    try:
+    with contextlib.ExitStack() as held:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                held.enter_context(file_lock(f"{path}.lock"))
+                break
         yield
-    finally:
-        lock.release()
 
 
 def remove_unused(folder: Path) -> None:
@@ -237,8 +235,8 @@ def remove_unused(folder: Path) -> None:
         if path.suffix not in (".npy", ".part"):
             continue
         with (
-            contextlib.suppress(filelock.Timeout, BlockingIOError, FileNotFoundError),
-            filelock.FileLock(f"{path.with_suffix('.npy')}.lock", timeout=0),
+            contextlib.suppress(OSError),  # in use, gone, or of a file system without locks
+            file_lock(f"{path.with_suffix('.npy')}.lock", 0),
             open(path, "rb") as file,
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,7 +248,7 @@ def remove_unused(folder: Path) -> None:
             orphan.unlink(missing_ok=True)
     # A lock without a store that nobody holds; filelock notices if a lock that it waits for is removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
-        with contextlib.suppress(filelock.Timeout, FileNotFoundError), filelock.FileLock(lock, timeout=0):
+        with contextlib.suppress(OSError), file_lock(lock, 0):
             if not lock.with_suffix("").exists():
                 lock.unlink()
     with contextlib.suppress(OSError):  # not empty, or missing
@@ -260,7 +258,7 @@ def remove_unused(folder: Path) -> None:
 def remove_all_unused() -> None:
     """`remove_unused` for every folder in which this user's runs keep stores on this node."""
     remove_unused(memory_folder())
-    for folder in Path(tempfile.gettempdir()).glob(f"setibl-ray-{os.getuid()}-*"):
+    for folder in Path(temporary_folder()).glob(f"setibl-ray-{os.getuid()}-*"):
         remove_unused(folder)
 
 
@@ -270,12 +268,15 @@ def memory_folder() -> Path:
 
 
 def _homes(policy: Policy, folder: Path) -> tuple[Path, ...]:
-    if policy == "memory" and not SHARED_MEMORY.is_dir():
-        raise ConfigError(
-            f"cache: memory needs {SHARED_MEMORY}, which this node lacks; set cache to disk or off"
-        )
-    memory = (memory_folder(),) if SHARED_MEMORY.is_dir() else ()
+    if policy == "memory" and not _has_shared_memory():
+        what = "is read-only on this node" if SHARED_MEMORY.is_dir() else "this node lacks"
+        raise ConfigError(f"cache: memory needs {SHARED_MEMORY}, which {what}; set cache to disk or off")
+    memory = (memory_folder(),) if _has_shared_memory() else ()
     return {"memory": memory, "disk": (folder,), "auto": (*memory, folder), "off": ()}[policy]
+
+
+def _has_shared_memory() -> bool:
+    return can_be_written(SHARED_MEMORY)
 
 
 def _in_memory(home: Path) -> bool:
@@ -304,14 +305,7 @@ def _available(home: Path) -> int:
     free = shutil.disk_usage(home).free
     if not _in_memory(home):
         return free
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line for line in lines if line.startswith("MemAvailable:")).split()[1]
-        free = min(free, int(kilobytes) << 10)
-    with contextlib.suppress(OSError, ValueError):  # cgroup 2; "max" means no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(free, 0)
+    return min(free, host_memory.available())
 
 
 def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
@@ -321,8 +315,8 @@ def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
 
 def free_bytes() -> dict[str, int]:
     """Bytes that stores may take on this node: in "memory" (0 without /dev/shm) and on "disk"."""
-    memory = _available(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else 0
-    return {"memory": memory, "disk": _available(Path(tempfile.gettempdir()))}
+    memory = _available(SHARED_MEMORY) if _has_shared_memory() else 0
+    return {"memory": memory, "disk": _available(Path(temporary_folder()))}
 
 
 def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
@@ -394,6 +388,13 @@ def _checksum_once(path: Path, inode: int, modified_ns: int) -> str:
 
 def _open(store: PanelStore, path: Path) -> PanelStore:
     file = open(path, "rb")  # noqa: SIM115  (held by the store, for its lock)
-    fcntl.flock(file, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"cache: the file system of {path.parent} has no locks ({error.strerror}), by which folds know what is in "
+            "use. Set TMPDIR to a folder on a local disk, or take --cache off."
+        ) from None
     images = np.load(path, mmap_mode="r", allow_pickle=False)
     return replace(store, images=images, path=path, _file=file)

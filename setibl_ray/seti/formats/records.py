@@ -1,7 +1,8 @@
 """Records of shards: encoding, decoding, and the conversion from sigmas to bytes.
 
 A cadence record holds all six panels as raw bytes; a record of a PNG shard the three ON panels as the channels of a
-PNG. The two are told apart by their content (`cadence` or `image`).
+PNG. The two are told apart by their content (`cadence` or `image`). A JPEG is read as well, as TensorFlow's
+`decode_png` reads one; lossy as it is, the two libraries' pixels may differ by a few levels of 255.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from setibl_ray.core.errors import DataError
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.cadence import N_PANELS, ON, Storage
 from setibl_ray.seti.formats.tfrecord import Value, decode_example, encode_example
 
@@ -26,7 +30,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Labels:
-    """A record without its pixels. `snr` is nan if there is no needle or its S/N is unknown."""
+    """A record without its pixels. `snr` is nan if there is no needle or its S/N is unknown.
+
+    `stray_target` is the target of an unlabelled record if it is neither 0 nor 1; it is not used.
+    """
 
     image_id: str
     target: int | None
@@ -35,6 +42,7 @@ class Labels:
     kind: str | None
     storage: Storage
     panel_shape: tuple[int, int]
+    stray_target: float | None = None
 
     @property
     def n_panels(self) -> int:
@@ -109,7 +117,7 @@ def decode_labels(payload: bytes, where: str, *, labelled: bool = False) -> Labe
     Args:
       payload: a frame's payload.
       where: its name in errors, e.g. "train03-50.tfrec record 7".
-      labelled: a missing target is an error (train shards).
+      labelled: a target that is missing, or neither 0 nor 1, is an error (train shards).
 
     Raises:
       DataError: names `where`, the field, what was expected and what was found.
@@ -127,7 +135,7 @@ def decode_record(payload: bytes, where: str, *, labelled: bool = False) -> Reco
     if labels.storage == "cadence":
         panels = np.frombuffer(example["cadence"][0], np.uint8).reshape(N_PANELS, *labels.panel_shape)
     else:
-        panels = _decode_png(example["image"][0], where)
+        panels = _decode_image(example["image"][0], where)
     return Record(labels.image_id, labels.target, labels.group, labels.snr, labels.kind, panels)
 
 
@@ -147,19 +155,21 @@ def _labels(example: dict[str, list], where: str, labelled: bool) -> Labels:
         storage: Storage = "cadence"
         panel_shape = _cadence_shape(example, where)
     elif "image" in example:
-        storage, panel_shape = "png", _png_shape(_single(example, "image", memoryview, where), where)
+        storage, panel_shape = "png", _image_shape(_single(example, "image", memoryview, where), where)
     else:
         fields = ", ".join(sorted(example)) or "nothing"
         raise DataError(f"{where}: expected a field cadence (six panels) or image (PNG), found {fields}")
+    target, stray_target = _target(example, where, labelled)
     snr = _single(example, "snr", (int, float), where)
     return Labels(
         image_id=image_id,
-        target=_target(example, where, labelled),
+        target=target,
         group=_text(example, "group", where),
         snr=math.nan if snr is None else float(snr),
         kind=_text(example, "kind", where),
         storage=storage,
         panel_shape=panel_shape,
+        stray_target=stray_target,
     )
 
 
@@ -174,20 +184,23 @@ def _single(example: dict[str, list], field: str, kinds: type | tuple[type, ...]
 def _text(example: dict[str, list], field: str, where: str) -> str | None:
     value = _single(example, field, memoryview, where)
     try:
-        return str(value, "utf-8") or None if value is not None else None
+        text = str(value, "utf-8") if value is not None else ""
     except UnicodeDecodeError:
         raise DataError(f"{where}: field {field} is not UTF-8 text") from None
+    if "\0" in text:
+        raise DataError(f"{where}: field {field} holds a NUL, which no table can; got {text!r}")
+    return text or None
 
 
-def _target(example: dict[str, list], where: str, labelled: bool) -> int | None:
+def _target(example: dict[str, list], where: str, labelled: bool) -> tuple[int | None, float | None]:
+    """The target, and what stands in its place in a record that needs none: -1, say."""
     value = _single(example, "target", (int, float), where)
-    if value is None:
-        if labelled:
-            raise DataError(f"{where}: a train record needs a target of 0 or 1, found none")
-        return None
-    if value not in (0, 1):  # nan and inf are neither
-        raise DataError(f"{where}: expected target 0 or 1, found {value}")
-    return int(value)
+    if value in (0, 1):  # nan and inf are neither
+        return int(value), None
+    if labelled:
+        found = "none" if value is None else value
+        raise DataError(f"{where}: expected target 0 or 1 in a train record, found {found}")
+    return None, value
 
 
 def _cadence_shape(example: dict[str, list], where: str) -> tuple[int, int]:
@@ -201,24 +214,39 @@ def _cadence_shape(example: dict[str, list], where: str) -> tuple[int, int]:
     return shape[1], shape[2]
 
 
-def _png_shape(png: memoryview | None, where: str) -> tuple[int, int]:
-    """(height, width) from a PNG's header, without decoding it."""
-    if png is None or len(png) < _PNG_HEADER.size:
-        raise DataError(f"{where}: image is not a PNG: {0 if png is None else len(png)} bytes")
-    signature, chunk, width, height, bit_depth = _PNG_HEADER.unpack_from(png)
-    if signature != _PNG_SIGNATURE or chunk != b"IHDR" or not width or not height:
-        raise DataError(f"{where}: image is not a PNG: it begins with {bytes(png[:8])!r}")
+def _image_shape(image: memoryview | None, where: str) -> tuple[int, int]:
+    """(height, width) from an image's header, without decoding it."""
+    if image is None or bytes(image[:8]) != _PNG_SIGNATURE:
+        with _opened(image or b"", where) as jpeg:
+            return jpeg.height, jpeg.width
+    if len(image) < _PNG_HEADER.size:
+        raise DataError(f"{where}: image is not a PNG: {len(image)} bytes")
+    _, chunk, width, height, bit_depth = _PNG_HEADER.unpack_from(image)
+    if chunk != b"IHDR" or not width or not height:
+        raise DataError(f"{where}: image is not a PNG: it begins with {bytes(image[:16])!r}")
     if bit_depth > 8:
         raise DataError(f"{where}: expected a PNG of 8 bits a channel, found {bit_depth}")
     return height, width
 
 
-def _decode_png(png: memoryview, where: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where}: undecodable PNG: {error}"
-        ) from None  # Pillow raises SyntaxError on bad chunks
+def _decode_image(image: memoryview, where: str) -> np.ndarray:
+    with _opened(image, where) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    with _opened(image, where) as opened:
+        if opened.format == "PNG":
+            opened.verify()  # checksums and the end, which decoding passes over; TensorFlow refuses what lacks them
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@contextmanager
+def _opened(image: memoryview | bytes, where: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(image), formats=["PNG", "JPEG"]) as opened:
+            yield opened
+    except Image.UnidentifiedImageError:
+        begins = f"{len(image)} bytes that begin with {bytes(image[:8])!r}" if len(image) else "0 bytes"
+        raise DataError(f"{where}: image is no PNG or JPEG that can be read: {begins}") from None
+    except (
+        Exception
+    ) as error:  # Pillow raises SyntaxError on bad chunks, IndexError where there are none, and more
+        raise DataError(f"{where}: undecodable image: {one_line(error)}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from setibl_ray.core.errors import ConfigError, DataError, StorageError
 from setibl_ray.core.storage import filesystem, reaching
+from setibl_ray.core.tables import from_csv
 from setibl_ray.seti.cadence import N_PANELS, ON, Storage
 from setibl_ray.seti.formats.records import Labels, Record, decode_labels, decode_record
 from setibl_ray.seti.formats.tfrecord import BadRecord, frames, masked_crc
@@ -41,6 +41,7 @@ FORMAT_VERSION = 1
 
 _GAP_BYTES = 1 << 20  # read along rather than left out with a request of its own
 _BLOCK_BYTES = 32 << 20  # of one read
+_SAMPLE = 16  # images of a split that are decoded to see whether they can be
 
 _NAME = re.compile(r"(train|test)(\d{2,})-(\d+)\.tfrec")
 _COLUMNS = {
@@ -78,7 +79,8 @@ class DataIndex:
 
     `train` and `test` hold one row per record in shard order: image_id, target (train only), group, snr, kind,
     shard (position among the shards of that split), record (number in its shard), offset and length of the
-    payload in its file, and crc (its masked CRC32C). Unknown group and kind are None, unknown snr is nan.
+    payload in its file, and crc (its masked CRC32C). Unknown group and kind are None, unknown snr is nan. `notes` are
+    sentences about what was passed over.
     """
 
     root: str
@@ -91,6 +93,7 @@ class DataIndex:
     fingerprint: str
     metadata: dict[str, Any] = field(default_factory=dict)
     bad_records: tuple[BadRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_left_out(self) -> int:
@@ -122,6 +125,7 @@ class ShardScan(NamedTuple):
     layouts: frozenset[tuple[Storage, tuple[int, int]]]
     n_found: int
     crc32c: str
+    n_stray_targets: int
 
 
 def shard_name(split: Split, index: int, n_records: int) -> str:
@@ -196,6 +200,7 @@ def read_index(
     threads: int | None = None,
     on_bad_record: Literal["fail", "skip"] = "fail",
     needs: Split = "train",
+    decode: Literal["none", "some", "all"] = "none",
 ) -> DataIndex:
     """Read the index of a data set, from `index.csv.gz` if it matches the shards, otherwise by scanning
     them.
@@ -206,6 +211,7 @@ def read_index(
       on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
         every record, whatever the stored index says.
       needs: the split that must be present.
+      decode: how many images are decoded before they are needed.
 
     Raises:
       DataError: what `list_shards` raises; a damaged or undecodable record; a count other than the name's;
@@ -217,7 +223,8 @@ def read_index(
     stored = stored_tables(root, metadata, shards) if on_bad_record == "fail" else None
     if stored is not None:
         layout = (metadata["storage"], tuple(metadata["panel_shape"]))
-        return _index(root, shards, stored, {layout: shards[0].name}, metadata, (), needs)
+        index = _index(root, shards, stored, {layout: shards[0].name}, metadata, (), needs)
+        return checked(index, decode, threads)
 
     def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
         skipped: list[BadRecord] | None = [] if on_bad_record == "skip" else None
@@ -234,7 +241,33 @@ def read_index(
     tables = join_tables(shards, [found.table for found, _ in scans])
     layouts = {layout: shard.name for shard, (found, _) in zip(shards, scans) for layout in found.layouts}
     bad = tuple(item for _, skipped in scans for item in skipped)
-    return _index(root, shards, tables, layouts, metadata, bad, needs)
+    notes = notes_of(found for found, _ in scans)
+    index = _index(root, shards, tables, layouts, metadata, bad, needs, notes)
+    return index if on_bad_record == "skip" else checked(index, decode, threads)
+
+
+def checked(
+    index: DataIndex, decode: Literal["none", "some", "all"], threads: int | None = None
+) -> DataIndex:
+    """Decode images of `index`: none, some of each split spread evenly, or all.
+
+    Raises:
+      DataError: one is not what its index says, or cannot be decoded; names it.
+    """
+
+    def read(part: tuple[Split, np.ndarray]) -> None:
+        read_panels(index, *part, ON)  # every kind of shard has these
+
+    parts: list[tuple[Split, np.ndarray]] = []
+    for split in SPLITS if decode != "none" else ():
+        rows = np.arange(len(index.table(split)))
+        if decode == "some":
+            rows = rows[:: max(1, len(rows) // _SAMPLE)]
+        parts += [(split, rows[i : i + _SAMPLE]) for i in range(0, len(rows), _SAMPLE)]
+    with ThreadPoolExecutor(threads or max(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(read, parts):
+            pass
+    return index
 
 
 def scan_shard(
@@ -245,7 +278,7 @@ def scan_shard(
     Bad records go to `skipped` if given, otherwise the first is raised. `n_found` includes bad records.
     """
     rows: list[Row] = []
-    last = -1
+    last, n_stray_targets = -1, 0
     with reaching(shard.path, "read", StorageError), fsspec.open(shard.path, "rb") as file:
         stream = _ChecksumReader(file)
         for item in frames(cast(BinaryIO, stream), shard.name, skipped):
@@ -262,11 +295,20 @@ def scan_shard(
                     BadRecord(shard.name, item.record, error.message.removeprefix(where).lstrip(": "))
                 )
             else:
+                n_stray_targets += labels.stray_target is not None
                 rows.append(Row(labels, item.record, item.offset, len(item.payload), item.crc))
         stream.drain()
     n_found = 1 + max([last, *(bad.record for bad in skipped or ())])
     layouts = frozenset((row.labels.storage, row.labels.panel_shape) for row in rows)
-    return ShardScan(table_of(rows, shard.split), layouts, n_found, stream.crc32c())
+    return ShardScan(table_of(rows, shard.split), layouts, n_found, stream.crc32c(), n_stray_targets)
+
+
+def notes_of(scans: Iterable[ShardScan]) -> tuple[str, ...]:
+    """Sentences about what scanning passed over."""
+    n_stray = sum(scan.n_stray_targets for scan in scans)
+    if not n_stray:
+        return ()
+    return (f"{n_stray} test records have a target that is neither 0 nor 1, such as -1; it is not used",)
 
 
 def count_problem(shard: ShardInfo, n_found: int) -> str | None:
@@ -442,6 +484,7 @@ def _index(
     metadata: dict[str, Any],
     bad: tuple[BadRecord, ...],
     needs: Split,
+    notes: tuple[str, ...] = (),
 ) -> DataIndex:
     for problem in (*layout_problems(layouts), *id_problems(shards, tables)):
         raise DataError(f"{root}: {problem}. Pack the set again, or remove the odd shards.")
@@ -461,6 +504,7 @@ def _index(
         fingerprint=fingerprint(tables),
         metadata=metadata,
         bad_records=bad,
+        notes=notes,
     )
 
 
@@ -478,22 +522,13 @@ def stored_tables(
         packed = fs.cat_file(path)
     if hashlib.sha256(packed).hexdigest() != metadata.get("index_sha256"):
         return None
-    # Text columns explicitly: pandas would read an id like "000000000000123" or "1e5" as a number, a group "NA"
-    # as missing.
-    kinds = {name: str if kind is object else kind for name, kind in _COLUMNS.items()} | {"target": str}
-    both = pd.read_csv(
-        io.BytesIO(gzip.decompress(packed)),
-        dtype={**kinds, "split": str},
-        keep_default_na=False,
-        na_values={"snr": [""]},
-    )
+    both = from_csv(gzip.decompress(packed))
     tables: dict[Split, pd.DataFrame] = {}
     for split in SPLITS:
         table = both[both["split"] == split].reset_index(drop=True)[list(_columns(split))]
         for column in ("group", "kind"):
             table[column] = table[column].astype(object).where(table[column] != "", None)
-        table["image_id"] = table["image_id"].astype(object)
-        tables[split] = table.astype({"target": "int8"}) if split == "train" else table
+        tables[split] = table.astype(_columns(split))
     return tables
 
 

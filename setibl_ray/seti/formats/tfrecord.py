@@ -24,6 +24,8 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _HEADER = struct.Struct("<QI")
 _MAX_PAYLOAD = 2**31 - 1  # a protocol buffer cannot be larger
+# What TFRecordOptions can compress with. Records are read by their offsets, which a compressed file does not have.
+_COMPRESSED = {b"\x1f\x8b": "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
@@ -81,6 +83,15 @@ def frames(stream: BinaryIO, name: str, skipped: list[BadRecord] | None = None) 
             return reject(f"truncated header: expected {_HEADER.size} bytes, found {len(header)}")
         length, length_crc = _HEADER.unpack(header)
         if masked_crc(header[: _LENGTH.size]) != length_crc:
+            if not record and (packed := _COMPRESSED.get(header[:2])):
+                raise DataError(
+                    f"{name} is compressed with {packed}; expected plain TFRecords. Unpack it"
+                    + (
+                        f": gzip -d < {name} > unpacked"
+                        if packed == "GZIP"
+                        else ", or write it without compression."
+                    )
+                )
             return reject("bad checksum of the length: not a TFRecord file, or damaged from here on")
         if length > _MAX_PAYLOAD:
             return reject(f"payload of {length} bytes, more than a tf.train.Example can have")

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from setibl_ray.core.errors import DataError
+from setibl_ray.core.tables import to_csv
 from setibl_ray.seti.formats.records import CLIP, Labels, Record, encode_record
 from setibl_ray.seti.formats.shards import (
     DATASET_FILE,
@@ -191,7 +192,7 @@ def write_dataset(
     both = pd.concat([table.assign(split=split) for split, table in tables.items()])
     both["target"] = both["target"].astype("Int8")  # none in test rows, and no decimal point in the others
     # mtime=0: equal sets have equal files.
-    packed = gzip.compress(both.to_csv(index=False).encode(), compresslevel=6, mtime=0)
+    packed = gzip.compress(to_csv(both), compresslevel=6, mtime=0)
     _write_atomically(folder / INDEX_FILE, packed)
     metadata = {
         "format_version": FORMAT_VERSION,

@@ -2,12 +2,15 @@
 
 Expected: `train/**/*.npy` and `test/**/*.npy`, float16 (6, time, frequency) named by their id,
 `train_labels.csv` (id, target) and optionally `sample_submission.csv` (id, …), which then lists the test files
-to expect.
+to expect. A column of theirs may name groups. Without one a file's folder is its group, unless folders only sort
+files by how their ids begin, as Kaggle's `train/0/0a1b2c.npy` do: such folders say nothing about the cadences.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +21,8 @@ import pandas as pd
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.core.randomness import generator
+from setibl_ray.core.tables import from_csv
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.cadence import N_PANELS
 from setibl_ray.seti.formats.records import Record, quantise
 from setibl_ray.seti.formats.shards import SPLITS, Split
@@ -29,12 +34,12 @@ DF_HZ, DT_S = 2.7939677238464355, 1.0737418240  # matches Kaggle's snippets: 273
 
 
 class Source(NamedTuple):
-    """One .npy file and what is known about it; `group` is the name of its folder."""
+    """One .npy file and what is known about it."""
 
     path: Path
     image_id: str
     target: int | None
-    group: str
+    group: str | None
 
 
 class PackTask(NamedTuple):
@@ -52,7 +57,9 @@ def pack(
     n_shards: int = 20,
     n_test_shards: int = 10,
     seed: int = 0,
+    group_column: str | None = None,
     n_processes: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
     on_shard: Callable[[WrittenShard], None] = lambda shard: None,
 ) -> Path:
     """Write Kaggle's folder as shards, stratified by target and group.
@@ -62,7 +69,10 @@ def pack(
       out: a local folder that does not exist or is empty.
       n_shards, n_test_shards: train and test shards.
       seed: decides the shard of each cadence and its position there.
+      group_column: column of the tables that names groups; by default their folders do, where they are more than the
+        beginnings of ids.
       n_processes: by default one per core.
+      say: takes lines about what was left out.
       on_shard: called after each shard, e.g. to show progress.
 
     Raises:
@@ -70,7 +80,7 @@ def pack(
         array of the first one's shape; fewer cadences than shards; `out` holding something already.
     """
     root, path = Path(kaggle), Path(os.path.abspath(out))
-    sources = find_sources(root)
+    sources = find_sources(root, group_column, say)
     shape = _load(sources["train"][0].path).shape
     panel_shape = (shape[1], shape[2])
     with new_folder(path) as folder:
@@ -82,44 +92,96 @@ def pack(
         ]
         shards = write_shards(write_shard, tasks, n_processes=n_processes, on_shard=on_shard)
         made = {"command": "pack", "shards": n_shards, "test_shards": n_test_shards, "seed": seed}
+        if group_column:
+            made["group_column"] = group_column
         write_dataset(folder, shards, panel_shape, made, df_hz=DF_HZ, dt_s=DT_S)
     return path
 
 
-def find_sources(root: Path) -> dict[str, list[Source]]:
+def find_sources(
+    root: Path, group_column: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, list[Source]]:
     """Every training and test .npy file, by id, checked against the labels.
 
     Raises:
       DataError: no labels, ids twice, targets other than 0 and 1, labels without files or files without
-        labels.
+        labels, no such column of groups, a file whose name is no text.
     """
-    files = {
-        split: sorted((root / split).rglob("*.npy"), key=lambda path: path.stem)
-        for split in ("train", "test")
-    }
+    files = {split: _npy_files(root / split, say) for split in SPLITS}
     if not files["train"]:
         raise DataError(f"{root / 'train'} holds no .npy file. Expected Kaggle's folder with train/**/*.npy.")
     for paths in files.values():
         for first, second in pairwise(paths):
             if first.stem == second.stem:
                 raise DataError(f"id {first.stem} is there twice: {first} and {second}. Remove one.")
-    labels = _read_csv(root / LABELS_FILE, ["id", "target"])
-    odd = labels[~labels["target"].isin(("0", "1"))]
+    named = [group_column] if group_column else []
+    labels = _read_csv(root / LABELS_FILE, ["id", "target", *named])
+    values = pd.to_numeric(labels["target"], errors="coerce")
+    odd = labels[~values.isin((0, 1))]
     if len(odd):
         line, found = odd.index[0] + 2, odd["target"].iloc[0]
         raise DataError(f"{root / LABELS_FILE} line {line}: expected target 0 or 1, found {found!r}")
-    targets = dict(zip(labels["id"], labels["target"].astype(int)))
+    targets = dict(zip(labels["id"], values.astype(int)))
+    tables = {"train": labels}
     _check_same_ids(root / LABELS_FILE, labels["id"], root / "train", files["train"])
     if (root / SUBMISSION_FILE).exists():
-        submission = _read_csv(root / SUBMISSION_FILE, ["id"])
-        _check_same_ids(root / SUBMISSION_FILE, submission["id"], root / "test", files["test"])
+        tables["test"] = _read_csv(root / SUBMISSION_FILE, ["id"])
+        _check_same_ids(root / SUBMISSION_FILE, tables["test"]["id"], root / "test", files["test"])
+    groups = _groups(root, files, tables, group_column)
     return {
         split: [
-            Source(path, path.stem, targets[path.stem] if split == "train" else None, path.parent.name)
-            for path in paths
+            Source(path, path.stem, targets.get(path.stem), groups[split].get(path.stem)) for path in paths
         ]
         for split, paths in files.items()
     }
+
+
+def _npy_files(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """Every .npy file below a folder, by name, through links to folders too; without the hidden ones.
+
+    macOS puts a `._NAME.npy` of its own beside each file that it copies to other file systems.
+    """
+    found, hidden, seen = [], 0, set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        arrays = [name for name in names if name.endswith(".npy")]
+        is_hidden = any(part.startswith((".", "__MACOSX")) for part in Path(parent).relative_to(folder).parts)
+        kept = [] if is_hidden else [name for name in arrays if not name.startswith(".")]
+        hidden += len(arrays) - len(kept)
+        found += [Path(parent, name) for name in kept]
+    if hidden:
+        say(
+            f"{folder}: {hidden} hidden .npy files are left out (names that begin with a dot, such as ._x.npy)"
+        )
+    for path in found:
+        if not path.stem.isascii() and any(0xDC80 <= ord(character) <= 0xDCFF for character in path.stem):
+            raise DataError(f"{folder}: the name of {path.stem!r}.npy is no UTF-8 text. Rename it.")
+    return sorted(found, key=lambda path: path.stem)
+
+
+def _groups(
+    root: Path, files: dict[Split, list[Path]], tables: dict[str, pd.DataFrame], column: str | None
+) -> dict[Split, dict[str, str]]:
+    """The group of each id that has one."""
+    if column:
+        groups = {split: table for split, table in tables.items() if column in table}
+        return {
+            split: {key: name for key, name in zip(groups[split]["id"], groups[split][column]) if name}
+            if split in groups
+            else {}
+            for split in files
+        }
+    folders = {
+        split: {path.stem: path.parent.name for path in paths if path.parent != root / split}
+        for split, paths in files.items()
+    }
+    begins = all(key.startswith(name) for named in folders.values() for key, name in named.items())
+    return {split: {} for split in files} if begins else folders
 
 
 def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tuple[Source, ...]]:
@@ -135,7 +197,7 @@ def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tu
         raise DataError(f"{len(sources)} {split} files do not fill {n_shards} shards; ask for fewer shards")
     rng = generator(seed, "pack", split)
     shuffled = [sources[i] for i in rng.permutation(len(sources))]
-    ordered = sorted(shuffled, key=lambda source: (source.target or 0, source.group))
+    ordered = sorted(shuffled, key=lambda source: (source.target or 0, source.group or ""))
     hands = [ordered[shard::n_shards] for shard in range(n_shards)]
     return [tuple(hand[i] for i in rng.permutation(len(hand))) for hand in hands]
 
@@ -158,9 +220,19 @@ def write_shard(task: PackTask) -> WrittenShard:
 def _load(path: Path) -> np.ndarray:
     """(6, time, frequency) float32, every value finite."""
     try:
-        cadence = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a .npy array: {error}") from None
+        # Mapped, not read: a header that claims terabytes is refused before as much memory is asked for.
+        with np.errstate(over="ignore"):
+            cadence = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
+        if zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} is a .npz archive, not an array. Save its array with numpy.save."
+            ) from None
+        if isinstance(error, OverflowError) or re.search("mmap|too big", str(error)):
+            raise DataError(
+                f"{path}: its header promises more than its {path.stat().st_size} bytes hold"
+            ) from None
+        raise DataError(f"{path} is not a .npy array: {one_line(error)}") from None
     if cadence.ndim != 3 or len(cadence) != N_PANELS or 0 in cadence.shape:
         raise DataError(f"{path}: expected shape ({N_PANELS}, time, frequency), found {cadence.shape}")
     if cadence.dtype.kind != "f":
@@ -196,13 +268,13 @@ def widen(half: np.ndarray) -> np.ndarray:
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = from_csv(path.read_bytes(), text=None)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Expected a table with columns {', '.join(columns)}.") from None
     except OSError as error:
         raise DataError(f"{path} could not be read: {error.strerror}") from None
     except ValueError as error:  # pandas' parser errors, and bytes that are not text
-        raise DataError(f"{path} is not a CSV table: {str(error).strip()}") from None
+        raise DataError(f"{path} is not a CSV table: {one_line(error)}") from None
     missing = [column for column in columns if column not in table]
     if missing:
         raise DataError(f"{path}: expected columns {', '.join(columns)}, found {', '.join(table.columns)}")

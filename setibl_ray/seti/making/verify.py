@@ -22,6 +22,7 @@ from setibl_ray.seti.formats.shards import (
     join_tables,
     layout_problems,
     list_shards,
+    notes_of,
     read_metadata,
     scan_shard,
     stored_tables,
@@ -31,11 +32,12 @@ from setibl_ray.seti.formats.tfrecord import BadRecord
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The result of verifying. `problems` are sentences; there are none if the set is sound."""
+    """The result of verifying. `problems` are sentences; none if the set is sound. `notes` say what is not used."""
 
     shards: tuple[ShardInfo, ...]
     tables: dict[Split, pd.DataFrame]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
     fingerprint: str
 
 
@@ -90,7 +92,8 @@ def verify(
             problems.append(f"{INDEX_FILE} is missing or damaged; readers scan the shards instead")
         elif any(not stored[split].equals(table) for split, table in tables.items()):
             problems.append(f"{INDEX_FILE} differs from the shards. Remove it.")
-    return Report(tuple(shards), tables, tuple(problems), fingerprint(tables))
+    notes = notes_of(found for found, _ in scans)
+    return Report(tuple(shards), tables, tuple(problems), notes, fingerprint(tables))
 
 
 def balance_tables(report: Report) -> tuple[Table, Table]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,9 +184,9 @@ def reliability(oof: pd.DataFrame) -> Spec:
 def _snr_curve(rows: Sequence[Mapping[str, Any]], kind: str, name: str, colour: str, **more: Any) -> Spec:
     own = [row for row in rows if row["kind"] == kind and row["n"]]
     x, y = [row["snr_median"] for row in own], [row["share"] for row in own]
-    hover = f"S/N %{{x:.0f}}: %{{y:.0%}} of %{{customdata}} found<extra>{name}</extra>"
+    hover = "S/N %{x:.0f}: %{y:.0%} of %{customdata} found<extra>%{fullData.name}</extra>"
     more |= {"customdata": [row["n"] for row in own], "hovertemplate": hover}
-    return charts.line(x, y, name, colour, mode="lines+markers", **more)
+    return charts.line(x, y, escape(name), colour, mode="lines+markers", **more)  # plots take some HTML
 
 
 def _snr_figure(traces: Sequence[Spec]) -> Spec:
@@ -226,7 +227,7 @@ def shares_by_kind(rows: Sequence[Mapping[str, Any]], x: str, colour: str) -> Sp
     share = [row["share"] for row in known]
     trace = charts.bars(
         charts.numbers(share),
-        [row["kind"] for row in known],
+        [escape(row["kind"]) for row in known],
         f"{colour}/0.7",
         orientation="h",
         error_x=_interval_bars(share, [row["interval"] for row in known], "@ink/0.6"),
@@ -392,7 +393,7 @@ def compared_intervals(names: Sequence[str], metrics: Sequence[Mapping[str, Any]
     auc = [own["oof_auc"] for own in metrics]
     error = _interval_bars(auc, [own["intervals"].get("oof_auc") for own in metrics], "@ink/0.5")
     colours = [f"@c{i % N_COLOURS}" for i in range(len(names))]
-    trace = charts.points(auc, names, colours, size=11, error_x=error, showlegend=False)
+    trace = charts.points(auc, list(map(escape, names)), colours, size=11, error_x=error, showlegend=False)
     upside_down = {"yaxis": {"autorange": "reversed"}, "height": 160 + 40 * len(names)}
     return charts.figure([trace], "pooled out-of-fold AUC", "", **upside_down)
 
@@ -403,6 +404,6 @@ def compared_roc(named: Mapping[str, pd.DataFrame]) -> Spec:
     curves = []
     for i, (name, figure) in enumerate(zip(named, figures)):
         pooled = next(trace for trace in figure["data"] if trace["name"] == "all folds")
-        curves.append({**pooled, "name": name, "line": {"color": f"@c{i % N_COLOURS}", "width": 2}})
+        curves.append({**pooled, "name": escape(name), "line": {"color": f"@c{i % N_COLOURS}", "width": 2}})
     chance = [trace for trace in figures[0]["data"] if trace["name"] == "chance"]
     return {"data": [*curves, *chance], "layout": figures[0]["layout"]}

@@ -11,6 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.terminal import headline
 from setibl_ray.seti.train import gpus as nvidia
 
 TPU_LOCK_FILE = Path("/tmp/libtpu_lockfile")
@@ -132,7 +133,7 @@ def _tpu_strategy(*, required: bool) -> tf.distribute.Strategy | None:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.NotFoundError) as error:
         raise ConfigError(
-            f"device: tpu was asked for, but this process finds none: {str(error).splitlines()[0]}"
+            f"device: tpu was asked for, but this process finds none: {headline(error)}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pkgutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.storage import can_be_written, file_lock
+from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
 from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.train import keras2
@@ -71,7 +75,7 @@ def build_model(
         try:
             keras2.load_weights_file(model, (files or {})[config.weights])
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
     return model
 
@@ -83,7 +87,7 @@ def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -
         build = code.get(name) or pkgutil.resolve_name(name)
         model = build(image_shape, config, own)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise ConfigError(
             f"model: {name} could not build a model for images {image_shape}: {reason}"
         ) from error
@@ -134,12 +138,13 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
     if weights is None:
         return _build(model, shape, None)
     try:
-        three_channels = _build(model, (*shape[:2], 3), weights)
+        with _one_download():
+            three_channels = _build(model, (*shape[:2], 3), weights)
     except ConfigError:
         raise
     except Exception as error:  # each library raises its own class for a failed download
         raise ConfigError(
-            f"weights: ImageNet weights for {model} could not be fetched ({' '.join(str(error).split())[:120]}). "
+            f"weights: ImageNet weights for {model} could not be fetched ({one_line(error, 120)}). "
             "Take --weights none to train from scratch, or --weights FILE with weights of an earlier run."
         ) from error
     if shape[2] == 3:
@@ -147,6 +152,26 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
     backbone = _build(model, shape, None)
     _adapt_channels(three_channels, backbone)
     return backbone
+
+
+@contextmanager
+def _one_download() -> Iterator[None]:
+    """One process at a time of all that share Keras' folder of downloads.
+
+    Keras writes a download to its final name as it comes; whoever looks meanwhile takes a half file for a whole one.
+    Afterwards it holds the file against its checksum each time, and fetches it anew if a process was killed over it.
+    """
+    home, otherwise = Path("~/.keras").expanduser(), Path("/tmp/.keras")  # as Keras chooses
+    for folder in (home, otherwise):
+        with suppress(OSError):
+            folder.mkdir(exist_ok=True)
+        if can_be_written(folder):
+            with file_lock(folder / "setibl-ray.lock"):
+                yield
+            return
+    raise ConfigError(
+        f"weights: ImageNet weights are kept in {home} or {otherwise}, and neither can be written"
+    )
 
 
 def _adapt_channels(source: tf.keras.Model, target: tf.keras.Model) -> None:

@@ -1,0 +1,51 @@
+"""CSV files that give back what was put in, whatever the text: the one place that writes and reads them.
+
+A text column stays text: "000123" and "1e5" are no numbers, "NaN" and "" no missing values. An id may hold commas,
+quotes and line ends; only NUL cannot stand in a CSV, and records that hold one are refused where they are read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection
+
+import pandas as pd
+
+TEXT = frozenset({"image_id", "id", "group", "kind"})
+"""Columns that hold text."""
+
+_QUOTED_OR_END = re.compile(rb'("(?:[^"]|"")*")|\r\n')
+
+
+def to_csv(table: pd.DataFrame) -> bytes:
+    """`table` without its index as UTF-8, lines ended by a line feed; a missing value is an empty cell."""
+    plain = table.to_csv(index=False, lineterminator="\n").encode()
+    if b"\r" not in plain:
+        return plain
+    # Python's csv quotes a line end that is not its own from 3.13 on only; unquoted, readers end the row there.
+    both = table.to_csv(index=False, lineterminator="\r\n").encode()
+    return _QUOTED_OR_END.sub(lambda found: found[1] or b"\n", both)
+
+
+def from_csv(content: bytes, text: Collection[str] | None = TEXT) -> pd.DataFrame:
+    """What `to_csv` wrote, or a user did.
+
+    Args:
+      content: the file.
+      text: columns to leave as they are; None for all. In the others an empty cell is a missing value.
+
+    Raises:
+      ValueError: it is no table, or no UTF-8.
+    """
+    header = next(csv.reader(io.StringIO(content.decode("utf-8-sig").partition("\n")[0], newline="")), [])
+    numbers = [] if text is None else [name for name in header if name not in text]
+    return pd.read_csv(
+        io.BytesIO(content),
+        dtype={name: str for name in header if name not in numbers},
+        keep_default_na=False,
+        na_values={name: ["", "nan"] for name in numbers},
+        float_precision="round_trip",  # the default is off by a bit in some values
+        encoding="utf-8-sig",
+    )

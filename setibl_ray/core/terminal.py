@@ -1,0 +1,83 @@
+"""What a person reads on a terminal: text from data, files and other programs is shown, never obeyed.
+
+An image_id may hold rich markup, a kind the escape sequence that clears a screen, a message of Ray or TensorFlow colour
+codes and fifty lines. Everything that is printed goes through `say`, `console` or `visible`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+LINE = 300  # characters of a foreign message that go into a line of ours
+
+_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_LOCATION = re.compile(r"\s.*|.*most recent call last.*|<stack traces unavailable>|(?:ray::|Node: ).*")
+
+
+def prepare() -> None:
+    """Let this process's output replace what its encoding lacks: a latin-1 or ASCII terminal must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def visible(text: object) -> str:
+    """`text` with each control character, but for line ends and tabs, as its backslash escape.
+
+    That covers terminal escapes, marks that reverse the direction of writing, and lone surrogates.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def one_line(message: object, limit: int = LINE) -> str:
+    """A foreign message as one line: without colour codes, white space run together, cut at `limit` characters."""
+    text = visible(" ".join(_CODES.sub("", str(message)).split()))
+    return text if len(text) <= limit else f"{text[: limit - 2].rstrip()} …"
+
+
+def headline(message: object, limit: int = LINE) -> str:
+    """The first line of a long foreign message that says something: no stack, no heading without what it heads."""
+    lines = _CODES.sub("", str(message)).splitlines()
+    telling = [line for line in lines if line and not _LOCATION.fullmatch(line)] or [str(message)]
+    head = telling[0]
+    for line in telling[1:]:
+        if not head.rstrip().endswith(":"):
+            break
+        head = f"{head} {line}"
+    return one_line(head, limit)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text as text, in tables too: no markup, no emoji names, no control characters.
+
+    A cell of a colour of its own is a `rich.text.Text(visible(text), colour)`.
+    """
+    from rich.console import Console
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def say(text: object, on: Console | None = None) -> None:
+    """Print lines of text, on any console."""
+    (on or console()).print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
