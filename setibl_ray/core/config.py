@@ -49,7 +49,9 @@ class Config(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "devices_per_fold", "cpus_per_fold"})
     unsearchable: ClassVar[frozenset[str]] = frozenset({"folds", "split", "seed"})
-    weight_rules: ClassVar[tuple[str, ...]] = ("equal",)
+    weight_rules: ClassVar[
+        tuple[str, ...]
+    ] = ()  # names for `fold_weights`; empty where the score's is not known yet
 
     @pydantic.field_validator("devices_per_fold")
     @classmethod
@@ -64,12 +66,12 @@ class Config(Section):
         if isinstance(value, list | tuple):
             value = ",".join(str(weight) for weight in value)
         value = str(value)
-        if value in cls.weight_rules:
+        if value in cls.weight_rules or (not cls.weight_rules and value.isidentifier()):
             return value
         try:
             weights = [float(part) for part in value.split(",")]
         except ValueError:
-            rules = ", ".join(cls.weight_rules)
+            rules = ", ".join(cls.weight_rules or ("equal", "the score's name"))
             raise ValueError(f"expected {rules}, or numbers separated by commas; got {value!r}") from None
         if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights) > 0:
             raise ValueError(f"expected finite weights of at least 0 with a positive sum; got {value!r}")
@@ -77,7 +79,8 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_weight_per_fold(self: C) -> C:
-        if self.fold_weights not in self.weight_rules and self.fold_weights.count(",") + 1 != self.folds:
+        named = self.fold_weights.isidentifier()
+        if not named and self.fold_weights.count(",") + 1 != self.folds:
             raise ValueError(
                 f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
             )

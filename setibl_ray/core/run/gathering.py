@@ -67,7 +67,7 @@ def fold_weights(config: Any, score: Score, table: pd.DataFrame) -> np.ndarray:
     """(folds,) float64 summing to 1: equal, as far as each fold's score is from a guess, or as given."""
     if config.fold_weights == "equal":
         weights = np.ones(config.folds)
-    elif config.fold_weights in config.weight_rules:
+    elif config.fold_weights == score.name:
         scores = [score.of(part["target"].to_numpy(), predictions(part)) for _, part in table.groupby("fold")]
         weights = np.clip(score.sign * (np.asarray(scores, np.float64) - score.chance), 0.0, None)
         if weights.sum() == 0:

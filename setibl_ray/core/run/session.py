@@ -87,6 +87,10 @@ def check(
     for note in rows.notes:
         say(note)
     config = loaded.settle(config, rows)
+    if config.fold_weights.isidentifier() and config.fold_weights not in ("equal", loaded.score.name):
+        raise ConfigError(
+            f"fold-weights: expected equal, {loaded.score.name}, or numbers; got {config.fold_weights!r}"
+        )
     fold_of_row = splits.assign(config, rows)
     loaded.check(config, rows, fold_of_row)
     return RunSpec(task, config, rows, fold_of_row, scratch_of(rows), files=loaded.files(config))
@@ -406,7 +410,7 @@ def cross_validate(
     where, console = Where.of(where), console or terminal.console()
     say = sayer(console)
     kind = config_of(load_task(task).Settings)
-    given: Any = config if isinstance(config, kind) else parse(kind, {} if config is None else config)
+    given: Any = config if isinstance(config, kind) else parse(kind, {} if config is None else config)  # type: ignore[arg-type]
     options = {name: value for name, value in (options or {}).items() if value is not None}
     place_of_data = location("data", data) if data is not None else None
     folder = RunFolder(location("out", out))

@@ -188,7 +188,7 @@ def sweep(
                 if trial.state == "running":
                     kept.end(trial, "unfinished")
         rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
-        results = write_results(ledger, space, base, loaded, spec.rows, rungs)
+        results = write_results(ledger, space, base, loaded, spec.rows, rungs, command)
         for line in results.lines():
             say(line)
         return _end(desk, ledger, results, command)
