@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.data synth | pack | verify`: make a data set, or look whether one is sound.
+"""`python -m setibl_ray.data synth | inject | simulate | pack | verify`: make a data set, or look whether one is sound.
 
 Only what parses is imported here; each command imports what it needs, so that --help answers at once.
 """
@@ -18,6 +18,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDic
 from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.observations.injection_recipe import Bins, InjectionRecipe
 
 _PROCESSES = Field(None, description="processes; by default one a core")
 
@@ -63,6 +64,38 @@ class Pack(BaseModel):
         _say_written(path)
 
 
+class Inject(InjectionRecipe):
+    """Cut windows out of observations and inject needles and look-alikes into them."""
+
+    list: str = Field(description="CSV with a line an observation: observation, session, band, file_1 … file_6")
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    processes: PositiveInt | None = _PROCESSES
+
+    def run(self) -> None:
+        from setibl_ray.seti.observations.injection import inject
+
+        recipe = InjectionRecipe(**self.model_dump(exclude={"list", "out", "processes"}))
+        with _progress("injecting", recipe.shards) as step:
+            path = inject(self.list, self.out, recipe, n_processes=self.processes, on_shard=step)
+        _say_written(path)
+
+
+class Simulate(BaseModel):
+    """Simulate an observation with interference and needles, as six .h5 files."""
+
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    seed: int = Field(0, description="of every random number")
+    session: str = Field("session-1", description="what its session is called")
+    snr: Bins = Field((), description="S/N of needles, some of each, such as 8,10,15; none by default")
+    per_snr: PositiveInt = Field(12, description="slow needles of each S/N, and fast ones from S/N 50")
+
+    def run(self) -> None:
+        from setibl_ray.seti.observations.simulating import Sky, simulate
+
+        sky = Sky(self.seed, self.session, snr=tuple(map(float, self.snr)), per_snr=self.per_snr)
+        print(f"observation: {simulate(sky, self.out)}")
+
+
 class Verify(BaseModel):
     """Decode every record of a set, compare checksums and counts, and show its balance."""
 
@@ -98,14 +131,16 @@ class Data(cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data")
 
     synth: CliSubCommand[Synth]
+    inject: CliSubCommand[Inject]
+    simulate: CliSubCommand[Simulate]
     pack: CliSubCommand[Pack]
     verify: CliSubCommand[Verify]
 
 
 def run(options: Data) -> int:
     command = get_subcommand(options, is_required=False)
-    if not isinstance(command, Synth | Pack | Verify):
-        raise ConfigError("expected a command: synth, pack or verify (see --help)")
+    if not isinstance(command, Synth | Inject | Simulate | Pack | Verify):
+        raise ConfigError("expected a command: synth, inject, simulate, pack or verify (see --help)")
     command.run()
     return 0
 

@@ -250,6 +250,7 @@ def describe(index: DataIndex) -> dict[str, Any]:
         "n_train_shards": sum(shard.split == "train" for shard in index.shards),
         "df_hz": index.metadata.get("df_hz"),
         "dt_s": index.metadata.get("dt_s"),
+        "conditioning": index.metadata.get("conditioning"),
     }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -43,7 +44,10 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of the seed's ON panels."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width) of the seed's ON panels.
+
+    `provenance` is written beside the rest (a NaN is not), for whoever reads the shards; nothing here reads it back.
+    """
 
     image_id: str
     target: int | None
@@ -51,6 +55,7 @@ class Record:
     snr: float
     kind: str | None
     panels: np.ndarray
+    provenance: Mapping[str, Value] = field(default_factory=dict)
 
 
 def quantise(cadence: np.ndarray) -> np.ndarray:
@@ -99,6 +104,9 @@ def encode_record(record: Record) -> bytes:
         features["kind"] = record.kind
     if not math.isnan(record.snr):
         features["snr"] = float(record.snr)
+    for name, value in record.provenance.items():
+        if value == value:  # not NaN
+            features[name] = value
     return encode_example(features)
 
 

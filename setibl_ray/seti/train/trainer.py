@@ -140,8 +140,7 @@ class Trainer:
 
     def load_weights_file(self, content: bytes) -> None:
         """Take over what `weights_file` gave."""
-        with h5py.File(io.BytesIO(content), "r") as file:
-            load_weights_from_hdf5_group(file, self.model)
+        load_weights(self.model, content)
 
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self._optimizer_variables()]
@@ -155,6 +154,12 @@ class Trainer:
         if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
             variables += [self.optimizer._loss_scale.current_loss_scale, self.optimizer.dynamic_counter]
         return variables
+
+
+def load_weights(model: tf.keras.Model, content: bytes) -> None:
+    """Give a model the weights that `Trainer.weights_file` wrote."""
+    with h5py.File(io.BytesIO(content), "r") as file:
+        load_weights_from_hdf5_group(file, model)
 
 
 _kept: tuple[tuple, Trainer] | None = None

@@ -1,0 +1,228 @@
+"""One coarse channel of one observation searched, from power to hits: a pure function of files, weights and settings.
+
+A prefilter looks for lines that every ON panel has and no OFF panel; a window about each of them is scored by every
+fold; of windows that score at all, the line is fitted and must pass the veto. The same is done with ON and OFF
+exchanged, whose hits are false by construction, and in cuts with needles injected, whose hits are recoveries.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from setibl_ray.core.randomness import generator
+from setibl_ray.seti.cadence import N_PANELS
+from setibl_ray.seti.observations import lines, signals
+from setibl_ray.seti.observations.conditioning import binned, condition, to_bytes
+from setibl_ray.seti.observations.injection import WIDTH
+from setibl_ray.seti.observations.observation import Channel, Observation
+from setibl_ray.seti.search import windows
+from setibl_ray.seti.search.settings import SearchSettings
+
+FLOOR = 0.05  # hits with a lower score are not kept: no threshold is below it
+SWAPPED = (1, 0, 3, 2, 5, 4)
+APART = 24  # binned channels between lines that get windows of their own
+PICTURE = (16, 96)  # rows and columns of a panel in a hit's picture
+RECOVER_SNR = (6.0, 100.0)
+_FOUND_HZ = 30.0  # an injected needle counts as found within this
+
+Score = Callable[[np.ndarray], np.ndarray]
+"""(n, 6, time, WIDTH) uint8 windows -> (n, folds) float32 scores."""
+
+
+class Line(NamedTuple):
+    """A line that passed the prefilter: fine channel at time 0, fine channels per second."""
+
+    width: int
+    centre: float
+    rate: float
+
+
+class Source(NamedTuple):
+    """Conditioned panels to look for lines in: `low` is the fine channel of their first."""
+
+    kind: str
+    z: np.ndarray
+    time_s: np.ndarray
+    low: int
+    truth: dict[str, Any] | None = None
+
+
+def search_channel(
+    observation: Observation, channel: Channel, score: Score, settings: SearchSettings, n_recover: int = 0
+) -> dict[str, Any]:
+    """Search a coarse channel.
+
+    Args:
+      score: all folds of a run.
+      n_recover: needles to inject.
+
+    Returns:
+      Plain values for JSON: `hits` and `null` (lists of hits, brightest score first), `recovered` (a row for each
+      injected needle), `n_windows`, `mhz` searched, `flags` of the panels.
+    """
+    power = observation.read(channel.low, channel.high)
+    dc = None if channel.dc is None else channel.dc - channel.low
+    z, flags = condition(power, dc, observation.headers[0].n_bits)
+    sources = [
+        Source("hits", z, observation.time_s, channel.low),
+        Source("null", z[list(SWAPPED)], observation.time_s[list(SWAPPED)], channel.low),
+        *(_injected(observation, channel, z, settings, number) for number in range(n_recover)),
+    ]
+    found: list[tuple[Source, Line]] = []
+    cuts: list[np.ndarray] = []
+    for source in sources:
+        for line, window in _proposed(source, settings):
+            found.append((source, line))
+            cuts.append(window)
+    scores = score(np.stack(cuts)) if cuts else np.empty((0, 1), np.float32)
+    result: dict[str, Any] = {"hits": [], "null": [], "recovered": []}
+    recovered: dict[int, dict[str, Any]] = {
+        id(source): {**source.truth, "score": 0.0} for source in sources if source.truth is not None
+    }
+    for (source, line), of_folds in zip(found, scores):
+        if of_folds.mean(dtype=np.float64) < FLOOR:
+            continue
+        hit = _hit(observation, source, line, of_folds, settings)
+        if hit is None:
+            continue
+        if source.truth is None:
+            result[source.kind].append(hit)
+        elif _is_found(hit, source.truth):
+            row = recovered[id(source)]
+            row["score"] = max(row["score"], hit["score"])
+    result["recovered"] = list(recovered.values())
+    for kind in ("hits", "null"):
+        result[kind].sort(key=lambda hit: (-hit["score"], hit["f_mhz"]))
+    n_real = sum(source.truth is None for source, _ in found) // 1
+    return {
+        "observation": observation.name,
+        "channel": channel.number,
+        "n_windows": n_real,
+        "n_channels": channel.high - channel.low,
+        "mhz": (channel.high - channel.low) * observation.df_hz / 1e6,
+        "flags": list(flags),
+        **result,
+    }
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """The one text of a channel's result: the same result, the same bytes."""
+    return json.dumps(result, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def _proposed(source: Source, settings: SearchSettings) -> list[tuple[Line, np.ndarray]]:
+    """Lines that pass the prefilter, and the window of each."""
+    out: list[tuple[Line, np.ndarray]] = []
+    span = lines.span_s(source.time_s)
+    for width in settings.bins:
+        plane = binned(source.z, width)
+        if plane.shape[-1] < WIDTH // 2:
+            continue
+        found = lines.search(
+            plane, source.time_s, WIDTH, on_above=settings.prefilter_on, off_below=settings.prefilter_off
+        )
+        at = lines.peaks(found.snr, APART)
+        rates = found.drift[at] * (width / span)
+        centres = (at + 0.5) * width - 0.5
+        bytes_ = windows.cut(to_bytes(plane), at, WIDTH)
+        out += [(Line(width, float(c), float(r)), window) for c, r, window in zip(centres, rates, bytes_)]
+    return out
+
+
+def _hit(
+    observation: Observation, source: Source, line: Line, of_folds: np.ndarray, settings: SearchSettings
+) -> dict[str, Any] | None:
+    """The fitted hit, or None where the veto removes it."""
+    span = lines.span_s(source.time_s)
+    reach = math.ceil(abs(line.rate) * span / 2) + 32 * line.width + 32
+    low = max(0, math.floor(line.centre) - reach)
+    high = min(source.z.shape[-1], math.ceil(line.centre) + reach + 1)
+    near = np.ascontiguousarray(source.z[..., low:high])
+    fit = lines.fit(near, source.time_s, line.centre - low, line.rate, step=line.width)
+    if not lines.passes(fit.snr, settings.veto_on, settings.veto_off):
+        return None
+    centre = fit.centre + low + source.low
+    hz = fit.rate * observation.df_hz
+    mhz = [float(observation.mhz(centre + fit.rate * at)) for at in (observation.first_s, 0.0, observation.last_s)]
+    return {
+        "f_start_mhz": round(mhz[0], 8),
+        "f_mhz": round(mhz[1], 8),
+        "f_end_mhz": round(mhz[2], 8),
+        "drift_hz_s": round(hz, 6),
+        "width_hz": round(fit.width * observation.df_hz, 3),
+        "snr": [round(float(value), 2) for value in fit.snr],
+        "score": round(float(of_folds.mean(dtype=np.float64)), 6),
+        "folds": [round(float(value), 6) for value in of_folds],
+        "bin": line.width,
+        "picture": picture(source.z, fit.centre + low, fit.rate, source.time_s, observation.df_hz),
+    }
+
+
+def picture(z: np.ndarray, centre: float, rate: float, time_s: np.ndarray, df_hz: float) -> dict[str, Any]:
+    """Six panels about a line, 4 bits a pixel.
+
+    Returns:
+      `data` base64 of rows (panel, time, frequency), two pixels a byte, the first in the upper half; `rows`, `columns`;
+      `channels` fine channels a column; `left` the fine channel of its left edge, from the line's centre, in Hz.
+    """
+    rows, columns = PICTURE
+    needed = abs(rate) * lines.span_s(time_s) + 40
+    width = max(1, math.ceil(needed / columns))
+    low = round(centre) - columns * width // 2
+    own = np.zeros((N_PANELS, z.shape[1], columns * width), np.float32)
+    start, stop = max(0, low), min(z.shape[-1], low + columns * width)
+    own[..., start - low : stop - low] = z[..., start:stop]
+    small, _ = lines.time_binned(binned(own, width), time_s, rows)
+    nibbles = to_bytes(small) >> 4
+    packed = (nibbles[..., ::2] << 4) | nibbles[..., 1::2]
+    return {
+        "data": base64.b64encode(packed.tobytes()).decode(),
+        "rows": small.shape[1],
+        "columns": columns,
+        "column_hz": round(width * df_hz, 6),
+        "left_hz": round((low - 0.5 - centre) * df_hz, 3),
+    }
+
+
+def _injected(
+    observation: Observation, channel: Channel, z: np.ndarray, settings: SearchSettings, number: int
+) -> Source:
+    """A cut of the channel with a needle in it."""
+    rng = generator(settings.seed, "recover", observation.name, channel.number, number)
+    time_s = observation.time_s
+    span = lines.span_s(time_s)
+    width = int(settings.bins[number % len(settings.bins)])
+    wide = min(4 * WIDTH * width, z.shape[-1])
+    start = int(rng.integers(z.shape[-1] - wide + 1))
+    snr = float(np.exp(rng.uniform(*np.log(RECOVER_SNR))))
+    # Each bin's own drifts: those that the next narrower one does not hold.
+    below = max([w for w in settings.bins if w < width], default=0)
+    most = 0.9 * WIDTH / span
+    rate = float(rng.choice((-1, 1)) * rng.uniform(below * most, width * most))
+    centre = wide / 2 + float(rng.uniform(-0.25, 0.25)) * WIDTH * width
+    fwhm = float(rng.uniform(1.0, 4.0))
+    cut = z[..., start : start + wide].copy()
+    signals.paint(cut, signals.line(time_s, centre, rate, snr, fwhm))
+    truth = {
+        "snr": round(snr, 3),
+        "f_mhz": float(observation.mhz(channel.low + start + centre)),
+        "drift_hz_s": rate * observation.df_hz,
+        "bin": width,
+    }
+    return Source("recovered", cut, time_s, channel.low + start, truth)
+
+
+def _is_found(hit: dict[str, Any], truth: dict[str, Any]) -> bool:
+    off_hz = abs(hit["f_mhz"] - truth["f_mhz"]) * 1e6
+    return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= _FOUND_HZ
+
+
+def shares(total: int, n: int) -> Sequence[int]:
+    """`total` over n channels, as evenly as whole numbers allow."""
+    return [total * (i + 1) // n - total * i // n for i in range(n)]
