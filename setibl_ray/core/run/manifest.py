@@ -251,6 +251,7 @@ def describe(index: DataIndex) -> dict[str, Any]:
         "df_hz": index.metadata.get("df_hz"),
         "dt_s": index.metadata.get("dt_s"),
         "conditioning": index.metadata.get("conditioning"),
+        "windows": index.metadata.get("windows"),
     }
 
 

@@ -1,12 +1,14 @@
 """Training shards from observations: their windows as background, with needles and look-alikes injected.
 
 A shard takes its windows from one stretch of one coarse channel, so that folds over shards share no background. What a
-search would look at, windows about a line that passes its first filter, are negatives as they are; so are windows with
-strong interference, and random ones with a look-alike in them. A record is a pure function of (recipe, shard, number).
+search would look at, windows about lines that pass its first filter, are negatives as they are; so are windows about
+look-alikes, and some about lines through strong interference. Backgrounds of needles and look-alikes are chosen in the
+same ways. A record is a pure function of (recipe, shard, number).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -20,18 +22,23 @@ from setibl_ray.core.randomness import generator, stream_key
 from setibl_ray.seti.formats.records import Record
 from setibl_ray.seti.formats.writer import ShardWriter, WrittenShard, new_folder, write_dataset, write_shards
 from setibl_ray.seti.making.recipe import HAYSTACK
-from setibl_ray.seti.observations import lines, signals
+from setibl_ray.seti.observations import lines, signals, windows
 from setibl_ray.seti.observations.conditioning import BLOCK, binned, condition, definition, to_bytes
 from setibl_ray.seti.observations.injection_recipe import InjectionRecipe
 from setibl_ray.seti.observations.observation import Channel, Observation, read_list, same_product
 
 INJECT_VERSION = 1  # raise it when equal recipes no longer give equal bytes
-WIDTH = 256  # channels of a window, binned
+MAX_DRIFT = 256  # channels, binned, over the whole observation: what is searched for
 LONGEST_STRETCH = 1 << 18  # channels that a shard conditions
 AS_FOUND, STRONG, RANDOM = "as-found", "strong", "random"  # where a window is cut
 _PREFILTER = (2.2, 4.5)  # S/N in ON and OFF panels, below that of a search: more windows to learn from
-_JITTER = 24  # channels that a window's middle may be off its line, either way
-_DRIFT = 0.9  # of what a window holds over the whole observation
+APART = 24  # channels, binned, between lines that get windows of their own
+_HAYSTACKS = 0.5  # of negatives: windows as they are found; the others are look-alikes
+_BACKGROUNDS = (0.2, 0.3, 0.5)  # shares of windows about found lines, strong interference, and anything
+_OFF_LINE, _OFF_DRIFT = (
+    2.0,
+    3.0,
+)  # channels that a window may be off its line, and that its drift may be wrong by
 
 
 class Stretch(NamedTuple):
@@ -78,7 +85,9 @@ def inject(
         if observation.session not in recipe.exclude_session
     ]
     if not observations:
-        raise ConfigError(f"exclude-session: nothing is left of {list_path} without {', '.join(recipe.exclude_session)}")
+        raise ConfigError(
+            f"exclude-session: nothing is left of {list_path} without {', '.join(recipe.exclude_session)}"
+        )
     same_product(observations)
     first = observations[0]
     stretches = plan(observations, recipe)
@@ -98,8 +107,9 @@ def inject(
         ]
         shards = write_shards(write_shard, tasks, n_processes=n_processes, on_shard=on_shard)
         write_dataset(
-            folder, shards, (first.n_times, WIDTH), made,
+            folder, shards, (first.n_times, recipe.width), made,
             df_hz=first.df_hz, dt_s=first.dt_s, bins=list(recipe.bins), conditioning=definition(),
+            windows=windows.definition(recipe.width),
         )  # fmt: skip
     return path
 
@@ -111,7 +121,12 @@ def describe(observation: Observation) -> dict[str, Any]:
         "session": observation.session,
         "band": observation.band,
         "files": [
-            {"path": header.path, "size_bytes": header.size_bytes, "source": header.source, "tstart": header.tstart_mjd}
+            {
+                "path": header.path,
+                "size_bytes": header.size_bytes,
+                "source": header.source,
+                "tstart": header.tstart_mjd,
+            }
             for header in observation.headers
         ],
     }
@@ -131,14 +146,16 @@ def plan(observations: Sequence[Observation], recipe: InjectionRecipe) -> list[S
     ]
     if not channels:
         raise ConfigError("exclude-mhz: every coarse channel of every observation is excluded")
-    least = 4 * WIDTH * max(recipe.bins)
+    least = 4 * MAX_DRIFT * max(recipe.bins)
     stretches: list[Stretch] = []
     share = np.arange(len(channels) + 1) * recipe.shards / len(channels)
     bounds = np.ceil(share - 1e-9).astype(int)
     for (observation, channel), (start, stop) in zip(channels, pairwise(bounds)):
         count = int(stop - start)
         for i in range(count):
-            edges = [channel.low + (channel.high - channel.low) * k // count // BLOCK * BLOCK for k in (i, i + 1)]
+            edges = [
+                channel.low + (channel.high - channel.low) * k // count // BLOCK * BLOCK for k in (i, i + 1)
+            ]
             low, high = edges[0], channel.high if i == count - 1 else edges[1]
             if high - low < least:
                 raise ConfigError(
@@ -165,10 +182,11 @@ def write_shard(task: InjectTask) -> WrittenShard:
     dc = channel.dc - low if channel.dc is not None and low <= channel.dc < high else None
     z, flags = condition(observation.read(low, high), dc, observation.headers[0].n_bits)
     if not z.any():
-        raise DataError(f"{observation.headers[0].path}: channels {low} to {high} hold nothing ({'; '.join(flags)})")
+        raise DataError(
+            f"{observation.headers[0].path}: channels {low} to {high} hold nothing ({'; '.join(flags)})"
+        )
     rng = generator(task.recipe.seed, "inject", task.shard)
-    planes = {width: binned(z, width) for width in task.recipe.bins}
-    places = {width: _places(plane, observation.time_s) for width, plane in planes.items()}
+    places = {width: _places(binned(z, width), observation.time_s) for width in task.recipe.bins}
     kinds = np.array([True] * task.n_needles + [False] * (task.n_records - task.n_needles))
     with ShardWriter(task.folder, "train", task.shard) as writer:
         for number, is_needle in enumerate(rng.permutation(kinds)):
@@ -178,14 +196,16 @@ def write_shard(task: InjectTask) -> WrittenShard:
 
 
 def _places(plane: np.ndarray, time_s: np.ndarray) -> dict[str, np.ndarray]:
-    """Middles of windows in a binned plane, by the way in which they were chosen."""
-    half = WIDTH // 2
+    """Lines (n, 2) of channel and drift over the observation in a binned plane, by how they were chosen."""
     n = plane.shape[-1]
-    found = lines.search(plane, time_s, WIDTH, on_above=_PREFILTER[0], off_below=_PREFILTER[1])
+    found = lines.search(plane, time_s, MAX_DRIFT, on_above=_PREFILTER[0], off_below=_PREFILTER[1])
+    at = lines.peaks(found.snr, APART)
     bright = np.flatnonzero(plane.mean(axis=1).max(axis=0) > 8 / np.sqrt(plane.shape[1]))
-    places = {AS_FOUND: lines.peaks(found.snr, WIDTH // 8), STRONG: bright}
-    inside = {name: at[(at >= half) & (at < n - half)] for name, at in places.items()}
-    return {**inside, RANDOM: np.arange(half, n - half)}
+    return {
+        AS_FOUND: np.column_stack([at, found.drift[at]]),
+        STRONG: np.column_stack([bright, np.zeros_like(bright)]),
+        RANDOM: np.column_stack([np.arange(n), np.zeros(n, np.int64)]),
+    }
 
 
 def _record(
@@ -198,26 +218,41 @@ def _record(
     is_needle: bool,
 ) -> Record:
     recipe, (observation, _, low, _) = task.recipe, task.stretch
-    half = WIDTH // 2
-    how = rng.choice((AS_FOUND, STRONG, RANDOM), p=(0.2, 0.3, 0.5) if is_needle else (0.4, 0.2, 0.4))
-    if not len(places[how]):
-        how = RANDOM
-    middle = int(rng.choice(places[how])) + int(rng.integers(-_JITTER, _JITTER + 1))
-    middle = int(np.clip(middle, half, z.shape[-1] // width - half))
-    start = (middle - half) * width  # fine channels
-    window = z[..., start : start + WIDTH * width].copy()
-    kind, snr, centre, rate, fwhm = HAYSTACK, float("nan"), float("nan"), 0.0, float("nan")
-    if is_needle or how == RANDOM:
+    time_s, span = observation.time_s, lines.span_s(observation.time_s)
+    kind, snr, fwhm = HAYSTACK, float("nan"), float("nan")
+    if not is_needle and rng.random() < _HAYSTACKS and len(places[AS_FOUND]):
+        how = AS_FOUND
+    else:
+        how = str(rng.choice((AS_FOUND, STRONG, RANDOM), p=_BACKGROUNDS))
         shares = signals.NEEDLE_SHARES if is_needle else signals.LOOK_ALIKE_SHARES
         kind = str(rng.choice(list(shares), p=list(shares.values())))
+    channel, drift = rng.choice(places[how if len(places[how]) else RANDOM]).tolist()
+    centre, rate = (channel + 0.5) * width - 0.5, drift * width / span  # fine channels, and per second
+    if kind != HAYSTACK:
+        centre += width * float(rng.uniform(-0.5, 0.5) * recipe.width)
+        rate = float(rng.uniform(-1, 1)) * MAX_DRIFT * width / span
         faintest, brightest = recipe.snr[0], recipe.snr[1] if is_needle else signals.BRIGHTEST
+        faintest = min(faintest * math.sqrt(width), brightest)  # a sum over channels has as much more noise
         snr = float(np.exp(rng.uniform(np.log(faintest), np.log(brightest))))
-        centre = WIDTH * width / 2 + width * float(rng.uniform(-_JITTER, _JITTER))
-        rate = float(rng.uniform(-1, 1)) * _DRIFT * WIDTH * width / lines.span_s(observation.time_s)
         fwhm = float(np.exp(rng.uniform(np.log(0.7), np.log(4 * np.sqrt(width)))))
-        signals.paint(window, signals.draw(rng, kind, snr, observation.time_s, centre, rate, fwhm))
-    panels = to_bytes(binned(window, width))
-    f_mhz = float(observation.mhz(low + start + (centre if kind != HAYSTACK else WIDTH * width / 2)))
+    # A band that holds the line and the window about it, at whole binned channels.
+    reach = (math.ceil(abs(rate) * span / 2 / width) + recipe.width + 8) * width
+    start = (math.floor(centre / width) * width) - reach
+    near = np.zeros((*z.shape[:2], 2 * reach), np.float32)
+    first, last = max(0, start), min(z.shape[-1], start + 2 * reach)
+    if first < last:
+        near[..., first - start : last - start] = z[..., first:last]
+    if kind != HAYSTACK:
+        signals.paint(near, signals.draw(rng, kind, snr, time_s, centre - start, rate, fwhm))
+    off_line, off_drift = (float(rng.uniform(-most, most)) for most in (_OFF_LINE, _OFF_DRIFT))
+    panels = windows.cut(
+        to_bytes(binned(near, width)),
+        time_s,
+        np.array([(centre - start + 0.5) / width - 0.5 + off_line]),
+        np.array([rate / width + off_drift / span]),
+        recipe.width,
+    )[0]
+    f_mhz = float(observation.mhz(low + centre))
     return Record(
         image_id=f"{stream_key(recipe.seed, 'inject-id', task.shard, number):016x}"[:15],
         target=int(is_needle),
@@ -231,6 +266,6 @@ def _record(
             "f_mhz": f_mhz,
             "f_hz": round(f_mhz * 1e6),  # numbers are kept in 32 bits, which is 60 Hz at 1 GHz
             "drift_hz_s": rate * observation.df_hz,
-            "width_hz": fwhm * observation.df_hz if kind != HAYSTACK else float("nan"),
+            "width_hz": fwhm * observation.df_hz,
         },
     )

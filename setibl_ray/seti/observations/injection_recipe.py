@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from setibl_ray.seti.making.recipe import Share
 
@@ -34,9 +42,7 @@ def _ascending(ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, fl
     return ranges
 
 
-Ranges = Annotated[
-    tuple[tuple[float, float], ...], BeforeValidator(_ranges), Field(validate_default=True)
-]
+Ranges = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_ranges), Field(validate_default=True)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_numbers)]
 Bins = Annotated[tuple[PositiveInt, ...], BeforeValidator(_numbers)]
 
@@ -52,7 +58,10 @@ class InjectionRecipe(BaseModel):
     snr: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(6, 100), description="lowest and highest S/N of needles in a panel"
     )
-    bins: Bins = Field(default=(1,), description="channels that are summed to one, each in an equal share of windows")
+    bins: Bins = Field(
+        default=(1,), description="channels that are summed to one, each in an equal share of windows"
+    )
+    width: int = Field(default=64, ge=32, multiple_of=2, description="channels of a window, after summing")
     positive: Share = Field(default=0.5, description="share of cadences with a needle")
     exclude_session: Names = Field(default=(), description="sessions left out: those to be searched")
     exclude_mhz: Ranges = Field(default=(), description="frequency ranges left out, such as 1400-1427")
@@ -65,6 +74,8 @@ class InjectionRecipe(BaseModel):
         if self.snr[0] > self.snr[1]:
             raise ValueError(f"snr: expected the lower first, got {self.snr[0]:g} {self.snr[1]:g}")
         if self.train < self.shards:
-            raise ValueError(f"{self.train} train cadences do not fill {self.shards} shards; ask for fewer shards")
+            raise ValueError(
+                f"{self.train} train cadences do not fill {self.shards} shards; ask for fewer shards"
+            )
         _ascending(self.exclude_mhz)
         return self

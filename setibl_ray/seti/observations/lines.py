@@ -73,9 +73,7 @@ def time_binned(z: np.ndarray, time_s: np.ndarray, n_bins: int = TIME_BINS) -> t
     return sums, np.add.reduceat(time_s, edges[:-1], axis=1) / counts
 
 
-def search(
-    z: np.ndarray, time_s: np.ndarray, max_drift: int, *, on_above: float, off_below: float
-) -> Lines:
+def search(z: np.ndarray, time_s: np.ndarray, max_drift: int, *, on_above: float, off_below: float) -> Lines:
     """Search every line of a band.
 
     Args:

@@ -200,7 +200,9 @@ def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:
     for line, row in enumerate(table[columns].itertuples(index=False), start=2):
         files = [str(Path(path).parent / file) if _is_relative(file) else file for file in row[3:] if file]
         if row[0] in {observation.name for observation in observations}:
-            raise DataError(f"{path} line {line}: observation {row[0]!r} is there twice. Give each a name of its own.")
+            raise DataError(
+                f"{path} line {line}: observation {row[0]!r} is there twice. Give each a name of its own."
+            )
         try:
             observation = open_observation(files, name=row[0], session=row[1], band=row[2], n_coarse=n_coarse)
         except DataError as error:
@@ -252,7 +254,9 @@ def _in_time(headers: Sequence[Header]) -> tuple[list[Header], np.ndarray, list[
             f"{ordered[at + 1].path}: tstart: {-gaps[at]:.1f} s before {ordered[at].name} ends. "
             "Files of one observation follow each other."
         )
-    notes = ["the files are taken in the order of their tstart"] if list(order) != list(range(N_PANELS)) else []
+    notes = (
+        ["the files are taken in the order of their tstart"] if list(order) != list(range(N_PANELS)) else []
+    )
     return ordered, starts_s, notes
 
 
@@ -266,7 +270,9 @@ def _on_first(headers: Sequence[Header]) -> tuple[bool, list[str]]:
         notes = ["the OFF files name one source (ABABAB)"] if len(off) == 1 else []
         return False, notes
     if len(off) == 1 and not on & off:
-        return True, ["the observation begins OFF its target (BACADA): it is searched from its end to its beginning"]
+        return True, [
+            "the observation begins OFF its target (BACADA): it is searched from its end to its beginning"
+        ]
     raise DataError(
         f"{headers[0].path}: source_name: expected one target in turn with others (ABACAD or BACADA), found "
         f"{', '.join(sources)}"

@@ -78,14 +78,18 @@ def read_header(path: str) -> Header:
     if path.endswith(".fil"):
         with _opened(path) as (stream, size):
             fields, start = _fil_fields(path, stream)
-            n_bits, n_ifs, n_channels = (int(fields.get(k, d)) for k, d in (("nbits", 32), ("nifs", 1), ("nchans", 0)))
+            n_bits, n_ifs, n_channels = (
+                int(fields.get(k, d)) for k, d in (("nbits", 32), ("nifs", 1), ("nchans", 0))
+            )
             row = max(1, n_bits // 8 * n_ifs * n_channels)
             if (size - start) % row:
                 raise DataError(
                     f"{path}: expected spectra of {row} bytes after the header, found {size - start} bytes, which is "
                     f"{(size - start) / row:.2f} spectra: the file is truncated, or nchans or nbits is wrong"
                 )
-            return _header(path, fields, ((size - start) // row, n_ifs, n_channels), size, n_bits=n_bits, start=start)
+            return _header(
+                path, fields, ((size - start) // row, n_ifs, n_channels), size, n_bits=n_bits, start=start
+            )
     raise DataError(f"{path}: expected a file named .h5 or .fil")
 
 
@@ -105,11 +109,15 @@ def read_power(header: Header, low: int, high: int) -> np.ndarray:
     if header.path.endswith(".h5"):
         with _opened_h5(header.path) as (data, _):
             if data.shape != (header.n_times, header.n_ifs, n):
-                raise DataError(f"{header.path}: data has changed shape since its header was read, now {data.shape}")
+                raise DataError(
+                    f"{header.path}: data has changed shape since its header was read, now {data.shape}"
+                )
             raw = data[:, ifs, first:last]
     else:
         raw = _fil_block(header, ifs, first, last)
-    power = raw.sum(axis=1, dtype=np.float32) if raw.shape[1] > 1 else raw[:, 0].astype(np.float32, copy=False)
+    power = (
+        raw.sum(axis=1, dtype=np.float32) if raw.shape[1] > 1 else raw[:, 0].astype(np.float32, copy=False)
+    )
     return power if header.foff_mhz > 0 else power[:, ::-1]
 
 
@@ -118,10 +126,14 @@ def _header(
 ) -> Header:
     missing = [name for name in _FIELDS if name not in fields]
     if missing:
-        raise DataError(f"{path}: expected the header fields {', '.join(_FIELDS)}; {', '.join(missing)} is missing")
+        raise DataError(
+            f"{path}: expected the header fields {', '.join(_FIELDS)}; {', '.join(missing)} is missing"
+        )
     values = {name: float(fields[name]) for name in _FIELDS}
     if len(shape) != 3 or shape[2] != values["nchans"] or 0 in shape:
-        raise DataError(f"{path}: expected data (time, IF, {values['nchans']:.0f} channels), found {tuple(shape)}")
+        raise DataError(
+            f"{path}: expected data (time, IF, {values['nchans']:.0f} channels), found {tuple(shape)}"
+        )
     if n_bits not in _DTYPES:
         raise DataError(f"{path}: nbits: expected 8, 16 or 32, found {n_bits}")
     for name in ("foff", "tsamp"):
@@ -174,7 +186,9 @@ def _opened_h5(path: str) -> Iterator[tuple[Any, int]]:
         try:
             with h5py.File(stream.name if local else stream, "r") as file:
                 if "data" not in file:
-                    raise DataError(f"{path}: expected a data set named data, found {', '.join(file) or 'none'}")
+                    raise DataError(
+                        f"{path}: expected a data set named data, found {', '.join(file) or 'none'}"
+                    )
                 yield file["data"], size
         except OSError as error:  # HDF5's word for everything
             reason = " ".join(str(error).split())

@@ -66,8 +66,8 @@ def _paint(panels, centre, sweep, level, sigma, unit):
             if level[p, t] == 0:
                 continue
             half = abs(sweep[p, t]) / 2
-            low = max(0, int(math.ceil(centre[p, t] - half - 4 * sigma)))
-            high = min(n - 1, int(math.floor(centre[p, t] + half + 4 * sigma)))
+            low = max(0, math.ceil(centre[p, t] - half - 4 * sigma))
+            high = min(n - 1, math.floor(centre[p, t] + half + 4 * sigma))
             for f in range(low, high + 1):
                 x = (f - centre[p, t]) * scale
                 if half * scale < 0.05:
@@ -112,7 +112,9 @@ def draw(
     if kind.startswith("needle"):
         level[list(OFF)] = 0
     if kind == "needle-uneven":
-        level *= rng.uniform(0.5, 1.5, (N_PANELS, 1)) * np.clip(1 + 0.3 * rng.normal(size=level.shape), 0.1, None)
+        level *= rng.uniform(0.5, 1.5, (N_PANELS, 1)) * np.clip(
+            1 + 0.3 * rng.normal(size=level.shape), 0.1, None
+        )
     elif kind == "needle-quadratic":
         u = time_s / span
         path = path + rng.choice((-1, 1)) * rng.uniform(2, 0.15 * abs(rate * span) + 20) * (u**2 - 1 / 12)

@@ -183,7 +183,8 @@ def _interference(rng: np.random.Generator, sky: Sky, time_s: np.ndarray) -> lis
     found = []
     for _ in range(rng.poisson(sky.rfi_per_mhz * n * DF_HZ / 1e6)):
         kind = rng.choice(
-            ("steady", "drifting", "intermittent", "walking", "packets", "hump"), p=(0.35, 0.15, 0.25, 0.1, 0.1, 0.05)
+            ("steady", "drifting", "intermittent", "walking", "packets", "hump"),
+            p=(0.35, 0.15, 0.25, 0.1, 0.1, 0.05),
         )
         snr = float(np.exp(rng.uniform(np.log(8), np.log(2000))))
         fwhm = float(rng.uniform(0.8, 5))
@@ -241,4 +242,4 @@ def recall(truth: pd.DataFrame, found: pd.DataFrame, *, within_hz: float = 30.0)
         hit = at >= 0 and distance[at] <= within_hz
         rows.append((at, off_hz[at], off_drift[at]) if hit else (-1, np.nan, np.nan))
     columns: Sequence[str] = ("candidate", "f_error_hz", "drift_error_hz_s")
-    return truth.assign(**dict(zip(columns, map(list, zip(*rows)))) if rows else dict.fromkeys(columns, []))
+    return truth.assign(**dict(zip(columns, map(list, zip(*rows)))) if rows else {key: [] for key in columns})

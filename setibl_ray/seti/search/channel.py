@@ -17,22 +17,20 @@ import numpy as np
 
 from setibl_ray.core.randomness import generator
 from setibl_ray.seti.cadence import N_PANELS
-from setibl_ray.seti.observations import lines, signals
+from setibl_ray.seti.observations import lines, signals, windows
 from setibl_ray.seti.observations.conditioning import binned, condition, to_bytes
-from setibl_ray.seti.observations.injection import WIDTH
+from setibl_ray.seti.observations.injection import APART, MAX_DRIFT
 from setibl_ray.seti.observations.observation import Channel, Observation
-from setibl_ray.seti.search import windows
 from setibl_ray.seti.search.settings import SearchSettings
 
 FLOOR = 0.05  # hits with a lower score are not kept: no threshold is below it
 SWAPPED = (1, 0, 3, 2, 5, 4)
-APART = 24  # binned channels between lines that get windows of their own
 PICTURE = (16, 96)  # rows and columns of a panel in a hit's picture
 RECOVER_SNR = (6.0, 100.0)
 _FOUND_HZ = 30.0  # an injected needle counts as found within this
 
 Score = Callable[[np.ndarray], np.ndarray]
-"""(n, 6, time, WIDTH) uint8 windows -> (n, folds) float32 scores."""
+"""(n, 6, time, width) uint8 windows -> (n, folds) float32 scores."""
 
 
 class Line(NamedTuple):
@@ -54,12 +52,19 @@ class Source(NamedTuple):
 
 
 def search_channel(
-    observation: Observation, channel: Channel, score: Score, settings: SearchSettings, n_recover: int = 0
+    observation: Observation,
+    channel: Channel,
+    score: Score,
+    settings: SearchSettings,
+    *,
+    width: int,
+    n_recover: int = 0,
 ) -> dict[str, Any]:
     """Search a coarse channel.
 
     Args:
       score: all folds of a run.
+      width: channels of a window.
       n_recover: needles to inject.
 
     Returns:
@@ -77,7 +82,7 @@ def search_channel(
     found: list[tuple[Source, Line]] = []
     cuts: list[np.ndarray] = []
     for source in sources:
-        for line, window in _proposed(source, settings):
+        for line, window in _proposed(source, settings, width):
             found.append((source, line))
             cuts.append(window)
     scores = score(np.stack(cuts)) if cuts else np.empty((0, 1), np.float32)
@@ -99,11 +104,10 @@ def search_channel(
     result["recovered"] = list(recovered.values())
     for kind in ("hits", "null"):
         result[kind].sort(key=lambda hit: (-hit["score"], hit["f_mhz"]))
-    n_real = sum(source.truth is None for source, _ in found) // 1
     return {
         "observation": observation.name,
         "channel": channel.number,
-        "n_windows": n_real,
+        "n_windows": sum(source.truth is None for source, _ in found),
         "n_channels": channel.high - channel.low,
         "mhz": (channel.high - channel.low) * observation.df_hz / 1e6,
         "flags": list(flags),
@@ -116,22 +120,20 @@ def to_text(result: dict[str, Any]) -> str:
     return json.dumps(result, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def _proposed(source: Source, settings: SearchSettings) -> list[tuple[Line, np.ndarray]]:
+def _proposed(source: Source, settings: SearchSettings, window: int) -> list[tuple[Line, np.ndarray]]:
     """Lines that pass the prefilter, and the window of each."""
     out: list[tuple[Line, np.ndarray]] = []
     span = lines.span_s(source.time_s)
     for width in settings.bins:
         plane = binned(source.z, width)
-        if plane.shape[-1] < WIDTH // 2:
-            continue
         found = lines.search(
-            plane, source.time_s, WIDTH, on_above=settings.prefilter_on, off_below=settings.prefilter_off
+            plane, source.time_s, MAX_DRIFT, on_above=settings.prefilter_on, off_below=settings.prefilter_off
         )
         at = lines.peaks(found.snr, APART)
-        rates = found.drift[at] * (width / span)
-        centres = (at + 0.5) * width - 0.5
-        bytes_ = windows.cut(to_bytes(plane), at, WIDTH)
-        out += [(Line(width, float(c), float(r)), window) for c, r, window in zip(centres, rates, bytes_)]
+        rates = found.drift[at] / span
+        cuts = windows.cut(to_bytes(plane), source.time_s, at, rates, window)
+        for channel, rate, own in zip(at, rates, cuts):
+            out.append((Line(width, (channel + 0.5) * width - 0.5, float(rate * width)), own))
     return out
 
 
@@ -149,7 +151,10 @@ def _hit(
         return None
     centre = fit.centre + low + source.low
     hz = fit.rate * observation.df_hz
-    mhz = [float(observation.mhz(centre + fit.rate * at)) for at in (observation.first_s, 0.0, observation.last_s)]
+    mhz = [
+        float(observation.mhz(centre + fit.rate * at))
+        for at in (observation.first_s, 0.0, observation.last_s)
+    ]
     return {
         "f_start_mhz": round(mhz[0], 8),
         "f_mhz": round(mhz[1], 8),
@@ -198,14 +203,14 @@ def _injected(
     time_s = observation.time_s
     span = lines.span_s(time_s)
     width = int(settings.bins[number % len(settings.bins)])
-    wide = min(4 * WIDTH * width, z.shape[-1])
+    wide = min(4 * MAX_DRIFT * width, z.shape[-1])
     start = int(rng.integers(z.shape[-1] - wide + 1))
     snr = float(np.exp(rng.uniform(*np.log(RECOVER_SNR))))
     # Each bin's own drifts: those that the next narrower one does not hold.
     below = max([w for w in settings.bins if w < width], default=0)
-    most = 0.9 * WIDTH / span
+    most = 0.9 * MAX_DRIFT / span
     rate = float(rng.choice((-1, 1)) * rng.uniform(below * most, width * most))
-    centre = wide / 2 + float(rng.uniform(-0.25, 0.25)) * WIDTH * width
+    centre = wide / 2 + float(rng.uniform(-0.25, 0.25)) * MAX_DRIFT * width
     fwhm = float(rng.uniform(1.0, 4.0))
     cut = z[..., start : start + wide].copy()
     signals.paint(cut, signals.line(time_s, centre, rate, snr, fwhm))

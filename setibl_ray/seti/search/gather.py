@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from setibl_ray.seti.search.channel import FLOOR
 from setibl_ray.seti.search.settings import SearchSettings
 
 THRESHOLD = 0.4  # where neither the user nor the null says anything
-SAME_HZ = 40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
+SAME_HZ = (
+    40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
+)
 COINCIDENT_HZ = 250.0
 _SHOWN_S_N = 5.0  # a panel counts as ON in n_on from here
 _RECALL_EDGES = (6, 8, 10, 15, 20, 30, 50, 100.0001)
@@ -84,7 +87,7 @@ def recall_table(recovered: Sequence[dict[str, Any]], threshold: float) -> list[
     rows = []
     table = pd.DataFrame(recovered, columns=["bin", "snr", "score"])
     for width, of_bin in table.groupby("bin"):
-        for low, high in zip(_RECALL_EDGES, _RECALL_EDGES[1:]):
+        for low, high in itertools.pairwise(_RECALL_EDGES):
             own = of_bin[of_bin["snr"].between(low, high, inclusive="left")]
             if len(own):
                 found = int((own["score"] >= max(threshold, 1e-9)).sum())
@@ -115,12 +118,15 @@ def candidates(
         others = [
             (other.name, np.sort([hit["f_mhz"] for hit in hits[other.name]]))
             for other in observations
-            if other.session == observation.session and other.headers[0].source != observation.headers[0].source
+            if other.session == observation.session
+            and other.headers[0].source != observation.headers[0].source
         ]
         for group in merge([hit for hit in hits[observation.name] if hit["score"] >= threshold]):
             best = group[0]
             rows.append(_row(observation, best, group, _flags(observation, best, others, exclude_mhz)))
-    rows.sort(key=lambda row: (-row["score"], -row["snr_on1"] - row["snr_on2"] - row["snr_on3"], row["f_start_mhz"]))
+    rows.sort(
+        key=lambda row: (-row["score"], -row["snr_on1"] - row["snr_on2"] - row["snr_on3"], row["f_start_mhz"])
+    )
     return [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
 
 

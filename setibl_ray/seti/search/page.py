@@ -10,7 +10,9 @@ from typing import Any
 from setibl_ray.seti.observations.observation import Observation
 
 
-def render(rows: Sequence[dict[str, Any]], summary: dict[str, Any], observations: Sequence[Observation]) -> str:
+def render(
+    rows: Sequence[dict[str, Any]], summary: dict[str, Any], observations: Sequence[Observation]
+) -> str:
     """The page.
 
     Args:
@@ -20,15 +22,22 @@ def render(rows: Sequence[dict[str, Any]], summary: dict[str, Any], observations
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("setibl_ray.seti.search", "templates")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("candidates.html")
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
+        "candidates.html"
+    )
     times = {
         observation.name: [
-            [round(float(t), 2) for t in (panel.min() - observation.dt_s / 2, panel.max() + observation.dt_s / 2)]
+            [
+                round(float(t), 2)
+                for t in (panel.min() - observation.dt_s / 2, panel.max() + observation.dt_s / 2)
+            ]
             for panel in observation.time_s
         ]
         for observation in observations
     }
-    sources = {observation.name: [header.source for header in observation.headers] for observation in observations}
+    sources = {
+        observation.name: [header.source for header in observation.headers] for observation in observations
+    }
     keys = (
         "rank", "id", "observation", "score", "f_start_mhz", "f_end_mhz", "drift_hz_s", "width_hz", "n_windows", "bin",
         "flags", "source",
@@ -39,7 +48,8 @@ def render(rows: Sequence[dict[str, Any]], summary: dict[str, Any], observations
         "times": times,
         "sources": sources,
         "candidates": [
-            {key: row[key] for key in keys} | {"snr": [row[key] for key in snr], "picture": row["picture"]} for row in rows
+            {key: row[key] for key in keys} | {"snr": [row[key] for key in snr], "picture": row["picture"]}
+            for row in rows
         ],
     }
     css = resources.files("setibl_ray.core.reporting").joinpath("page.css").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """A search through time: check, channels one after the other with each result on disk, then gather.
 
-    DIR/plan.json                              what is searched, with which weights and settings; resuming needs it equal
-    DIR/channels/OBS-CHANNEL-SHA.json          a channel's result, its checksum in its name
-    DIR/candidates.csv  *.dat  search.json  candidates.html
+DIR/plan.json                              what is searched, with which weights and settings; resuming needs it equal
+DIR/channels/OBS-CHANNEL-SHA.json          a channel's result, its checksum in its name
+DIR/candidates.csv  *.dat  search.json  candidates.html
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from setibl_ray.core.run.folder import RunFolder, to_json
 from setibl_ray.core.run.manifest import versions
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT
 from setibl_ray.seti.evaluation.finished import Run, load_run
+from setibl_ray.seti.observations import windows
 from setibl_ray.seti.observations.conditioning import definition
-from setibl_ray.seti.observations.injection import WIDTH, describe
+from setibl_ray.seti.observations.injection import MAX_DRIFT, describe
 from setibl_ray.seti.observations.lines import span_s
 from setibl_ray.seti.observations.observation import Channel, Observation, channels_of, same_product
 from setibl_ray.seti.search import gather, page, results
@@ -61,12 +62,17 @@ def search(
     run, folder = load_run(run_path), RunFolder(out)
     config = run.config.model_copy(update={"layout": run.config.layout or DEFAULT_LAYOUT["cadence"]})
     check(run, observations)
+    width = int(run.manifest["data"]["panel_shape"][1])
     weights = [_weights(run, fold) for fold in range(config.folds)]
     plan = {
         "format": FORMAT,
-        "run": {"root": str(run.folder), "weights_sha256": [hashlib.sha256(content).hexdigest() for content in weights]},
+        "run": {
+            "root": str(run.folder),
+            "weights_sha256": [hashlib.sha256(content).hexdigest() for content in weights],
+        },
         "settings": settings.model_dump(mode="json"),
         "conditioning": definition(),
+        "windows": windows.definition(width),
         "observations": [describe(observation) for observation in observations],
     }
     for observation in observations:
@@ -85,12 +91,16 @@ def search(
             if key not in done:
                 # TensorFlow is loaded here, and only where a channel is left to search.
                 score = score or _scorer(config, weights)
-                text = to_text(search_channel(observation, channel, score, settings, n_recover))
+                text = to_text(
+                    search_channel(observation, channel, score, settings, width=width, n_recover=n_recover)
+                )
                 folder.write(_channel_name(key, text), text)
                 done[key] = text
                 say(_progress(number, len(units), observation, channel, text, time.perf_counter() - started))
             texts.append(done[key])
-        return finish(folder, observations, plan, settings, [json.loads(text) for text in texts], config.folds)
+        return finish(
+            folder, observations, plan, settings, [json.loads(text) for text in texts], config.folds
+        )
 
 
 def check(run: Run, observations: Sequence[Observation]) -> None:
@@ -103,11 +113,13 @@ def check(run: Run, observations: Sequence[Observation]) -> None:
     same_product(observations)
     data, first = run.manifest["data"], observations[0]
     if data["storage"] != "cadence":
-        raise ConfigError(f"{run.folder} was trained on PNG shards, which hold no OFF panels: it cannot search")
-    if data["panel_shape"] != [first.n_times, WIDTH]:
         raise ConfigError(
-            f"{run.folder} was trained on panels of {data['panel_shape'][0]}x{data['panel_shape'][1]}, but "
-            f"{first.headers[0].name} gives windows of {first.n_times}x{WIDTH}. "
+            f"{run.folder} was trained on PNG shards, which hold no OFF panels: it cannot search"
+        )
+    n_times, width = data["panel_shape"]
+    if n_times != first.n_times:
+        raise ConfigError(
+            f"{run.folder} was trained on panels of {n_times} spectra, but {first.headers[0].name} has {first.n_times}. "
             "Train on shards made by `data inject` from observations of the same product."
         )
     for name, trained, found in (("df_hz", data["df_hz"], first.df_hz), ("dt_s", data["dt_s"], first.dt_s)):
@@ -116,11 +128,12 @@ def check(run: Run, observations: Sequence[Observation]) -> None:
                 f"{name}: {run.folder} was trained at {trained}, but {first.headers[0].name} has {found:g}. "
                 "Train on shards made by `data inject` from observations of the same product."
             )
-    if data.get("conditioning") != definition():
-        raise ConfigError(
-            f"conditioning: {run.folder} was trained on panels conditioned as {data.get('conditioning')}, but this "
-            f"version conditions as {definition()}. Make the shards again with `data inject` or `data pack --robust`."
-        )
+    for name, own in (("conditioning", definition()), ("windows", windows.definition(width))):
+        if data.get(name) != own:
+            raise ConfigError(
+                f"{name}: {run.folder} was trained on {data.get(name) or 'shards that do not say'}, but a search makes "
+                f"{own}. Train on shards made by `data inject`."
+            )
 
 
 def finish(
@@ -142,7 +155,7 @@ def finish(
     ghz = sum(channel["mhz"] for channel in channels) / 1e3
     threshold = gather.choose_threshold(settings, all_null, ghz)
     rows = gather.candidates(observations, hits, threshold.value, settings.exclude_mhz)
-    max_drift = max(settings.bins) * WIDTH * observations[0].df_hz / span_s(observations[0].time_s)
+    max_drift = max(settings.bins) * MAX_DRIFT * observations[0].df_hz / span_s(observations[0].time_s)
     for observation in observations:
         for name, text in results.dat_files(observation, rows, max_drift).items():
             folder.write(name, text)
@@ -152,7 +165,7 @@ def finish(
         "candidates": len(rows),
         "ghz": round(ghz, 9),
         "channels": len(channels),
-        "windows": sum(channel["n_windows"] for channel in channels),
+        "n_windows": sum(channel["n_windows"] for channel in channels),
         "max_drift_hz_s": round(max_drift, 6),
         "on_off_exchanged": gather.null_table(all_null, ghz),
         "recall": gather.recall_table(recovered, threshold.value),
@@ -202,7 +215,9 @@ def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
         folder.write_json("plan.json", plan)
         return
     if not resume:
-        raise RunFolderError(f"{folder} holds a search already. Go on with --resume, or choose another --out.")
+        raise RunFolderError(
+            f"{folder} holds a search already. Go on with --resume, or choose another --out."
+        )
     kept = folder.read_json("plan.json")
     differs = [name for name in plan if json.loads(json.dumps(plan[name])) != kept.get(name)]
     if differs:
@@ -241,7 +256,9 @@ def _progress(
     if number < n_channels and math.isfinite(seconds):
         left = f", {seconds / number * (n_channels - number) / 60:.0f} min to go"
     mhz = observation.mhz(channel.low), observation.mhz(channel.high)
-    flags = f"  {'; '.join(sorted({flag for flag in result['flags'] if flag}))}" if any(result["flags"]) else ""
+    flags = (
+        f"  {'; '.join(sorted({flag for flag in result['flags'] if flag}))}" if any(result["flags"]) else ""
+    )
     return (
         f"{number}/{n_channels}  {observation.name}  {mhz[0]:.3f}–{mhz[1]:.3f} MHz: {result['n_windows']} windows, "
         f"{len(result['hits'])} hits{left}{flags}"

@@ -11,7 +11,7 @@ from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.feeding import augment
 from setibl_ray.seti.feeding.panels import Z_RANGE
-from setibl_ray.seti.search.windows import prepared
+from setibl_ray.seti.search.inputs import prepared
 from setibl_ray.seti.train import device as devices
 from setibl_ray.seti.train.models import build_model
 from setibl_ray.seti.train.trainer import load_weights
@@ -37,9 +37,13 @@ def folds_scorer(config: Config, weights: Sequence[bytes]) -> Callable[[np.ndarr
     for fold, content in enumerate(weights):
         own = config.for_fold(fold)
         with device.strategy.scope():
-            model = build_model(layout.image_shape(own.image_size), config.model_copy(update={"weights": "none"}), own)
+            model = build_model(
+                layout.image_shape(own.image_size), config.model_copy(update={"weights": "none"}), own
+            )
             load_weights(model, content)
-        networks.append((own.image_size, tf.function(lambda x, model=model: model(x, training=False), autograph=False)))
+        networks.append(
+            (own.image_size, tf.function(lambda x, model=model: model(x, training=False), autograph=False))
+        )
 
     def score(windows: np.ndarray) -> np.ndarray:
         scores = np.empty((len(windows), len(networks)), np.float32)

@@ -1,4 +1,4 @@
-"""Windows about lines, and the way from a window's bytes to what a network was trained on."""
+"""The way from a window's bytes to what a network was trained on."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ import numpy as np
 
 from setibl_ray.seti.feeding import panels as feeding
 from setibl_ray.seti.observations.kernels import jit
-
-
-def cut(plane: np.ndarray, middles: np.ndarray, width: int) -> np.ndarray:
-    """(n, 6, time, width) uint8 windows of a plane (6, time, frequency), each about a channel; the plane's ends repeat.
-
-    A window keeps the whole of its width: near an end of the band it lies less central.
-    """
-    n = plane.shape[-1]
-    starts = np.clip(np.asarray(middles) - width // 2, 0, max(0, n - width))
-    channels = np.minimum(starts[:, None] + np.arange(width), n - 1)
-    out = np.empty((len(starts), *plane.shape[:2], width), np.uint8)
-    for window, own in zip(out, channels):
-        np.take(plane, own, axis=2, out=window) if own[-1] - own[0] < width - 1 else np.copyto(
-            window, plane[..., own[0] : own[0] + width]
-        )
-    return out
 
 
 def prepared(
