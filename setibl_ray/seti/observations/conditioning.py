@@ -72,62 +72,64 @@ def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
         low, high = max(dc - DC_REACH - 1, 0), min(dc + DC_REACH + 1, n_freq - 1)
         part = np.linspace(0, 1, high - low + 1, dtype=np.float32)
         panel[:, low : high + 1] = panel[:, low, None] * (1 - part) + panel[:, high, None] * part
-    median = np.nanmedian if has_nan else np.median
     edges = np.arange(max(1, n_freq // BLOCK)) * BLOCK  # the last block takes what is left over
-    stops = [*edges[1:], n_freq]
-    level = np.empty(len(edges), np.float32)
-    sigma = np.empty(len(edges), np.float32)
-    with np.errstate(all="ignore"):
-        for i, (start, stop) in enumerate(zip(edges, stops)):
-            # Rows take their samples from different channels: all channels count.
-            sample = np.concatenate(
-                [panel[row, start + row % _SAMPLED : stop : _SAMPLED] for row in range(n_times)]
-            )
-            finite = sample[np.isfinite(sample)] if has_nan else sample
-            level[i] = median(finite) if finite.size else 0
-            sigma[i] = _MAD * median(np.abs(finite - level[i])) if finite.size else 0
-    alive = sigma > 1e-6 * np.maximum(np.abs(level), 1e-30)
-    centres = ((edges + np.array(stops)) / 2).astype(np.float32)
-    inverse = np.where(alive, 1 / np.where(alive, sigma, 1), 0).astype(np.float32)
-    _scale(panel, level, inverse, centres)
+    blocks = list(zip(edges.tolist(), [*edges[1:].tolist(), n_freq]))
+    centres = np.array([(start + stop - 1) / 2 for start, stop in blocks], np.float32)
+    level, alive = np.empty(len(blocks), np.float32), np.empty(len(blocks), bool)
+    for i, block in enumerate(blocks):
+        sample = _sample(panel, *block, has_nan)
+        level[i] = _median(sample)
+        alive[i] = 2 * np.count_nonzero(sample == level[i]) < len(sample)
+    if not alive.any():
+        panel[:] = 0
+        return 1.0
+    # A block without noise borrows from the nearest that has some, so that its neighbours stay what they are.
+    living = np.flatnonzero(alive)
+    lender = living[np.abs(np.subtract.outer(np.arange(len(blocks)), living)).argmin(axis=1)]
+    _combine(panel, centres, level[lender], False)
+    sigma = np.array([_MAD * _median(np.abs(_sample(panel, *block, has_nan))) for block in blocks], np.float32)
+    _combine(panel, centres, np.maximum(sigma, 1e-30)[lender], True)
     if has_nan:
         np.nan_to_num(panel, copy=False, nan=0.0)
-    if alive.any():
-        rows = np.median(panel[:, :: max(1, n_freq // 16384)], axis=1)
-        panel -= rows[:, None]
-    if not alive.all():
-        for start, stop in np.column_stack([edges, stops])[~alive]:
-            panel[:, start:stop] = 0
+    panel -= np.median(panel[:, :: max(1, n_freq // 16384)], axis=1)[:, None]
+    for start, stop in (block for block, lives in zip(blocks, alive) if not lives):
+        panel[:, start:stop] = 0
     return float(1 - alive.mean())
 
 
+def _sample(panel: np.ndarray, start: int, stop: int, has_nan: bool) -> np.ndarray:
+    """Every fourth value of a block, other channels in each row."""
+    rows = [row[start + number % _SAMPLED : stop : _SAMPLED] for number, row in enumerate(panel)]
+    sample = np.concatenate(rows)
+    return sample[np.isfinite(sample)] if has_nan else sample
+
+
+def _median(sample: np.ndarray) -> float:
+    return float(np.median(sample)) if sample.size else 0.0
+
+
 @jit
-def _scale(panel: np.ndarray, level: np.ndarray, inverse: np.ndarray, centres: np.ndarray) -> None:
-    """(x - level) / sigma, both interpolated between the centres of blocks; in place."""
+def _combine(panel, centres, values, divide):
+    """Subtract what is interpolated between the centres of blocks, and extrapolated at the ends; or divide by it."""
     n_times, n_freq = panel.shape
-    subtract = np.empty(n_freq, np.float32)
-    factor = np.empty(n_freq, np.float32)
-    left = 0
     last = centres.size - 1
+    at = np.empty(n_freq, np.float32)
+    left = 0
     for f in range(n_freq):
+        if last == 0:
+            at[f] = values[0]
+            continue
         while left < last - 1 and f >= centres[left + 1]:
             left += 1
-        if last == 0 or f <= centres[0] or inverse[left] == 0:
-            at = 0 if last == 0 or f <= centres[0] else left
-            subtract[f], factor[f] = level[at], inverse[at]
-            if last > 0 and f > centres[0] and f - centres[left] > centres[left + 1] - f:
-                subtract[f], factor[f] = level[left + 1], inverse[left + 1]
-        elif f >= centres[last]:
-            subtract[f], factor[f] = level[last], inverse[last]
-        elif inverse[left + 1] == 0:
-            subtract[f], factor[f] = level[left], inverse[left]
-        else:
-            part = (f - centres[left]) / (centres[left + 1] - centres[left])
-            subtract[f] = level[left] + part * (level[left + 1] - level[left])
-            factor[f] = 1 / (1 / inverse[left] + part * (1 / inverse[left + 1] - 1 / inverse[left]))
+        part = (f - centres[left]) / (centres[left + 1] - centres[left])
+        at[f] = values[left] + part * (values[left + 1] - values[left])
+        if divide:
+            at[f] = 1 / max(at[f], np.float32(0.5) * min(values[left], values[left + 1]))
+    if divide and last == 0:
+        at[:] = 1 / values[0]
     for t in range(n_times):
         for f in range(n_freq):
-            panel[t, f] = (panel[t, f] - subtract[f]) * factor[f]
+            panel[t, f] = panel[t, f] * at[f] if divide else panel[t, f] - at[f]
 
 
 def binned(z: np.ndarray, width: int) -> np.ndarray:
