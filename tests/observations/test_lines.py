@@ -30,7 +30,9 @@ def naive(z, max_drift, on_above, off_below):
             for p in range(n_panels):
                 start = f + int(np.rint(d * TIME_S[p].mean() / SPAN_S))
                 slope = int(np.rint(d * within))
-                at = start + np.rint(slope * (np.arange(n_bins) - (n_bins - 1) / 2) / (n_bins - 1)).astype(int)
+                at = start + np.rint(slope * (np.arange(n_bins) - (n_bins - 1) / 2) / (n_bins - 1)).astype(
+                    int
+                )
                 sums.append(sum(smooth[p, k, x] for k, x in enumerate(at) if 0 <= x < n) / np.sqrt(n_bins))
             on, off = sums[::2], sums[1::2]
             if min(on) >= on_above and max(off) <= off_below and sum(on) > snr[f] * np.sqrt(3) + 1e-6:

@@ -82,7 +82,7 @@ def test_two_sessions(six):
 
 
 def test_overlap(six):
-    with pytest.raises(DataError, match="before .* ends"):
+    with pytest.raises(DataError, match=r"before .* ends"):
         open_observation(six(gap_s=-40.0))
 
 

@@ -67,7 +67,7 @@ def condition(power: np.ndarray, dc: int | None = None, n_bits: int = 32) -> Con
 
 def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
     """Condition (time, frequency) in place; the share of blocks that have no noise."""
-    n_times, n_freq = panel.shape
+    n_freq = panel.shape[1]
     if dc is not None:
         low, high = max(dc - DC_REACH - 1, 0), min(dc + DC_REACH + 1, n_freq - 1)
         part = np.linspace(0, 1, high - low + 1, dtype=np.float32)
@@ -87,7 +87,9 @@ def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
     living = np.flatnonzero(alive)
     lender = living[np.abs(np.subtract.outer(np.arange(len(blocks)), living)).argmin(axis=1)]
     _combine(panel, centres, level[lender], False)
-    sigma = np.array([_MAD * _median(np.abs(_sample(panel, *block, has_nan))) for block in blocks], np.float32)
+    sigma = np.array(
+        [_MAD * _median(np.abs(_sample(panel, *block, has_nan))) for block in blocks], np.float32
+    )
     _combine(panel, centres, np.maximum(sigma, 1e-30)[lender], True)
     if has_nan:
         np.nan_to_num(panel, copy=False, nan=0.0)

@@ -159,7 +159,7 @@ def plan(observations: Sequence[Observation], recipe: InjectionRecipe) -> list[S
             low, high = edges[0], channel.high if i == count - 1 else edges[1]
             if high - low < least:
                 raise ConfigError(
-                    f"shards: {count} shards take {high - low} channels each of a coarse channel of {observation.name}, "
+                    f"shards: {count} shards take {high - low} channels each of a channel of {observation.name}, "
                     f"fewer than the {least} that windows need. Ask for fewer shards, or lower --bins."
                 )
             if high - low > LONGEST_STRETCH:

@@ -243,8 +243,9 @@ def _in_time(headers: Sequence[Header]) -> tuple[list[Header], np.ndarray, list[
     starts_s = (mjd[order] - mjd[order[0]]) * _DAY_S
     if starts_s[-1] > LONGEST_SESSION_H * 3600 + 5 * length_s:
         gap = int(np.argmax(np.diff(starts_s)))
+        hours = np.diff(starts_s)[gap] / 3600
         raise DataError(
-            f"{ordered[gap + 1].path}: tstart: {np.diff(starts_s)[gap] / 3600:.1f} h after that of {ordered[gap].name}. "
+            f"{ordered[gap + 1].path}: tstart: {hours:.1f} h after that of {ordered[gap].name}. "
             "The files are of two sessions; give the six of one."
         )
     gaps = np.diff(starts_s) - length_s

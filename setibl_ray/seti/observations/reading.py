@@ -19,7 +19,7 @@ import numpy as np
 from setibl_ray.core.errors import DataError, StorageError
 from setibl_ray.core.storage import filesystem, reaching
 
-_DTYPES = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<f4")}
+_DTYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<f4")}
 _FIELDS = ("fch1", "foff", "nchans", "tsamp", "tstart")
 
 

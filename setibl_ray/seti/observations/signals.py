@@ -1,7 +1,7 @@
 """Signals added to conditioned panels: needles as they are searched for, and what looks like one.
 
-Everything is in fine channels and sigmas. A signal of S/N s has its peak at s / sqrt(rows) sigmas in each row of a panel,
-as setigen counts; what drifts within a row is spread over the channels that it crosses, its energy kept.
+Everything is in fine channels and sigmas. A signal of S/N s has its peak at s / sqrt(rows) sigmas in each row of a
+panel, as setigen counts; what drifts within a row is spread over the channels that it crosses, its energy kept.
 """
 
 from __future__ import annotations

@@ -42,13 +42,20 @@ class Line(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Conditioned panels to look for lines in: `low` is the fine channel of their first."""
+    """Conditioned panels to look for lines in: `low` is the fine channel of their first; `truth` what was injected."""
 
-    kind: str
     z: np.ndarray
-    time_s: np.ndarray
     low: int
     truth: dict[str, Any] | None = None
+
+
+class Proposed(NamedTuple):
+    """A line that passed the prefilter, in the panels as they are or with ON and OFF exchanged, and its window."""
+
+    source: Source
+    exchanged: bool
+    line: Line
+    window: np.ndarray
 
 
 def search_channel(
@@ -74,32 +81,22 @@ def search_channel(
     power = observation.read(channel.low, channel.high)
     dc = None if channel.dc is None else channel.dc - channel.low
     z, flags = condition(power, dc, observation.headers[0].n_bits)
-    sources = [
-        Source("hits", z, observation.time_s, channel.low),
-        Source("null", z[list(SWAPPED)], observation.time_s[list(SWAPPED)], channel.low),
-        *(_injected(observation, channel, z, settings, number) for number in range(n_recover)),
+    sources = [Source(z, channel.low)]
+    sources += [_injected(observation, channel, z, settings, number) for number in range(n_recover)]
+    proposed = [
+        found for source in sources for found in _proposed(source, observation.time_s, settings, width)
     ]
-    found: list[tuple[Source, Line]] = []
-    cuts: list[np.ndarray] = []
-    for source in sources:
-        for line, window in _proposed(source, settings, width):
-            found.append((source, line))
-            cuts.append(window)
-    scores = score(np.stack(cuts)) if cuts else np.empty((0, 1), np.float32)
+    scores = score(np.stack([own.window for own in proposed])) if proposed else np.empty((0, 1))
     result: dict[str, Any] = {"hits": [], "null": [], "recovered": []}
-    recovered: dict[int, dict[str, Any]] = {
-        id(source): {**source.truth, "score": 0.0} for source in sources if source.truth is not None
-    }
-    for (source, line), of_folds in zip(found, scores):
-        if of_folds.mean(dtype=np.float64) < FLOOR:
-            continue
-        hit = _hit(observation, source, line, of_folds, settings)
+    recovered = {id(source): {**source.truth, "score": 0.0} for source in sources if source.truth is not None}
+    for own, of_folds in zip(proposed, scores):
+        hit = _hit(observation, own, of_folds, settings) if of_folds.mean(dtype=np.float64) >= FLOOR else None
         if hit is None:
             continue
-        if source.truth is None:
-            result[source.kind].append(hit)
-        elif _is_found(hit, source.truth):
-            row = recovered[id(source)]
+        if own.source.truth is None:
+            result["null" if own.exchanged else "hits"].append(hit)
+        elif _is_found(hit, own.source.truth):
+            row = recovered[id(own.source)]
             row["score"] = max(row["score"], hit["score"])
     result["recovered"] = list(recovered.values())
     for kind in ("hits", "null"):
@@ -107,7 +104,7 @@ def search_channel(
     return {
         "observation": observation.name,
         "channel": channel.number,
-        "n_windows": sum(source.truth is None for source, _ in found),
+        "n_windows": sum(own.source.truth is None and not own.exchanged for own in proposed),
         "n_channels": channel.high - channel.low,
         "mhz": (channel.high - channel.low) * observation.df_hz / 1e6,
         "flags": list(flags),
@@ -120,33 +117,45 @@ def to_text(result: dict[str, Any]) -> str:
     return json.dumps(result, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def _proposed(source: Source, settings: SearchSettings, window: int) -> list[tuple[Line, np.ndarray]]:
-    """Lines that pass the prefilter, and the window of each."""
-    out: list[tuple[Line, np.ndarray]] = []
-    span = lines.span_s(source.time_s)
+def _proposed(source: Source, time_s: np.ndarray, settings: SearchSettings, window: int) -> list[Proposed]:
+    """Lines that pass the prefilter; of what was injected none with ON and OFF exchanged."""
+    out: list[Proposed] = []
+    span = lines.span_s(time_s)
+    is_real = source.truth is None
     for width in settings.bins:
         plane = binned(source.z, width)
-        found = lines.search(
-            plane, source.time_s, MAX_DRIFT, on_above=settings.prefilter_on, off_below=settings.prefilter_off
+        both = lines.search_both(
+            plane,
+            time_s,
+            MAX_DRIFT,
+            on_above=settings.prefilter_on,
+            off_below=settings.prefilter_off,
+            exchanged=is_real,
         )
-        at = lines.peaks(found.snr, APART)
-        rates = found.drift[at] / span
-        cuts = windows.cut(to_bytes(plane), source.time_s, at, rates, window)
-        for channel, rate, own in zip(at, rates, cuts):
-            out.append((Line(width, (channel + 0.5) * width - 0.5, float(rate * width)), own))
+        plane = to_bytes(plane)
+        for exchanged, found in enumerate(both):
+            at = lines.peaks(found.snr, APART)
+            rates = found.drift[at] / span
+            cuts = windows.cut(plane, time_s, at, rates, window)
+            for channel, rate, own in zip(at, rates, cuts):
+                line = Line(width, (channel + 0.5) * width - 0.5, float(rate * width))
+                out.append(Proposed(source, bool(exchanged), line, own[list(SWAPPED)] if exchanged else own))
     return out
 
 
 def _hit(
-    observation: Observation, source: Source, line: Line, of_folds: np.ndarray, settings: SearchSettings
+    observation: Observation, proposed: Proposed, of_folds: np.ndarray, settings: SearchSettings
 ) -> dict[str, Any] | None:
     """The fitted hit, or None where the veto removes it."""
-    span = lines.span_s(source.time_s)
+    source, line = proposed.source, proposed.line
+    panels = list(SWAPPED) if proposed.exchanged else list(range(N_PANELS))
+    time_s = observation.time_s[panels]
+    span = lines.span_s(time_s)
     reach = math.ceil(abs(line.rate) * span / 2) + 32 * line.width + 32
     low = max(0, math.floor(line.centre) - reach)
     high = min(source.z.shape[-1], math.ceil(line.centre) + reach + 1)
-    near = np.ascontiguousarray(source.z[..., low:high])
-    fit = lines.fit(near, source.time_s, line.centre - low, line.rate, step=line.width)
+    near = source.z[panels, :, low:high]
+    fit = lines.fit(near, time_s, line.centre - low, line.rate, step=line.width)
     if not lines.passes(fit.snr, settings.veto_on, settings.veto_off):
         return None
     centre = fit.centre + low + source.low
@@ -165,7 +174,7 @@ def _hit(
         "score": round(float(of_folds.mean(dtype=np.float64)), 6),
         "folds": [round(float(value), 6) for value in of_folds],
         "bin": line.width,
-        "picture": picture(source.z, fit.centre + low, fit.rate, source.time_s, observation.df_hz),
+        "picture": picture(near, fit.centre, fit.rate, time_s, observation.df_hz),
     }
 
 
@@ -220,7 +229,7 @@ def _injected(
         "drift_hz_s": rate * observation.df_hz,
         "bin": width,
     }
-    return Source("recovered", cut, time_s, channel.low + start, truth)
+    return Source(cut, channel.low + start, truth)
 
 
 def _is_found(hit: dict[str, Any], truth: dict[str, Any]) -> bool:

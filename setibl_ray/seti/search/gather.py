@@ -15,7 +15,7 @@ from setibl_ray.seti.observations.observation import Observation
 from setibl_ray.seti.search.channel import FLOOR
 from setibl_ray.seti.search.settings import SearchSettings
 
-THRESHOLD = 0.4  # where neither the user nor the null says anything
+THRESHOLD = 0.5  # where neither the user nor the null says anything
 SAME_HZ = (
     40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
 )

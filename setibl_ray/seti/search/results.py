@@ -70,4 +70,5 @@ def _sexagesimal(value: float, units: str) -> str:
         return "nan"
     sign = "-" if value < 0 else ""
     seconds = abs(value) * 3600
-    return f"{sign}{int(seconds // 3600)}{units[0]}{int(seconds // 60 % 60):02d}{units[1]}{seconds % 60:06.3f}{units[2]}"
+    whole, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    return f"{sign}{whole}{units[0]}{minutes:02d}{units[1]}{seconds % 60:06.3f}{units[2]}"

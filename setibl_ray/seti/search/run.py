@@ -1,13 +1,12 @@
 """A search through time: check, channels one after the other with each result on disk, then gather.
 
-DIR/plan.json                              what is searched, with which weights and settings; resuming needs it equal
+DIR/plan.json                              what is searched, with which weights and settings
 DIR/channels/OBS-CHANNEL-SHA.json          a channel's result, its checksum in its name
 DIR/candidates.csv  *.dat  search.json  candidates.html
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from setibl_ray.core.errors import ConfigError, RunFolderError
-from setibl_ray.core.run.folder import RunFolder, to_json
+from setibl_ray.core.run.folder import RunFolder, sha256, to_json
 from setibl_ray.core.run.manifest import versions
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT
 from setibl_ray.seti.evaluation.finished import Run, load_run
@@ -68,7 +67,7 @@ def search(
         "format": FORMAT,
         "run": {
             "root": str(run.folder),
-            "weights_sha256": [hashlib.sha256(content).hexdigest() for content in weights],
+            "weights_sha256": [sha256(content) for content in weights],
         },
         "settings": settings.model_dump(mode="json"),
         "conditioning": definition(),
@@ -119,7 +118,7 @@ def check(run: Run, observations: Sequence[Observation]) -> None:
     n_times, width = data["panel_shape"]
     if n_times != first.n_times:
         raise ConfigError(
-            f"{run.folder} was trained on panels of {n_times} spectra, but {first.headers[0].name} has {first.n_times}. "
+            f"{run.folder} was trained on panels of {n_times} spectra; {first.headers[0].name} has {first.n_times}. "
             "Train on shards made by `data inject` from observations of the same product."
         )
     for name, trained, found in (("df_hz", data["df_hz"], first.df_hz), ("dt_s", data["dt_s"], first.dt_s)):
@@ -170,22 +169,23 @@ def finish(
         "on_off_exchanged": gather.null_table(all_null, ghz),
         "recall": gather.recall_table(recovered, threshold.value),
         "notes": {observation.name: list(observation.notes) for observation in observations},
-        "damage": [
-            {"observation": channel["observation"], "channel": channel["channel"], "file": _file(observations, channel, k),
-             "what": flag}
-            for channel in channels for k, flag in enumerate(channel["flags"]) if flag
-        ],
+        "damage": [damage for channel in channels for damage in _damage(observations, channel)],
         "versions": versions(),
-    }  # fmt: skip
+    }
     folder.write("candidates.html", page.render(rows, summary, observations))
     folder.write("search.json", to_json(summary) + "\n")
     folder.write("candidates.csv", results.csv(rows, n_folds))
     return folder.path("candidates.csv")
 
 
-def _file(observations: Sequence[Observation], channel: dict[str, Any], panel: int) -> str:
+def _damage(observations: Sequence[Observation], channel: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with panels of a channel, with the file that each is from."""
     observation = next(other for other in observations if other.name == channel["observation"])
-    return observation.headers[panel].path
+    return [
+        {"observation": observation.name, "channel": channel["channel"], "file": header.path, "what": flag}
+        for header, flag in zip(observation.headers, channel["flags"])
+        if flag
+    ]
 
 
 def _scorer(config: Any, weights: Sequence[bytes]) -> Score:
@@ -222,13 +222,13 @@ def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
     differs = [name for name in plan if json.loads(json.dumps(plan[name])) != kept.get(name)]
     if differs:
         raise RunFolderError(
-            f"{folder.path('plan.json')}: {', '.join(differs)} differ from this search's. Repeat the command that began "
-            "it, or choose another --out."
+            f"{folder.path('plan.json')}: {', '.join(differs)} differ from this search's. Repeat the command that "
+            "began it, or choose another --out."
         )
 
 
 def _channel_name(key: tuple[int, int], text: str) -> str:
-    return f"channels/{key[0]:03d}-{key[1]:05d}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return f"channels/{key[0]:03d}-{key[1]:05d}-{sha256(text.encode())[:32]}.json"
 
 
 def _done(folder: RunFolder, say: Say) -> dict[tuple[int, int], str]:
@@ -240,7 +240,7 @@ def _done(folder: RunFolder, say: Say) -> dict[tuple[int, int], str]:
         match = _CHANNEL.fullmatch(name)
         if match:
             content = folder.read(f"channels/{name}")
-            if hashlib.sha256(content).hexdigest()[:32] == match[3]:
+            if sha256(content)[:32] == match[3]:
                 done[int(match[1]), int(match[2])] = content.decode()
             else:
                 say(f"{folder.path(f'channels/{name}')} is damaged: its channel is searched again")

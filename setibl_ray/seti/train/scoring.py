@@ -27,8 +27,8 @@ def folds_scorer(config: Config, weights: Sequence[bytes]) -> Callable[[np.ndarr
       weights: each fold's weights file.
 
     Returns:
-      (n, 6, time, frequency) uint8 records to (n, folds) float32 needle probabilities. A score depends on its own window
-      alone: batches are padded to one shape.
+      (n, 6, time, frequency) uint8 records to (n, folds) float32 needle probabilities. A score depends on its own
+      window alone: batches are padded to one shape.
     """
     device = devices.acquire(config.device, config.cpus_per_fold or 1)
     layout = LAYOUTS[config.layout or "all6"]
