@@ -92,7 +92,8 @@ class Simulate(BaseModel):
     def run(self) -> None:
         from setibl_ray.seti.observations.simulating import Sky, simulate
 
-        sky = Sky(self.seed, self.session, snr=tuple(map(float, self.snr)), per_snr=self.per_snr)
+        snr = tuple(map(float, self.snr))
+        sky = Sky(self.seed, self.session, snr=snr, per_snr=self.per_snr, tstart_mjd=60600.0 + self.seed)
         print(f"observation: {simulate(sky, self.out)}")
 
 

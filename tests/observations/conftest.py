@@ -1,8 +1,7 @@
 import pytest
+from skies import SMALL
 
-from setibl_ray.seti.observations.simulating import Sky, simulate
-
-SMALL = Sky(seed=3, n_channels=8192, n_coarse=2, rfi_per_mhz=200, snr=(40.0,), per_snr=3)
+from setibl_ray.seti.observations.simulating import simulate
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skies import SMALL
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.seti.observations.observation import read_list
 from setibl_ray.seti.observations.reading import read_header, read_power
 from setibl_ray.seti.observations.simulating import observe, simulate, write_filterbank
-
-from .conftest import SMALL
 
 HEADER = {
     "fch1": 1500.0,

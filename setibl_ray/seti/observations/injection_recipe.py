@@ -26,8 +26,8 @@ def _ranges(value: Any) -> Any:
     """`1400-1427,1525.5-1560` to pairs of MHz."""
     pairs = []
     for part in _numbers(value):
-        if isinstance(part, str):
-            low, dash, high = part.partition("-")
+        if not isinstance(part, list | tuple):
+            low, dash, high = str(part).partition("-")
             if not dash:
                 raise ValueError(f"expected a range of MHz such as 1400-1427, got {part!r}")
             part = (low, high)

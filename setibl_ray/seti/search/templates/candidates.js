@@ -90,7 +90,7 @@ const COLOURS = Array.from({ length: 16 }, (_, i) => {
 
 function picture(c, canvas) {
   const p = c.picture, times = data.times[c.observation], sources = data.sources[c.observation];
-  const left = 66, right = 8, bottom = 30, gap = 3, panel = 40;
+  const left = 66, right = 8, bottom = 14, gap = 3, panel = 40;
   const width = canvas.clientWidth || 360, height = 6 * (panel + gap) + bottom, scale = window.devicePixelRatio || 1;
   canvas.width = width * scale;
   canvas.height = height * scale;
