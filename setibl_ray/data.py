@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from setibl_ray import cli
@@ -46,6 +46,12 @@ class Pack(BaseModel):
     shards: PositiveInt = Field(20, description="train shards")
     test_shards: PositiveInt = Field(10, description="test shards")
     seed: int = Field(0, description="of which shard a cadence goes to")
+    df_hz: PositiveFloat = Field(2.7939677238464355, description="width of a frequency bin")
+    dt_s: PositiveFloat = Field(1.0737418240, description="length of a time bin")
+    robust: bool = Field(
+        False, description="bring panels to sigmas by medians, so that bright lines hide nothing"
+    )
+    test_only: bool = Field(False, description="there are only test/ files, without labels")
     processes: PositiveInt | None = _PROCESSES
 
     def run(self) -> None:
@@ -58,6 +64,10 @@ class Pack(BaseModel):
                 n_shards=self.shards,
                 n_test_shards=self.test_shards,
                 seed=self.seed,
+                df_hz=self.df_hz,
+                dt_s=self.dt_s,
+                robust=self.robust,
+                test_only=self.test_only,
                 n_processes=self.processes,
                 on_shard=step,
             )
@@ -67,7 +77,9 @@ class Pack(BaseModel):
 class Inject(InjectionRecipe):
     """Cut windows out of observations and inject needles and look-alikes into them."""
 
-    list: str = Field(description="CSV with a line an observation: observation, session, band, file_1 … file_6")
+    list: str = Field(
+        description="CSV with a line an observation: observation, session, band, file_1 … file_6"
+    )
     out: Path = Field(description="folder to write; must not exist, or be empty")
     processes: PositiveInt | None = _PROCESSES
 
@@ -176,7 +188,7 @@ def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
 def _say_written(path: Path) -> None:
     from setibl_ray.seti.formats.shards import read_index
 
-    index = read_index(path)
+    index = read_index(path, needs="train" if any(path.glob("train*.tfrec")) else "test")
     needles = int(index.train["target"].sum())
     print(
         f"{path}: {len(index.shards)} shards, {len(index.train)} train ({needles} needles) and "

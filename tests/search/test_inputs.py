@@ -39,6 +39,7 @@ def test_panels_of_a_layout():
     )
 
 
+@pytest.mark.timeout(900)  # it builds three networks
 def test_scores_are_the_trainers_and_do_not_depend_on_neighbours():
     scoring = importlib.import_module("setibl_ray.seti.train.scoring")
     trainer_module = importlib.import_module("setibl_ray.seti.train.trainer")

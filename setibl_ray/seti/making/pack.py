@@ -22,6 +22,7 @@ from setibl_ray.seti.cadence import N_PANELS
 from setibl_ray.seti.formats.records import Record, quantise
 from setibl_ray.seti.formats.shards import SPLITS, Split
 from setibl_ray.seti.formats.writer import ShardWriter, WrittenShard, new_folder, write_dataset, write_shards
+from setibl_ray.seti.observations import conditioning
 
 LABELS_FILE = "train_labels.csv"
 SUBMISSION_FILE = "sample_submission.csv"
@@ -43,6 +44,7 @@ class PackTask(NamedTuple):
     shard: int
     sources: tuple[Source, ...]
     panel_shape: tuple[int, int]
+    robust: bool
 
 
 def pack(
@@ -52,6 +54,10 @@ def pack(
     n_shards: int = 20,
     n_test_shards: int = 10,
     seed: int = 0,
+    df_hz: float = DF_HZ,
+    dt_s: float = DT_S,
+    robust: bool = False,
+    test_only: bool = False,
     n_processes: int | None = None,
     on_shard: Callable[[WrittenShard], None] = lambda shard: None,
 ) -> Path:
@@ -62,6 +68,10 @@ def pack(
       out: a local folder that does not exist or is empty.
       n_shards, n_test_shards: train and test shards.
       seed: of which shard a cadence goes to, and where in it.
+      df_hz, dt_s: width of a frequency bin and length of a time bin.
+      robust: bring panels to sigmas as observations are (`observations.conditioning`), so that a bright line
+        does not hide a weak one as it does where its own deviation is divided by.
+      test_only: there are no train files and no labels.
       n_processes: by default one a core.
       on_shard: called after each shard, e.g. to show progress.
 
@@ -70,23 +80,24 @@ def pack(
         array of the first one's shape; fewer cadences than shards; `out` holding something already.
     """
     root, path = Path(kaggle), Path(os.path.abspath(out))
-    sources = find_sources(root)
-    shape = _load(sources["train"][0].path).shape
+    sources = find_sources(root, test_only)
+    shape = _load((sources["train"] or sources["test"])[0].path).shape
     panel_shape = (shape[1], shape[2])
     with new_folder(path) as folder:
         n_shards_of = {"train": n_shards, "test": n_test_shards}
         tasks = [
-            PackTask(str(folder), split, shard, dealt, panel_shape)
+            PackTask(str(folder), split, shard, dealt, panel_shape, robust)
             for split in SPLITS
             for shard, dealt in enumerate(deal(sources[split], n_shards_of[split], split, seed))
         ]
         shards = write_shards(write_shard, tasks, n_processes=n_processes, on_shard=on_shard)
         made = {"command": "pack", "shards": n_shards, "test_shards": n_test_shards, "seed": seed}
-        write_dataset(folder, shards, panel_shape, made, df_hz=DF_HZ, dt_s=DT_S)
+        facts = {"conditioning": conditioning.definition()} if robust else {}
+        write_dataset(folder, shards, panel_shape, made, df_hz=df_hz, dt_s=dt_s, **facts)
     return path
 
 
-def find_sources(root: Path) -> dict[str, list[Source]]:
+def find_sources(root: Path, test_only: bool = False) -> dict[str, list[Source]]:
     """Every .npy file of both splits, by id, checked against the labels.
 
     Raises:
@@ -95,14 +106,20 @@ def find_sources(root: Path) -> dict[str, list[Source]]:
     """
     files = {
         split: sorted((root / split).rglob("*.npy"), key=lambda path: path.stem)
-        for split in ("train", "test")
+        for split in (("test",) if test_only else ("train", "test"))
     }
-    if not files["train"]:
-        raise DataError(f"{root / 'train'} holds no .npy file. Expected Kaggle's folder with train/**/*.npy.")
+    needed = "test" if test_only else "train"
+    if not files[needed]:
+        raise DataError(
+            f"{root / needed} holds no .npy file. Expected Kaggle's folder with {needed}/**/*.npy."
+        )
     for paths in files.values():
         for first, second in pairwise(paths):
             if first.stem == second.stem:
                 raise DataError(f"id {first.stem} is there twice: {first} and {second}. Remove one.")
+    if test_only:
+        tests = [Source(path, path.stem, None, path.parent.name) for path in files["test"]]
+        return {"train": [], "test": tests}
     labels = _read_csv(root / LABELS_FILE, ["id", "target"])
     odd = labels[~labels["target"].isin(("0", "1"))]
     if len(odd):
@@ -150,7 +167,9 @@ def write_shard(task: PackTask) -> WrittenShard:
                 raise DataError(
                     f"{source.path}: expected shape {expected} like the first file, found {cadence.shape}"
                 )
-            panels = quantise(cadence)
+            panels = (
+                conditioning.to_bytes(conditioning.condition(cadence).z) if task.robust else quantise(cadence)
+            )
             writer.write(Record(source.image_id, source.target, source.group, float("nan"), None, panels))
     return writer.written
 
