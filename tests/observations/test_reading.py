@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from skies import SMALL
@@ -107,3 +108,14 @@ def test_impossible_headers(tmp_path, changes, message):
 def test_an_unsupported_number_of_bits(tmp_path):
     with pytest.raises(DataError, match="nbits: expected 8, 16 or 32, found 64"):
         read_header(written(tmp_path / "a.h5", np.ones((4, 1, 64), np.float64)))
+
+
+@pytest.mark.parametrize("suffix", ["fil", "h5"])
+def test_an_object_store(tmp_path, power, suffix):
+    path = simulate(SMALL, tmp_path / "sky", suffix=suffix)
+    store = fsspec.filesystem("memory")
+    store.put(str(path.parent), "/observed/sky", recursive=True)
+    observation = read_list("memory://observed/sky/observation.csv")[0]
+    np.testing.assert_allclose(observation.read(1000, 1500), power[..., 1000:1500], rtol=1e-6)
+    with pytest.raises(DataError, match="is missing"):
+        read_header("memory://observed/nothing.h5")

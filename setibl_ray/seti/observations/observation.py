@@ -196,9 +196,10 @@ def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:
         raise DataError(f"{path}: expected columns {', '.join(columns)}; {', '.join(missing)} is missing")
     if not len(table):
         raise DataError(f"{path}: expected a line an observation, found none")
+    folder = path.rpartition("/")[0] or "."  # of a path or a URL
     observations: list[Observation] = []
     for line, row in enumerate(table[columns].itertuples(index=False), start=2):
-        files = [str(Path(path).parent / file) if _is_relative(file) else file for file in row[3:] if file]
+        files = [f"{folder}/{file}" if _is_relative(file) else file for file in row[3:] if file]
         if row[0] in {observation.name for observation in observations}:
             raise DataError(
                 f"{path} line {line}: observation {row[0]!r} is there twice. Give each a name of its own."
