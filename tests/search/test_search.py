@@ -191,7 +191,7 @@ def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done
     name = sorted((tmp_path / "sky").glob("*.h5"))[2]
     with h5py.File(name, "r+") as file:
         file["data"][:, :, :3000] = np.nan
-        file["data"][:, :, 4096:7168] = 0
+        file["data"][:, :, 4096:6144] = 0
     search(
         run, read_list(str(tmp_path / "sky" / "observation.csv"), n_coarse=2), str(tmp_path / "out"), SETTINGS
     )
@@ -249,3 +249,28 @@ def test_a_truncated_file_is_named_before_anything_is_searched(sky, run, tmp_pat
     with pytest.raises(DataError, match=name.name):
         read_list(str(tmp_path / "sky" / "observation.csv"))
     assert networks == []
+
+
+def test_a_needle_that_crosses_from_one_coarse_channel_to_the_next_is_one_candidate(sky, run, tmp_path):
+    observation = read_list(str(sky), n_coarse=2)[0]
+    border, span_s = observation.channels[1].low, observation.last_s - observation.first_s
+    shutil.copytree(sky.parent, tmp_path / "sky")
+    paths = sorted((tmp_path / "sky").glob("*.h5"))
+    for panel in (0, 2, 4):
+        with h5py.File(paths[panel], "r+") as file:
+            data = file["data"][...]
+            for row, time_s in enumerate(observation.time_s[panel]):
+                at = (
+                    SKY.n_channels - 1 - round(border + 3 + 160 * time_s / span_s)
+                )  # the file counts downwards
+                data[row, 0, at - 1 : at + 2] *= 2
+            file["data"][...] = data
+    search(
+        run, read_list(str(tmp_path / "sky" / "observation.csv"), n_coarse=2), str(tmp_path / "out"), SETTINGS
+    )
+    found = pd.read_csv(tmp_path / "out" / "candidates.csv")
+    middle = (found["f_start_mhz"] + found["f_end_mhz"]) / 2
+    near = found[(middle - observation.mhz(border + 3)).abs() * 1e6 < 20]
+    assert len(near) == 1
+    assert near["drift_hz_s"].iloc[0] == pytest.approx(160 * 2.794 / span_s, abs=0.01)
+    assert near["n_windows"].iloc[0] >= 2  # both channels found it

@@ -35,7 +35,7 @@ def _ranges(value: Any) -> Any:
     return tuple(pairs)
 
 
-def _ascending(ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+def ascending(ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
     for low, high in ranges:
         if not low < high:
             raise ValueError(f"expected a range of MHz, the lower end first, got {low:g}-{high:g}")
@@ -77,5 +77,5 @@ class InjectionRecipe(BaseModel):
             raise ValueError(
                 f"{self.train} train cadences do not fill {self.shards} shards; ask for fewer shards"
             )
-        _ascending(self.exclude_mhz)
+        ascending(self.exclude_mhz)
         return self

@@ -49,9 +49,6 @@ class Fit(NamedTuple):
     snr: np.ndarray
     width: float
 
-    def at(self, time_s: float | np.ndarray) -> float | np.ndarray:
-        return self.centre + self.rate * np.asarray(time_s)
-
 
 def span_s(time_s: np.ndarray) -> float:
     """Seconds between the middles of the first and the last spectrum."""

@@ -18,15 +18,18 @@ import numpy as np
 from setibl_ray.core.randomness import generator
 from setibl_ray.seti.cadence import N_PANELS
 from setibl_ray.seti.observations import lines, signals, windows
-from setibl_ray.seti.observations.conditioning import binned, condition, to_bytes
+from setibl_ray.seti.observations.conditioning import BLOCK, binned, condition, to_bytes
 from setibl_ray.seti.observations.injection import APART, MAX_DRIFT
 from setibl_ray.seti.observations.observation import Channel, Observation
-from setibl_ray.seti.search.settings import SearchSettings
+from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
-FLOOR = 0.05  # hits with a lower score are not kept: no threshold is below it
 SWAPPED = (1, 0, 3, 2, 5, 4)
 PICTURE = (16, 96)  # rows and columns of a panel in a hit's picture
 RECOVER_SNR = (6.0, 100.0)
+_MARGIN = 2 * BLOCK  # channels read beyond a coarse channel's ends, for lines that cross them
+_BORDER = (
+    32  # how far beyond them the middle of a line may be; two channels then find it, and hits are merged
+)
 _FOUND_HZ = 30.0  # an injected needle counts as found within this
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -78,13 +81,14 @@ def search_channel(
       Plain values for JSON: `hits` and `null` (lists of hits, brightest score first), `recovered` (a row for each
       injected needle), `n_windows`, `mhz` searched, `flags` of the panels.
     """
-    power = observation.read(channel.low, channel.high)
-    dc = None if channel.dc is None else channel.dc - channel.low
-    z, flags = condition(power, dc, observation.headers[0].n_bits)
-    sources = [Source(z, channel.low)]
-    sources += [_injected(observation, channel, z, settings, number) for number in range(n_recover)]
+    z, low, flags = _conditioned(observation, channel)
+    sources = [Source(z, low)]
+    sources += [_injected(observation, channel, z, low, settings, number) for number in range(n_recover)]
     proposed = [
-        found for source in sources for found in _proposed(source, observation.time_s, settings, width)
+        found
+        for source in sources
+        for found in _proposed(source, observation.time_s, settings, width)
+        if source.truth or channel.low - _BORDER <= source.low + found.line.centre < channel.high + _BORDER
     ]
     scores = score(np.stack([own.window for own in proposed])) if proposed else np.empty((0, 1))
     result: dict[str, Any] = {"hits": [], "null": [], "recovered": []}
@@ -110,6 +114,26 @@ def search_channel(
         "flags": list(flags),
         **result,
     }
+
+
+def _conditioned(observation: Observation, channel: Channel) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Conditioned panels of a channel and a margin at either end, their first fine channel, and the panels' flags.
+
+    Each part is conditioned by itself, as a polyphase filter's response has a corner where two channels meet.
+    """
+    n_bits = observation.headers[0].n_bits
+    low = max(0, channel.low - _MARGIN)
+    high = min(observation.headers[0].n_channels, channel.high + _MARGIN)
+    z = np.empty((N_PANELS, observation.n_times, high - low), np.float32)
+    flags: tuple[str, ...] = ()
+    for start, stop in ((low, channel.low), (channel.low, channel.high), (channel.high, high)):
+        if start < stop:
+            own = start == channel.low
+            dc = channel.dc - start if own and channel.dc is not None else None
+            part = condition(observation.read(start, stop), dc, n_bits)
+            z[..., start - low : stop - low] = part.z
+            flags = part.flags if own else flags
+    return z, low, flags
 
 
 def to_text(result: dict[str, Any]) -> str:
@@ -205,9 +229,9 @@ def picture(z: np.ndarray, centre: float, rate: float, time_s: np.ndarray, df_hz
 
 
 def _injected(
-    observation: Observation, channel: Channel, z: np.ndarray, settings: SearchSettings, number: int
+    observation: Observation, channel: Channel, z: np.ndarray, low: int, settings: SearchSettings, number: int
 ) -> Source:
-    """A cut of the channel with a needle in it."""
+    """A cut of the channel's panels, whose first channel is `low`, with a needle in it."""
     rng = generator(settings.seed, "recover", observation.name, channel.number, number)
     time_s = observation.time_s
     span = lines.span_s(time_s)
@@ -225,11 +249,11 @@ def _injected(
     signals.paint(cut, signals.line(time_s, centre, rate, snr, fwhm))
     truth = {
         "snr": round(snr, 3),
-        "f_mhz": float(observation.mhz(channel.low + start + centre)),
+        "f_mhz": float(observation.mhz(low + start + centre)),
         "drift_hz_s": rate * observation.df_hz,
         "bin": width,
     }
-    return Source(cut, channel.low + start, truth)
+    return Source(cut, low + start, truth)
 
 
 def _is_found(hit: dict[str, Any], truth: dict[str, Any]) -> bool:

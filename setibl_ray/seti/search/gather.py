@@ -12,8 +12,7 @@ import pandas as pd
 from setibl_ray.seti.cadence import OFF, ON
 from setibl_ray.seti.observations.injection_recipe import Ranges
 from setibl_ray.seti.observations.observation import Observation
-from setibl_ray.seti.search.channel import FLOOR
-from setibl_ray.seti.search.settings import SearchSettings
+from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
 THRESHOLD = 0.5  # where neither the user nor the null says anything
 SAME_HZ = (

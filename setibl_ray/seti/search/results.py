@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -61,7 +62,8 @@ def dat_files(
             )  # fmt: skip
             lines.append("\t".join(values) + "\t\n")
         stem = PurePosixPath(header.name).stem
-        texts[f"{observation.name}-{stem}.dat"] = "".join(lines)
+        # A name comes from a table or a file's header: it must not lead out of the folder.
+        texts[re.sub(r"[^\w.+-]", "_", f"{observation.name}-{stem}.dat")] = "".join(lines)
     return texts
 
 

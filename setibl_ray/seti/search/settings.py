@@ -6,7 +6,9 @@ from typing import Annotated
 
 import pydantic
 
-from setibl_ray.seti.observations.injection_recipe import Bins, Ranges, _ascending
+from setibl_ray.seti.observations.injection_recipe import Bins, Ranges, ascending
+
+FLOOR = 0.05  # hits with a lower score are not kept: no threshold is below it
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 
@@ -16,7 +18,7 @@ class SearchSettings(pydantic.BaseModel):
 
     bins: Bins = (1, 8)
     """Channels that are summed to one, each searched by itself: 8 holds drifts eight times as fast."""
-    threshold: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    threshold: Annotated[float, pydantic.Field(ge=FLOOR, le=1)] | None = None
     """Score from which a hit counts [0.5, or what --false-per-ghz gives]."""
     false_per_ghz: Annotated[float, pydantic.Field(ge=0)] | None = None
     """Choose the threshold at which the same data with ON and OFF exchanged give so many candidates a GHz."""
@@ -39,5 +41,5 @@ class SearchSettings(pydantic.BaseModel):
     def _fits(self) -> SearchSettings:
         if self.threshold is not None and self.false_per_ghz is not None:
             raise ValueError("threshold and false-per-ghz: give one of them")
-        _ascending(self.exclude_mhz)
+        ascending(self.exclude_mhz)
         return self
