@@ -9,7 +9,7 @@ PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_current) $(PYTHONS_2.15))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
-.PHONY: setup demo test soak test-cluster bench lint sweep-demo lock clean
+.PHONY: setup demo test soak test-cluster bench lint sweep-demo search-demo lock clean
 
 setup: $(INSTALLED)
 
@@ -48,6 +48,18 @@ sweep-demo: $(INSTALLED)
 	rm -rf sweeps/demo
 	$(PYTHON) -m setibl_ray.sweep --trials 8 --folds 3 --tta 2 --out sweeps/demo/sweep
 	$(PYTHON) -m setibl_ray.cv --config sweeps/demo/sweep/best.yaml --out sweeps/demo/best
+
+# Two simulated observations as .h5 files: needles injected into the first to train on, the second searched.
+search-demo: $(INSTALLED)
+	rm -rf searches/demo
+	$(PYTHON) -m setibl_ray.data simulate --out searches/demo/first --seed 1 --session first
+	$(PYTHON) -m setibl_ray.data simulate --out searches/demo/second --seed 2 --session second --snr 8,10,15,20,30,50,100
+	$(PYTHON) -m setibl_ray.data inject --list searches/demo/first/observation.csv --out searches/demo/shards \
+	  --train 4000 --bins 1,8 --coarse-channels 3
+	$(PYTHON) -m setibl_ray.cv --config benchmarks/search.yaml --data searches/demo/shards --out searches/demo/run
+	$(PYTHON) -m setibl_ray.search searches/demo/run --list searches/demo/second/observation.csv \
+	  --out searches/demo/candidates --coarse-channels 3 --recover 60
+	$(PYTHON) benchmarks/search.py searches/demo/candidates --truth searches/demo/second/truth.csv
 
 # Two at a time, as most tests wait for processes; each file in one of them, as fixtures are a file's. In the order of
 # their names: reordered, the longest single tests would come last and alone.

@@ -202,6 +202,8 @@ def rows_of(index: DataIndex) -> Rows:
         "n_units": len(index.shards_of("train")),
         "df_hz": index.metadata.get("df_hz"),
         "dt_s": index.metadata.get("dt_s"),
+        "conditioning": index.metadata.get("conditioning"),
+        "windows": index.metadata.get("windows"),
         "n_bad_records": index.n_left_out,
         "bad_records": listed,
     }

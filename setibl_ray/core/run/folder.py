@@ -215,6 +215,12 @@ class RunFolder:
                 with suppress(OSError):
                     os.rmdir(self._base)
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of this one."""
+        self.fs.invalidate_cache()  # object stores list from memory
+        with self._reaching(folder, "read"):
+            return [os.path.basename(name) for name in self.fs.ls(f"{self._base}/{folder}", detail=False)]
+
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
         self.fs.invalidate_cache()  # object stores list from memory
         names: list[str] = []

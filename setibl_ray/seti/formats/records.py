@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,10 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard.
+
+    `provenance` is written beside the rest (a NaN is not), for whoever reads the shards; nothing here reads it back.
+    """
 
     image_id: str
     target: int | None
@@ -59,6 +62,7 @@ class Record:
     snr: float
     kind: str | None
     panels: np.ndarray
+    provenance: Mapping[str, Value] = field(default_factory=dict)
 
 
 def quantise(cadence: np.ndarray) -> np.ndarray:
@@ -108,6 +112,9 @@ def encode_record(record: Record) -> bytes:
         features["kind"] = record.kind
     if not math.isnan(record.snr):
         features["snr"] = float(record.snr)
+    for name, value in record.provenance.items():
+        if value == value:  # not NaN
+            features[name] = value
     return encode_example(features)
 
 
