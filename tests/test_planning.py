@@ -355,7 +355,7 @@ def test_panels_of_a_node_take_each_others_room():
 
 
 def test_every_backbone_has_its_sizes():
-    assert all(min(sizes) > 0 for *sizes, _ in MODELS.values())
+    assert all(min(sizes) > 0 for _, *sizes in MODELS.values())
 
 
 @pytest.fixture(scope="module")
