@@ -1,4 +1,4 @@
-"""How much memory a fold takes on its host at most, estimated before it runs so that folds wait for room.
+"""The most memory that a fold takes on its host, estimated before it runs so that folds wait for room.
 
     fold = process + copies x parameters + activations + pipeline + building
 
@@ -7,12 +7,12 @@
 | process     | 1 GB: Python, TensorFlow and its compiled graphs                                                |
 | parameters  | 30 copies of 4 bytes: weights, gradients, Adam's two moments; their first, last and best values |
 |             | on the host; the state of all those, and it again as it is archived, pickled and sent           |
-| activations | CPU folds only: batch x pixels x what the backbone keeps for a pixel (4 bytes a value)          |
+| activations | CPU folds only: batch x pixels x values that the backbone keeps per pixel (4 bytes each)        |
 | pipeline    | (threads + 4) batches of float32 images, of predictions, which are twice as large               |
-| building    | 0.2 GB: raw panels on their way into the node's panel store                                     |
+| building    | 0.2 GB: raw panels that are added to the node's panel store                                     |
 
-The panel store itself is not a fold's: a node keeps it once, and `--cache auto` takes memory for it only if half of
-what is free there is enough. docs/reliability.md holds estimates against measured peaks.
+The panel store is not part of a fold: each node has one, and `--cache auto` keeps it in memory only if half of the free
+memory is enough for it. docs/reliability.md compares estimates with measured peaks.
 """
 
 from __future__ import annotations

@@ -111,12 +111,12 @@ class Results:
 
 
 def confirm_root(root: str, best: Trial) -> str:
-    """The folder of the confirmation of `best`; another best has another."""
+    """The folder of the confirmation of `best`; each best trial has its own."""
     return f"{root}/confirm/trial-{best.name}"
 
 
 def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
-    """Seeds other than the sweep's own, the same each time they are asked for."""
+    """Seeds other than the sweep's own, the same at each call."""
     return [stream_key(base.seed, "confirm", i) % 2**32 for i in range(n_seeds)]
 
 
@@ -218,7 +218,7 @@ def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
 
 
 def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
-    """Field -> share of the finished trials' variance in AUC (fANOVA); empty where there are too few to say."""
+    """Field -> share of the finished trials' variance in AUC (fANOVA); empty if there are too few trials."""
     import optuna
 
     if len(ledger.done) < 4:
@@ -229,7 +229,7 @@ def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
         try:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (RuntimeError, ValueError):  # all finished trials are equal, or stand at one point
+        except (RuntimeError, ValueError):  # all finished trials have equal scores or equal values
             return {}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 

@@ -1,4 +1,4 @@
-"""Build a user's model once, on its own, and say how large it is: run by `seti.sizes` in a process of its own."""
+"""Build a user's model once and report its sizes: run by `seti.sizes` in a separate process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
 
 
 def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
-    """Of a forward pass: each weight of a kernel works once for every place of the layer's output."""
+    """Of a forward pass: each weight of a kernel is used once for every position of the layer's output."""
     kernel = (
         getattr(layer, "kernel", None) if not hasattr(layer, "depthwise_kernel") else layer.depthwise_kernel
     )

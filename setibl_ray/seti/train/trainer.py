@@ -1,8 +1,8 @@
-"""One compiled model and what a fold does with it: an epoch of training, predictions, its state as bytes.
+"""One compiled model and its use by a fold: an epoch of training, predictions, its state as bytes.
 
-Building and tracing a model costs more than a short fold's training, so a process keeps its trainer and the
+Building and tracing a model costs more than a short fold's training, so a process keeps its trainer, and the
 next fold with the same shapes starts from the same initial weights without tracing again. Nothing of the
-earlier fold stays: weights, optimizer and random generators are all set back.
+earlier fold remains: weights, optimizer and random generators are all reset.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from setibl_ray.seti.train.models import Code, ImageShape, build_model
 
 @dataclass
 class FoldState:
-    """Where a fold stands after `epochs_done` epochs: everything that another process needs to go on."""
+    """The state of a fold after `epochs_done` epochs: everything that another process needs to continue."""
 
     epochs_done: int
     weights: list[np.ndarray]
@@ -89,15 +89,15 @@ class Trainer:
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
             self.model = build_model(image_shape, config, own, code, work.files)
-            # TensorFlow's own kernel, one operation per weight, and the seed's optimizer. Keras' newer one takes twenty
-            # each: with B0 that is three seconds more of building and tracing, for the same steps.
+            # The original notebook's optimizer, TensorFlow's own kernel: one operation per weight. Keras' newer one
+            # takes twenty each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
             self.model.compile(
                 optimizer=self.optimizer,
                 loss=_loss(config),
                 metrics=[tf.keras.metrics.AUC(name="auc")],
                 jit_compile=config.jit_compile or device.kind == "tpu",
-                # A TPU waits for its host between executions; a CPU or GPU step is long enough by itself.
+                # A TPU waits for its host between executions; for a CPU or GPU, a single step is long enough.
                 steps_per_execution=16 if device.kind == "tpu" else 1,
             )
             self.optimizer = self.model.optimizer  # with float16, compile has wrapped it for loss scaling
@@ -108,7 +108,7 @@ class Trainer:
         self._generators = keras2.random_generators(self.model)
 
     def reset(self) -> None:
-        """Back to the state in which the trainer was built."""
+        """Return to the state in which the trainer was built."""
         self.in_parts(1)
         self.model.set_weights(self._initial)
         self._set_optimizer(self._initial_optimizer)
@@ -148,7 +148,7 @@ class Trainer:
         return keras2.weights_file(self.model)
 
     def load_weights_file(self, content: bytes) -> None:
-        """Take over what `weights_file` gave."""
+        """Load the bytes of `weights_file`."""
         keras2.load_weights_file(self.model, content)
 
     def _optimizer_values(self) -> list[np.ndarray]:
@@ -163,7 +163,7 @@ _kept: tuple[tuple, Trainer] | None = None
 
 
 def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code) -> Trainer:
-    """The process's trainer, set back to its initial state; built anew where the last fold's does not fit."""
+    """The process's trainer, reset to its initial state; a new one if that of the last fold does not fit."""
     global _kept
     config = work.config
     compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
