@@ -31,7 +31,7 @@ Lock = Mapping[str, str]
 
 
 def read_lock(path: Path) -> Lock:
-    """The versions of a lock.
+    """The versions of a requirements.lock.
 
     Raises:
       ConfigError: the file cannot be read or pins nothing.
@@ -54,9 +54,9 @@ def pinned_versions(field: str, text: str, lock: Lock) -> Iterator[Finding]:
     for name, version in _PIN_IN_COMMAND.findall(text):
         locked = lock.get(_normalised(name))
         if locked is None:
-            yield Finding(field, "a package of the lock", f"{name}=={version}")
+            yield Finding(field, "a package of requirements.lock", f"{name}=={version}")
         elif locked != version:
-            yield Finding(field, f"{name}=={locked} (the lock)", f"{name}=={version}")
+            yield Finding(field, f"{name}=={locked} (requirements.lock)", f"{name}=={version}")
 
 
 def image(field: str, name: Any, lock: Lock) -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def image(field: str, name: Any, lock: Lock) -> Iterator[Finding]:
     if not repository or "/" in tag or tag == "latest":
         yield Finding(field, "an image with a version tag", str(name))
     elif repository == "rayproject/ray" and tag.split("-")[0] != lock["ray"]:
-        yield Finding(field, f"rayproject/ray:{lock['ray']}-… (the lock)", str(name))
+        yield Finding(field, f"rayproject/ray:{lock['ray']}-… (requirements.lock)", str(name))
 
 
 def show(value: Any) -> str:

@@ -47,7 +47,9 @@ def findings(document: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
 
 def _cluster(field: str, spec: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
     if str(spec.get("rayVersion")) != lock["ray"]:
-        yield Finding(f"{field}.rayVersion", f"{lock['ray']} (the lock)", show(spec.get("rayVersion")))
+        yield Finding(
+            f"{field}.rayVersion", f"{lock['ray']} (requirements.lock)", show(spec.get("rayVersion"))
+        )
     mode = _mapping(spec.get("authOptions")).get("mode")
     if mode != "token":
         yield Finding(f"{field}.authOptions.mode", "token (KubeRay 1.5.1 or newer)", show(mode))

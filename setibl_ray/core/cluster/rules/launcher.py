@@ -91,8 +91,14 @@ def _versions(config: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
         yield from pinned_versions(field, text, lock)
         for line in text.splitlines():
             yield from _unpinned(field, line)
-    if not any(word in text for text in texts.values() for word in ("install.sh", "requirements")):
-        yield Finding("setup_commands", "clusters/install.sh, or pip with a lock", "no locked install")
+    if not any(
+        word in text
+        for text in texts.values()
+        for word in ("install.sh", "requirements.lock", "requirements-current.lock")
+    ):
+        yield Finding(
+            "setup_commands", "clusters/install.sh, or pip with requirements.lock", "no locked install"
+        )
     docker = config.get("docker") or {}
     for field in ("image", "head_image", "worker_image"):
         if field in docker:
@@ -112,7 +118,7 @@ def _unpinned(field: str, line: str) -> Iterator[Finding]:
         if skip or word.startswith("-"):
             skip = word in ("-r", "--requirement", "-c", "--constraint", "-e", "--editable", "-f")
         elif "==" not in word and not re.search(r"[/~$]|\.whl$|^\.$", word):
-            yield Finding(field, f"{word}==VERSION, or a line in the lock", f"pip install {word}")
+            yield Finding(field, f"{word}==VERSION, or a line in requirements.lock", f"pip install {word}")
 
 
 def _commands(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -218,7 +224,9 @@ def _tpu_node(
         )
     version = f"tpu-vm-tf-{lock['tensorflow']}-pjrt"
     if node.get("runtimeVersion") != version:
-        yield Finding(f"{where}.runtimeVersion", f"{version} (the lock)", show(node.get("runtimeVersion")))
+        yield Finding(
+            f"{where}.runtimeVersion", f"{version} (requirements.lock)", show(node.get("runtimeVersion"))
+        )
     if (node.get("networkConfig") or {}).get("enableExternalIps") is not False:
         yield Finding(
             f"{where}.networkConfig.enableExternalIps",
