@@ -40,10 +40,13 @@ def test_panels_of_a_layout():
 
 
 @pytest.mark.timeout(900)  # it builds three networks
-def test_scores_are_the_trainers_and_do_not_depend_on_neighbours():
+def test_scores_are_the_trainers_and_do_not_depend_on_neighbours(monkeypatch):
     scoring = importlib.import_module("setibl_ray.seti.train.scoring")
     trainer_module = importlib.import_module("setibl_ray.seti.train.trainer")
-    device = importlib.import_module("setibl_ray.seti.train.device").acquire("cpu", 1)
+    devices = importlib.import_module("setibl_ray.seti.train.device")
+    tf = importlib.import_module("tensorflow")
+    device = devices.Device("cpu", tf.distribute.get_strategy(), 1)  # a share of a process that runs already
+    monkeypatch.setattr(devices, "acquire", lambda kind, threads: device)
     work = SimpleNamespace(config=CONFIG, files={})
     trainer = trainer_module.Trainer(work, CONFIG.for_fold(0), (32, 64, 6), device, {})
     own = trainer.weights_file()

@@ -34,7 +34,7 @@ def spec(tmp_path_factory):
 def a_share_of_a_process_that_runs_already():
     with pytest.MonkeyPatch.context() as patch:
         here = device.Device("cpu", tf.distribute.get_strategy(), 1)
-        patch.setattr(device, "acquire", lambda kind, threads: here)
+        patch.setattr(device, "acquire", lambda kind, threads, share=None: here)
         yield
 
 
