@@ -1,11 +1,11 @@
 # Every target works on a fresh clone: the ones that need an environment make .venv first.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# Two stacks (pyproject.toml): TensorFlow 2.15 with TensorFlow Addons, and the current one. The newest Python that is found
-# decides, of all or of those that STACK=2.15 or STACK=current can run on.
+# Two stacks (pyproject.toml): TensorFlow 2.15 with TensorFlow Addons, on which everything is tested, where its Pythons are
+# found; else the current one. STACK=2.15 or STACK=current decides otherwise.
 PYTHONS_2.15 := 3.11 3.10
 PYTHONS_current := 3.13 3.12
-PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_current) $(PYTHONS_2.15))
+PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_2.15) $(PYTHONS_current))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
