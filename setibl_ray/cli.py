@@ -66,7 +66,8 @@ class NodeFlags(pydantic.BaseModel):
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
     """Node label key=value that a fold's node must carry; may be repeated."""
     placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """How long to wait for a cluster to grow before an impossible request is refused."""
+    """How long to wait for a cluster to grow before an impossible request is refused; and, if more than 0, for
+    resources that others use before the run gives up."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
     """Retries of a fold whose worker or node died, without an epoch finished in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None

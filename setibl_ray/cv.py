@@ -98,7 +98,7 @@ def main(options: Cv) -> int:
             console=console,
         )
         return 0
-    of_task = {"on_bad_record": options.on_bad_record, "check_all": options.check_all or None}
+    of_task: dict[str, Any] = {"on_bad_record": options.on_bad_record, "check_all": options.check_all or None}
     done = run(task.NAME, config, options, data, console, **of_task)
     say, again = sayer(console), f"python -m setibl_ray.report {done.folder}"
     try:

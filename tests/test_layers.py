@@ -57,13 +57,13 @@ def test_layers(module):
         )
     if module.startswith("seti/evaluation/"):
         assert not uses(
-            module, "setibl_ray.core.cluster", "setibl_ray.core.run.driver", "setibl_ray.core.run.supervisor"
+            module, "setibl_ray.core.cluster", "setibl_ray.core.run.session", "setibl_ray.core.run.supervisor"
         )
 
 
 def test_a_driver_has_everything_it_needs_without_tensorflow():
     code = (
-        "import sys, setibl_ray.cv, setibl_ray.core.run.driver, setibl_ray.core.cluster.runner, setibl_ray.data;"
+        "import sys, setibl_ray.cv, setibl_ray.core.run.session, setibl_ray.core.cluster.runner, setibl_ray.data;"
         "import setibl_ray.sweep, setibl_ray.core.tuning.engine;"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'plotly') if name in sys.modules])"
     )

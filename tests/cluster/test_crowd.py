@@ -5,7 +5,7 @@ import ray
 
 from setibl_ray.core.cluster.crowd import PATIENCE_S, Crowd, free_nodes
 from setibl_ray.core.cluster.placement import Node, Request
-from setibl_ray.core.errors import PlacementError
+from setibl_ray.core.errors import RunStoppedError
 
 
 class Clock:
@@ -46,7 +46,7 @@ def test_it_gives_up_if_told_to(clock):
     clock.now = 59
     assert crowd.state(1, 0) == "waiting for 1 CPU in use by others"
     clock.now = 60
-    with pytest.raises(PlacementError, match="waited 60 s for 1 CPU on one node, in use by others"):
+    with pytest.raises(RunStoppedError, match="waited 60 s for 1 CPU on one node, in use by others"):
         crowd.state(1, 0)
 
 

@@ -11,7 +11,7 @@ import math
 import pkgutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from setibl_ray.core.cluster.crowd import Crowd
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
 from setibl_ray.core.jobs import Cause, Event, Failed, Job, Predicted, RunSpec, Started, Trained, events_of
@@ -29,6 +30,8 @@ from setibl_ray.core.terminal import headline
 
 SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
 NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
+# So many events of a job may lie there untaken: with a slow run folder, states would fill the object store otherwise.
+EVENTS_AHEAD = 2
 _LOOK_S = 2.0  # how often attempts are held against the cluster
 
 
@@ -40,8 +43,13 @@ def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | 
 # On a CPU the next job finds its libraries loaded and its model built. An accelerator is held until the process that
 # opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
 # is the default for GPUs only.
-run_job = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
-run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=1)(_run_job)
+_STREAM: dict[str, Any] = {
+    "max_retries": 0,
+    "num_returns": "streaming",
+    "_generator_backpressure_num_objects": EVENTS_AHEAD,
+}
+run_job = ray.remote(**_STREAM)(_run_job)
+run_job_and_exit = ray.remote(max_calls=1, **_STREAM)(_run_job)
 
 
 @ray.remote(max_retries=0, num_cpus=0)
@@ -70,6 +78,11 @@ class RayRunner:
       spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
       timeout_s: an attempt that runs for longer is stopped and fails.
       no_node_s: how long jobs wait for a node when none can hold them any more.
+      busy_s: how long they wait for what others hold; None for as long as it takes.
+      say: takes a line for the user.
+
+    Attributes:
+      note: why nothing goes on, while others are the reason.
     """
 
     def __init__(
@@ -81,7 +94,12 @@ class RayRunner:
         *,
         timeout_s: float | None = None,
         no_node_s: float = NO_NODE_S,
+        busy_s: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.note = ""
+        # In a placement group, what this run waits for is its own.
+        self._crowd = Crowd(request, say, busy_s) if spread else None
         self._spec = ray.put(spec)
         self._request = request
         self._max_parallel = max_parallel or math.inf
@@ -126,6 +144,7 @@ class RayRunner:
                 self._look_at = time.monotonic() + _LOOK_S
                 yield from self._on_lost_nodes()
                 yield from self._without_node()
+                self._look_at_others()
 
     def _start(self, job: Job) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
@@ -216,6 +235,12 @@ class RayRunner:
                 del self._running[stream]
                 ray.cancel(stream, force=True)
                 self._waiting.append(replace(attempt.job, avoid=()))
+
+    def _look_at_others(self) -> None:
+        if self._crowd:
+            n_placed = sum(bool(attempt.node_id) for attempt in self._running.values())
+            n_waiting = len(self._waiting) + len(self._waiting_spans) + len(self._running) - n_placed
+            self.note = self._crowd.state(n_waiting, n_placed)
 
     def _fits_outside(self, avoid: tuple[str, ...]) -> bool:
         return any(self._request.slots(node) for node in cluster_nodes() if node.node_id not in avoid)
