@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a node ready: one Python environment at ~/setibl-env, from requirements.lock, with this project in it.
+# Makes a node ready: one Python environment at ~/setibl-env, from the lock for its Python, with this project in it.
 #
 #   bash clusters/install.sh [cuda]      `cuda` adds the CUDA libraries that TensorFlow names (about 2.5 GB)
 #
 # `ray up` runs it on every node, and again whenever a mounted file changes; what is already right is left
 # alone, so a second run takes seconds. PYTHON chooses the interpreter [python3.10: Ubuntu 22.04 and Cloud TPU's
-# TensorFlow images carry it; all nodes of a cluster must have the same].
+# TensorFlow images carry it; all nodes of a cluster must have the same]. 3.12 and later take requirements-current.lock.
 set -euo pipefail
 
 extra=${1:-}
@@ -13,13 +13,15 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$HOME/setibl-env
 python=$environment/bin/python
 stamp=$environment/.setibl-lock
-wanted="$(sha256sum <"$project/requirements.lock") $extra"
+PYTHON=${PYTHON:-python3.10}
+lock=$project/requirements$("$PYTHON" -c 'import sys; print("-current" if sys.version_info >= (3, 12) else "")').lock
+wanted="$(sha256sum <"$lock") $extra"
 
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
   # --system-site-packages: on a TPU VM the TensorFlow that can drive TPUs is the image's own. Its version is the
   # lock's, so pip finds the requirement met and leaves it; elsewhere there is nothing to see and pip installs all.
-  "${PYTHON:-python3.10}" -m venv --clear --system-site-packages "$environment"
-  "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$project/requirements.lock"
+  "$PYTHON" -m venv --clear --system-site-packages "$environment"
+  "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$lock"
   if [[ $extra == cuda ]]; then
     # Not in the lock, so not hashed; TensorFlow itself names every one of them by exact version.
     version=$("$python" -c 'from importlib.metadata import version; print(version("tensorflow"))')

@@ -9,7 +9,6 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 from sklearn.datasets import load_digits
@@ -26,19 +25,12 @@ class Digits(Task):
     """Cross-validate a small convolutional network on handwritten digits."""
 
     Settings = Settings
-    score = Score(
-        "accuracy", lambda target, pred: float((pred.argmax(1) == target).mean()), step="val_accuracy"
-    )
+    score = Score("accuracy", lambda target, pred: (pred.argmax(1) == target).mean(), step="val_accuracy")
 
     def open(self, data: str, config: Settings) -> Rows:
-        digits = load_digits()
-        table = pd.DataFrame({"id": [f"d{i:04}" for i in range(len(digits.target))], "target": digits.target})
-        return Rows(
-            table,
-            table[:0][["id"]],
-            "digits of scikit-learn",
-            digits.images.astype(np.float32)[..., None] / 16,
-        )
+        images, target = load_digits(return_X_y=True)
+        table = pd.DataFrame({"id": [f"d{i}" for i in range(len(target))], "target": target})
+        return Rows(table, table[:0][["id"]], "digits of scikit-learn", images.reshape(-1, 8, 8, 1) / 16)
 
     def needs(self, config: Settings, fold: int) -> Needs:
         return Needs(n_steps=config.epochs)
@@ -48,16 +40,13 @@ class Digits(Task):
         layers = keras.layers.Conv2D(16, 3, padding="same", activation="relu"), keras.layers.MaxPooling2D()
         head = keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")
         model = keras.Sequential([keras.Input((8, 8, 1)), *layers, *head])
-        model.compile(
-            keras.optimizers.Adam(work.config.learning_rate), "sparse_categorical_crossentropy", ["accuracy"]
-        )
+        optimizer = keras.optimizers.Adam(work.config.learning_rate)
+        model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
         images, target = work.rows.content, work.rows.target
         held_out = images[work.valid], target[work.valid]
         for _ in range(work.config.epochs):
-            history = model.fit(
-                images[work.train], target[work.train], verbose=0, validation_data=held_out
-            ).history
-            yield Step({name: values[-1] for name, values in history.items()})
+            done = model.fit(images[work.train], target[work.train], verbose=0, validation_data=held_out)
+            yield Step({name: values[-1] for name, values in done.history.items()})
         yield Fitted(model.predict(held_out[0], verbose=0))
 
 

@@ -9,8 +9,9 @@ import sys
 COMMANDS = {
     "cv": "cross-validate on Ray and write a run folder",
     "sweep": "search hyperparameters with Ray Tune over whole cross-validations",
-    "data": "synthesise, pack and verify shards",
+    "data": "synthesise, inject, pack and verify shards",
     "predict": "apply a finished run to other cadences",
+    "search": "find candidates in telescope files with a finished run",
     "evaluate": "what a run's predictions are worth",
     "report": "one page about a run, or several side by side",
     "blend": "weights over runs that maximise out-of-fold AUC",

@@ -43,7 +43,7 @@ def cross_validate(
       task: of your own; None for networks on cadences.
       model: (image_shape, config, fold_config) -> uncompiled Keras model with one sigmoid output, instead of a backbone
         of the config's; or its name, `module:function`.
-      on_bad_record: refuse cadences with an unusable record [the default], or leave such records out and list them in
+      on_bad_record: refuse cadences with unusable records [the default], or skip such records and list them in
         manifest.json.
       check_all: decode every image before anything is trained, not only some.
       config, data, out, where, resume, console: as there.
@@ -82,7 +82,7 @@ def predict(
     model: Model | None = None,
     **more: Any,
 ) -> str:
-    """A finished run's folds applied to other rows: `prediction.predict`, which says what else it takes.
+    """Apply a finished run's folds to other rows: see `prediction.predict` for the other arguments.
 
     Args:
       model: the function that the run was made with, where it has no module that could be imported.
@@ -115,7 +115,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
 
     Args:
       argv: what the user typed, without the script's name.
-      data: where the data lie if the user does not say.
+      data: default place of the data.
       defaults: values of config fields that flags and --config may change.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What every command shares: flags derived from a model's fields, and errors as one line with an exit code."""
+"""Shared by all commands: flags derived from a model's fields, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _labels(value: Any) -> Any:
 
 
 class NodeFlags(pydantic.BaseModel):
-    """Flags of commands that run folds on Ray: on which nodes, how often again. None of them changes a result."""
+    """Flags of commands that run folds on Ray: which nodes to use, how often to retry. None changes a result."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
@@ -64,14 +64,14 @@ class NodeFlags(pydantic.BaseModel):
     accelerator_type: str | None = None
     """Ray's name of an accelerator generation, such as TPU-V4."""
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
-    """Node label key=value that a fold's node must carry; may be repeated."""
+    """Label key=value that a fold's node must have; may be repeated."""
     placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """How long to wait for a cluster to grow before an impossible request is refused; and, if more than 0, for
+    """Seconds to wait for the cluster to grow before a request that does not fit is refused; if more than 0, also for
     resources that others use before the run gives up."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
-    """Retries of a fold whose worker or node died, without an epoch finished in between."""
+    """Retries of a fold whose worker or node dies repeatedly without finishing an epoch in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None
-    """Stop an attempt at a fold that takes longer, and try again on another node [no limit]."""
+    """Seconds after which an attempt at a fold is stopped and tried again on another node [no limit]."""
 
     def where(self) -> Where:
         names = [name for name in (*NodeFlags.model_fields, "runner", "workers") if hasattr(self, name)]
@@ -81,7 +81,7 @@ class NodeFlags(pydantic.BaseModel):
 
 
 class ClusterFlags(NodeFlags):
-    """The same, and which runner."""
+    """These, and the runner."""
 
     runner: Literal["ray", "local"] = "ray"
     """ray, or local for a plain loop in this process."""
@@ -103,10 +103,10 @@ def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyC
     Args:
       options: a command with the fields of `kind` and `config`, a YAML file.
       kind: of config.
-      lowest: what stands above the defaults.
+      lowest: values that only override the defaults.
 
     Raises:
-      ConfigError: the file holds a flag that is no field of a config, or a value is wrong.
+      ConfigError: the file has a flag that is not a field of a config, or a value is wrong.
     """
     values = options.model_dump(exclude_unset=True)
     flags = {name: value for name, value in values.items() if name in kind.model_fields}
@@ -132,7 +132,7 @@ def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None =
     except KeyboardInterrupt:
         print(f"{_program(command)}: interrupted", file=sys.stderr)
         return Interrupted.exit_code
-    except BrokenPipeError:  # `… | head` went away: not this command's failure
+    except BrokenPipeError:  # `… | head` closed the pipe, which is not this command's failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

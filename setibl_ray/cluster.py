@@ -22,7 +22,7 @@ class Check(BaseModel):
     files: CliPositionalArg[list[Path]]
     """Files to check."""
     lock: Path | None = None
-    """Lock file with the versions to expect [the requirements.lock in a folder above the file]."""
+    """Lock file with the versions to expect [the lock above the file that the file names, else requirements.lock]."""
 
 
 class Cluster(cli.Command):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from setibl_ray.core.run.session import CrossValidation
     from setibl_ray.core.task import Task
 
-# What `cv` runs without --data: small enough for two CPU cores and a few minutes, real in every step.
+# What `cv` runs without --data: small enough for two CPU cores and a few minutes, with every real step.
 DEMO = {
     "model": "efficientnet-nano",
     "weights": "none",
@@ -31,16 +31,16 @@ DEMO = {
 
 
 class Flags(cli.ClusterFlags):
-    """What `cv` of any task takes besides its config."""
+    """Flags of `cv` for any task, besides its config."""
 
     data: Location | None = None
-    """Where the data lie: a path or URL (gs://, s3://)."""
+    """Path or URL (gs://, s3://) of the data."""
     out: Location | None = None
     """Run folder or URL to write [runs/DATE-TIME]."""
     config: str | None = None
-    """YAML file with any of these fields; flags come before it."""
+    """YAML file with any of these fields; flags override it."""
     resume: bool = False
-    """Go on with the run in --out, whose config and data hold: finished folds are kept, others continue."""
+    """Continue the run in --out with its config and data: finished folds are kept."""
 
 
 class Cv(Config, Flags, cli.Command):
@@ -54,13 +54,13 @@ class Cv(Config, Flags, cli.Command):
     data: Location | None = None
     """Folder or URL (gs://, s3://) of train*.tfrec and test*.tfrec; the demo set if left out."""
     on_bad_record: Literal["fail", "skip"] | None = None
-    """Refuse data with an unusable record, or leave such records out and list them in manifest.json [fail]."""
+    """Refuse data with unusable records, or skip such records and list them in manifest.json [fail]."""
     check_all: bool = False
     """Decode every image before anything is trained, not only some of them."""
     plan: bool = False
-    """Print the schedule, its makespan, memory and idle time, and run nothing."""
+    """Print the schedule, its makespan, memory, idle time and cost, without running anything."""
     rates: Location | None = None
-    """Run folder whose measured rates --plan takes [those of --out, if a run is there]."""
+    """Run folder with measured rates for --plan [--out, if a run is there]."""
     assume: Assume = Assume()
 
 
@@ -107,7 +107,7 @@ def main(options: Cv) -> int:
         say(f"report: {write_report(done.folder, data, done.rows.content)}")
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
-    except Exception as error:  # a picture that cannot be drawn must not call a whole run a failure
+    except Exception as error:  # a report that cannot be drawn must not make a whole run a failure
         say(f"no report ({terminal.one_line(error)}); try again with: {again}")
     say(f"everything lies in {done.folder}")
     return 0
@@ -122,7 +122,7 @@ def run(
     command: str = "python -m setibl_ray.cv",
     **of_task: Any,
 ) -> CrossValidation:
-    """Cross-validate any task as the flags say, and print what came of it."""
+    """Cross-validate any task with the flags of the command line, and print the result."""
     from setibl_ray.core.jobs import load_task
     from setibl_ray.core.run.session import cross_validate, sayer
 

@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.data synth | pack | verify`: make a data set, or verify one.
+"""`python -m setibl_ray.data synth | inject | simulate | pack | verify`: make a data set, or verify one.
 
 Only what parsing needs is imported here; each command imports the rest, so that --help is quick.
 """
@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from setibl_ray import cli
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.making.recipe import Recipe
+from setibl_ray.seti.observations.injection_recipe import Bins, InjectionRecipe
 
 _PROCESSES = Field(None, description="processes; by default one a core")
 
@@ -48,6 +49,12 @@ class Pack(BaseModel):
     group_column: str | None = Field(
         None, description="column of train_labels.csv and sample_submission.csv that names groups"
     )
+    df_hz: PositiveFloat = Field(2.7939677238464355, description="width of a frequency bin")
+    dt_s: PositiveFloat = Field(1.0737418240, description="length of a time bin")
+    robust: bool = Field(
+        False, description="bring panels to sigmas by medians, so that bright lines hide nothing"
+    )
+    test_only: bool = Field(False, description="there are only test/ files, without labels")
     processes: PositiveInt | None = _PROCESSES
 
     def run(self) -> None:
@@ -63,10 +70,49 @@ class Pack(BaseModel):
                 seed=self.seed,
                 group_column=self.group_column,
                 say=say,
+                df_hz=self.df_hz,
+                dt_s=self.dt_s,
+                robust=self.robust,
+                test_only=self.test_only,
                 n_processes=self.processes,
                 on_shard=step,
             )
         _say_written(path)
+
+
+class Inject(InjectionRecipe):
+    """Cut windows out of observations and inject needles and look-alikes into them."""
+
+    list: str = Field(
+        description="CSV with a line an observation: observation, session, band, file_1 … file_6"
+    )
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    processes: PositiveInt | None = _PROCESSES
+
+    def run(self) -> None:
+        from setibl_ray.seti.observations.injection import inject
+
+        recipe = InjectionRecipe(**self.model_dump(exclude={"list", "out", "processes"}))
+        with _progress("injecting", recipe.shards) as step:
+            path = inject(self.list, self.out, recipe, n_processes=self.processes, on_shard=step)
+        _say_written(path)
+
+
+class Simulate(BaseModel):
+    """Simulate an observation with interference and needles, as six .h5 files."""
+
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    seed: int = Field(0, description="of every random number")
+    session: str = Field("session-1", description="what its session is called")
+    snr: Bins = Field((), description="S/N of needles, some of each, such as 8,10,15; none by default")
+    per_snr: PositiveInt = Field(12, description="slow needles of each S/N, and fast ones from S/N 50")
+
+    def run(self) -> None:
+        from setibl_ray.seti.observations.simulating import Sky, simulate
+
+        snr = tuple(map(float, self.snr))
+        sky = Sky(self.seed, self.session, snr=snr, per_snr=self.per_snr, tstart_mjd=60600.0 + self.seed)
+        print(f"observation: {simulate(sky, self.out)}")
 
 
 class Verify(BaseModel):
@@ -105,14 +151,16 @@ class Data(cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data")
 
     synth: CliSubCommand[Synth]
+    inject: CliSubCommand[Inject]
+    simulate: CliSubCommand[Simulate]
     pack: CliSubCommand[Pack]
     verify: CliSubCommand[Verify]
 
 
 def run(options: Data) -> int:
     command = get_subcommand(options, is_required=False)
-    if not isinstance(command, Synth | Pack | Verify):
-        raise ConfigError("expected a command: synth, pack or verify (see --help)")
+    if not isinstance(command, Synth | Inject | Simulate | Pack | Verify):
+        raise ConfigError("expected a command: synth, inject, simulate, pack or verify (see --help)")
     command.run()
     return 0
 
@@ -149,7 +197,7 @@ def _say_written(path: Path) -> None:
     from setibl_ray.core.terminal import say
     from setibl_ray.seti.formats.shards import read_index
 
-    index = read_index(path)
+    index = read_index(path, needs="train" if any(path.glob("train*.tfrec")) else "test")
     needles = int(index.train["target"].sum())
     say(
         f"{path}: {len(index.shards)} shards, {len(index.train)} train ({needles} needles) and "

@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.predict RUN --data SHARDS`: a finished run's folds applied to other cadences."""
+"""`python -m setibl_ray.predict RUN --data SHARDS`: apply a finished run's folds to other cadences."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Flags(cli.ClusterFlags):
     out: Location | None = None
     """Folder or URL to write [predictions/DATE-TIME]."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
-    """What to predict on; auto takes the best that there is."""
+    """What to predict on; auto takes the best device of the cluster."""
     devices_per_fold: Annotated[float, Field(gt=0)] | None = None
     """GPUs of a fold, or a part of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: Annotated[int, Field(ge=1)] | None = None
     """CPU cores of a fold [its even share of the cores]."""
     resume: bool = False
-    """Go on with the predictions in --out."""
+    """Continue the predictions in --out."""
 
 
 class Predict(Flags, cli.Command):
@@ -43,13 +43,13 @@ class Predict(Flags, cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.predict")
 
     data: Location
-    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are left alone."""
+    """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are ignored."""
     tta: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Views averaged; 0 predicts the image as it is [the run's]."""
     cache: Literal["auto", "memory", "disk", "off"] | None = None
     """Where a node keeps decoded panels [the run's]."""
     on_bad_record: Literal["fail", "skip"] = "fail"
-    """Refuse data with an unusable record, or leave such records out and list them in manifest.json."""
+    """Refuse data with unusable records, or skip such records and list them in manifest.json."""
 
 
 def main(options: Predict) -> int:

@@ -26,48 +26,48 @@ def _names(value: Any) -> Any:
 
 
 class Flags(cli.NodeFlags):
-    """What `sweep` of any task takes besides its config."""
+    """Flags of `sweep` for any task, besides its config."""
 
     trials: Annotated[int, Field(ge=1)] = 20
-    """How many trials, the base config among them."""
+    """Number of trials, including the base config."""
     data: Location | None = None
-    """Where the data lie: a path or URL (gs://, s3://)."""
+    """Path or URL (gs://, s3://) of the data."""
     out: Location | None = None
     """Folder to write [sweeps/DATE-TIME]."""
     config: str | None = None
-    """YAML file with config fields; flags come before it."""
+    """YAML file with config fields; flags override it."""
     space: str | None = None
-    """YAML file of fields and Tune distributions [what the task's settings name]."""
+    """YAML file of fields and Tune distributions [the task's own default space]."""
     search: Literal["optuna", "random", "grid"] = "optuna"
-    """optuna for its TPE, random, or grid over lists."""
+    """optuna (TPE), random, or grid over lists."""
     stopping: Literal["asha", "none"] = "asha"
-    """asha ends trials early that fall behind at the same folds and epochs; none runs each to its end."""
+    """asha stops trials that are behind others after the same folds and epochs; none runs each trial to its end."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """ASHA lets the best one in so many past a rung."""
+    """ASHA continues the best one in this many at each rung."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
-    """Epochs of its first folds that every trial gets [one in --reduction-factor of them]."""
+    """Epochs of its first folds that every trial runs [one in --reduction-factor of them]."""
     folds_at_once: Annotated[int, Field(ge=1)] | None = None
-    """Folds that a trial runs at once [the most that fit and divide the folds]."""
+    """Folds that a trial runs at once [the largest number that fits and divides the folds]."""
     trials_at_once: Annotated[int, Field(ge=1)] | None = None
     """At most this many trials at once [as many as fit]."""
     time_budget_s: Annotated[float, Field(gt=0)] | None = None
-    """End after this time, with what is finished; --resume goes on."""
+    """Seconds after which the sweep ends with what is finished; --resume continues it."""
     confirm: bool = False
-    """Afterwards repeat the best trial and the base config with other seeds."""
+    """Afterwards, repeat the best trial and the base config with other seeds."""
     confirm_seeds: Annotated[int, Field(ge=1)] = 2
-    """How many other seeds."""
+    """Number of other seeds."""
     predict_test: bool = False
-    """Predict the test set in every trial too."""
+    """Also predict the test set in every trial."""
     keep_weights: bool = False
     """Keep every fold's weights."""
     log_to: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """mlflow, wandb: log there too, besides TensorBoard (commas)."""
+    """mlflow, wandb or both, comma-separated: also log there, besides TensorBoard."""
     resume: bool = False
-    """Go on with the sweep in --out: finished trials, folds and epochs are kept."""
+    """Continue the sweep in --out: finished trials, folds and epochs are kept."""
 
 
 class Sweep(Config, Flags, cli.Command):
-    """Search for a better config: each trial is a whole cross-validation on Ray, bad ones end early.
+    """Search for a better config: each trial is a whole cross-validation on Ray; bad trials are stopped early.
 
     Trial 0 is the config as the flags give it; the others vary what --space names. Without --data it runs on the
     embedded demo set.
@@ -114,7 +114,7 @@ def run(
     console: Any,
     command: str = "python -m setibl_ray.sweep",
 ) -> Results:
-    """Sweep over any task as the flags say."""
+    """Sweep over any task with the flags of the command line."""
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the sweep folder to go on with")
     space = load_yaml(options.space, "--space") if options.space else None

@@ -1,6 +1,7 @@
 """Every test process has its own HOME and Ray, and never meets a Ray that runs already."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from hypothesis import settings
 os.environ["HOME"] = tempfile.mkdtemp(prefix="setibl-ray-test-home-")
 os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] + "/.cache"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Some tests import TensorFlow before they import setibl_ray.seti.train, which sets this, too.
+os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
 # What XLA computes does not change, compiling takes a third of the time.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"

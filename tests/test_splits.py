@@ -96,7 +96,7 @@ def test_groups_of_rows_whose_targets_are_numbers_are_split_without_strata():
 
 
 def test_refusals_name_the_field_and_the_way_out():
-    with pytest.raises(ConfigError, match=r"5 folds need at least 5 shards, but DIR has 3.*--folds"):
+    with pytest.raises(ConfigError, match=r"5 folds need at least 5 training shards, but DIR has 3.*--folds"):
         splits.assign(parse({}), rows(3, 10))
     one_class = rows(5, 10).table.eval("(unit == 0)").astype(int)
     with pytest.raises(DataError, match=r"fold \d: the held-out part has only target"):

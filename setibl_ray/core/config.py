@@ -1,13 +1,14 @@
 """What every config has: how rows are divided into folds, how folds are weighed, what a fold runs on.
 
 A task adds the fields of what it trains, its `Settings`; `config_of` puts the two together into one frozen, validated
-model, the same from YAML, the command line or Python. Fields that do not decide a result (`Config.how`) may differ when
-a run is resumed; everything else must not.
+model, the same from YAML, the command line or Python. Fields that do not affect a result (`Config.how`) may differ when
+a run is resumed; all others must not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -36,19 +37,21 @@ class Config(Section):
     """What folds are made of: rows, units (files, say), stratified, group, a splitter of scikit-learn by name
     (StratifiedGroupKFold), or a CSV file with the columns id and fold."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Names every random stream of the run."""
+    """All random numbers of the run are derived from it."""
     fold_weights: str = "equal"
-    """Weight of each fold in the test prediction: equal, the score's name, or one number per fold (commas)."""
+    """Weight of each fold in the test prediction: equal, the score's name, or one number per fold (comma-separated)."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
-    """What a fold runs on; auto takes the best that the cluster has."""
+    """What a fold runs on; auto takes the best device of the cluster."""
     devices_per_fold: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """GPUs of a fold, or a part of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
+    """GPUs per fold, or a fraction of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: PositiveInt | None = None
-    """CPU cores of a fold [its even share of the cores]. On a CPU the same number gives the same bytes."""
+    """CPU cores per fold [an equal share of the cores]. On a CPU the same number gives the same bytes."""
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "devices_per_fold", "cpus_per_fold"})
     unsearchable: ClassVar[frozenset[str]] = frozenset({"folds", "split", "seed"})
-    weight_rules: ClassVar[tuple[str, ...]] = ("equal",)
+    weight_rules: ClassVar[
+        tuple[str, ...]
+    ] = ()  # names for `fold_weights`; empty where the score's is not known yet
 
     @pydantic.field_validator("devices_per_fold")
     @classmethod
@@ -63,12 +66,12 @@ class Config(Section):
         if isinstance(value, list | tuple):
             value = ",".join(str(weight) for weight in value)
         value = str(value)
-        if value in cls.weight_rules:
+        if value in cls.weight_rules or (not cls.weight_rules and value.isidentifier()):
             return value
         try:
             weights = [float(part) for part in value.split(",")]
         except ValueError:
-            rules = ", ".join(cls.weight_rules)
+            rules = ", ".join(cls.weight_rules or ("equal", "the score's name"))
             raise ValueError(f"expected {rules}, or numbers separated by commas; got {value!r}") from None
         if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights) > 0:
             raise ValueError(f"expected finite weights of at least 0 with a positive sum; got {value!r}")
@@ -76,7 +79,8 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_weight_per_fold(self: C) -> C:
-        if self.fold_weights not in self.weight_rules and self.fold_weights.count(",") + 1 != self.folds:
+        named = self.fold_weights.isidentifier()
+        if not named and self.fold_weights.count(",") + 1 != self.folds:
             raise ValueError(
                 f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
             )
@@ -87,14 +91,14 @@ class Config(Section):
         return parse(type(self), self.model_dump() | values)
 
     def search_value(self, name: str) -> Any:
-        """Value of a searched field, named as its flag is; what an unset field comes to, where that is known."""
+        """Value of a searched field, named like its flag; for an unset field, the value that will be used, if known."""
         value: Any = self
         for part in name.replace("-", "_").split("."):
             value = getattr(value, part)
         return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
     def default_space(self) -> dict[str, Any]:
-        """What a sweep varies without --space, as a space file has it; empty where a space must be given."""
+        """What a sweep varies without --space, as in a space file; empty if a space must be given."""
         return {}
 
     def result_fields(self) -> dict[str, Any]:
@@ -102,7 +106,7 @@ class Config(Section):
         return self.model_dump(mode="json", exclude=set(self.how))
 
     def to_yaml(self) -> str:
-        """YAML that `cv --config` takes back unchanged; single values stand without brackets."""
+        """YAML that `cv --config` reads back unchanged; single values are written without brackets."""
         plain = self.model_dump(mode="json")
         for name, value in plain.items():
             if isinstance(value, list):
@@ -113,11 +117,12 @@ class Config(Section):
 C = TypeVar("C", bound=Config)
 
 
+@lru_cache  # one class for one kind of settings: a config is recognised by its class
 def config_of(settings: type[BaseModel]) -> type[Config]:
     """The config of a task's settings: its fields and those of every config.
 
     Raises:
-      ConfigError: a field of the settings has the name of one of those.
+      ConfigError: a field of the settings has the same name as one of those.
     """
     if issubclass(settings, Config):
         return settings
@@ -146,7 +151,7 @@ def explain(error: pydantic.ValidationError) -> str:
 
 
 class _Fields(yaml.SafeLoader):
-    """YAML whose mappings hold fields: plain YAML takes any key, and of one that is there twice the last."""
+    """YAML whose mappings hold fields. Plain YAML accepts any key, and takes the last value of a repeated one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -179,7 +184,7 @@ def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
         what = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
         what += " ".join(part for part in (error.problem, error.context) if part)
         raise ConfigError(f"{flag} {path} line {line}: {what}") from None
-    # Bytes that are no text; `2001-13-45` and the like; brackets by the thousand.
+    # Bytes that are not text; values such as `2001-13-45`; thousands of nested brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{flag} {path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict | None):

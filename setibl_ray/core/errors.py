@@ -2,7 +2,7 @@
 
     SetiblError
     ├── ConfigError            a field is wrong or impossible                         exit 2
-    │   └── PlacementError     no node can ever hold what a fold asks for             exit 2
+    │   └── PlacementError     no node can ever satisfy a fold's request              exit 2
     ├── DataError              a folder, shard or record is wrong                     exit 2
     │   └── StorageError       shards cannot be reached or read; may pass             exit 2
     ├── RunFolderError         a run folder exists, is locked, or is another run's    exit 2
@@ -10,8 +10,8 @@
     ├── FoldFailedError        a fold (or a trial) failed for good; the rest is kept  exit 1
     └── Interrupted            Ctrl-C or SIGTERM; state is kept                       exit 130
 
-Messages say what was expected, what came, in which field, file or record, and what to do. Every class
-is built from its message alone, so each survives pickling between processes unchanged.
+Messages say what was expected, what was found, in which field, file or record, and what to do. Every class
+is built from its message alone, so that errors can be pickled between processes.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ class FoldFailedError(SetiblError):
     exit_code = 1
 
 
-class Interrupted(SetiblError):  # noqa: N818  (an interruption is not an error of anybody's)
+class Interrupted(SetiblError):  # noqa: N818  (an interruption is not an error)
     exit_code = 130

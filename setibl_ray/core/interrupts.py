@@ -28,12 +28,12 @@ def as_keyboard_interrupt() -> Iterator[None]:
     """Within the block the first of these signals raises KeyboardInterrupt and the second ends the process at once.
 
     SIGHUP stays ignored where it was (nohup); otherwise what is said after it goes nowhere, as its terminal is gone.
-    Ending at once loses nothing: whatever is in the run folder is whole, the kernel gives the lock back, and Ray's
-    processes of this machine end with their driver.
+    Ending at once loses nothing: files in the run folder are complete, the kernel releases the lock, and Ray's
+    processes on this machine end with their driver.
     """
     if (
         threading.current_thread() is not threading.main_thread()
-    ):  # Python hears signals in the main thread only
+    ):  # Python only handles signals in the main thread
         yield
         return
     heard = False

@@ -1,8 +1,8 @@
 """What travels between a driver and a worker: a run's specification and a job one way, events the other way.
 
 `events_of` runs a job where it is: `Started`, then for a fit a `Stepped` after each of its steps and one `Trained`, for
-a span of the test set one `Predicted`. Whatever goes wrong is a `Failed`, the last event of its attempt. A runner (a
-plain loop or Ray) hands the events to the driver in the order in which they happen, and knows nothing else of a job.
+a span of the test set one `Predicted`. Any failure is a `Failed`, the last event of its attempt. A runner (a
+plain loop or Ray) passes events to the driver in the order in which they happen, and knows nothing else about a job.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunSpec:
     """What all jobs of a run share.
 
     Attributes:
-      task: or its dotted name, `package.module:NAME`, where a driver need not load what workers need.
+      task: or its dotted name, `package.module:NAME`, so that a driver need not load what only workers need.
       config, rows: settled, see `Task`.
       fold_of_row: (n,) int16, the fold that holds a training row out.
       scratch: folder on each node for temporary files; the same name on every node.
@@ -80,7 +80,7 @@ class Job:
 
     Attributes:
       span: of the test set; None to fit.
-      step: steps of the fit that are done.
+      step: number of finished steps of the fit.
       avoid: `node_id`s that this attempt should not run on, as long as another node can take it.
       payload: what the last step of an earlier attempt left, or the fitted fold's artifact.
     """
@@ -162,13 +162,13 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Failed:
-    """An attempt that ended without a result; at a span of the test set, or at fitting where there is none."""
+    """An attempt that ended without a result, at a span of the test set or (None) at fitting."""
 
     fold: int
     cause: Cause
     message: str
     details: str = field(default="", repr=False)  # the worker's traceback
-    node: str = ""  # where it ran, as far as the runner knows: an attempt may die before it can say `Started`
+    node: str = ""  # where it ran, if the runner knows: an attempt may die before it can send `Started`
     node_id: str = ""
     span: Span | None = None
 
@@ -182,7 +182,7 @@ Event: TypeAlias = Started | Stepped | Trained | Predicted | Failed
 
 
 def events_of(spec: RunSpec, job: Job) -> Generator[Event, None, None]:
-    """Run a job; an exception becomes its last event, since a traceback's objects may not travel."""
+    """Run a job; an exception becomes its last event, as the objects of a traceback may not be picklable."""
     task: Task | None = None
     try:
         task = load_task(spec.task)
@@ -227,7 +227,7 @@ def _predict(task: Task, work: Work) -> Prediction:
 
 
 class Runner(Protocol):
-    """Runs jobs and hands out their events. `submit` may be called at any time, also while `events` is consumed."""
+    """Runs jobs and yields their events. `submit` may be called at any time, also while `events` is consumed."""
 
     note: str
     """Why nothing goes on, where no event tells of it; else empty."""
@@ -244,14 +244,14 @@ class Runner(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Stop what runs, politely and then firmly; afterwards no process works for this runner."""
+        """Cancel running jobs, and kill those that do not end; afterwards no process works for this runner."""
         ...
 
 
 class LocalRunner:
     """A plain loop in this process: one job after another. The readable specification of a runner.
 
-    Nothing can stop a step of its own process, so `timeout_s` is looked at when an event comes.
+    A step in this process cannot be stopped, so `timeout_s` is only checked when an event arrives.
     """
 
     def __init__(self, spec: RunSpec, timeout_s: float | None = None) -> None:
@@ -262,7 +262,7 @@ class LocalRunner:
     slots, note = 1, ""
 
     def submit(self, job: Job) -> None:
-        if job.span is not None:  # while the process still has that fold's model
+        if job.span is not None:  # while that fold's model is still in memory
             self._jobs.appendleft(job)
         else:
             self._jobs.append(job)

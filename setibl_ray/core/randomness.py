@@ -2,7 +2,7 @@
 
 Two steps. `stream_key` hashes the names of a stream into 64 bits; `sample_seeds` mixes that key with each
 sample's own key, so a sample's draws depend on nothing else: not its batch, its worker or its neighbours.
-`uniforms` turns each seed into as many numbers as an augmentation wants, vectorised over samples, which
+`uniforms` turns each seed into as many numbers as an augmentation needs, vectorised over samples, which
 NumPy's own generators (one key per object) cannot do.
 """
 

@@ -1,4 +1,4 @@
-"""Which fold holds out which training row, decided and checked before anything is trained."""
+"""The fold that holds out each training row, decided and checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assign(config: Config, rows: Rows) -> np.ndarray:
 
     Returns:
       (n,) int16 in 0 … folds-1. `rows` and `units` are scikit-learn's shuffled KFold over those, `stratified` is
-      StratifiedKFold, `group` StratifiedGroupKFold where targets are classes and GroupKFold elsewhere.
+      StratifiedKFold, `group` is StratifiedGroupKFold if targets are classes and otherwise GroupKFold.
 
     Raises:
       ConfigError: no such split; fewer rows, units, rows of a class or groups than folds.
@@ -135,7 +135,7 @@ def _groups(config: Config, rows: Rows) -> pd.Series:
 
 
 def _from_file(config: Config, rows: Rows) -> np.ndarray:
-    """The folds of a CSV file: a line per row with its id and its fold, 0 … folds-1."""
+    """The folds of a CSV file: one line per row with its id and its fold, 0 … folds-1."""
     table = _read_table(config.split)
     for column in (rows.id, "fold"):
         if column not in table:

@@ -1,4 +1,4 @@
-"""How sure a score is: a bootstrap over rows, or over groups of rows where they belong together."""
+"""Uncertainty of a score: a bootstrap over rows, or over groups of rows that belong together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fn = Callable[[np.ndarray, np.ndarray], float]
 
 
 def units(group: pd.Series | None, n: int) -> np.ndarray:
-    """(n,) number of the unit that each row is resampled with; a row without a group is one by itself."""
+    """(n,) number of the unit that each row is resampled with; a row without a group is its own unit."""
     if group is None:
         return np.arange(n)
     codes, _ = pd.factorize(group.fillna(""), sort=False)
@@ -22,7 +22,7 @@ def units(group: pd.Series | None, n: int) -> np.ndarray:
 
 
 def _resamples(unit: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `N_BOOTSTRAP` draws of as many units as there are, with replacement."""
+    """Rows of `N_BOOTSTRAP` draws of all units with replacement."""
     order = np.argsort(unit, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(unit[order])) + 1)
     rng = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def _resamples(unit: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 
 
 def _drawn(fn: Fn, target: np.ndarray, preds: list[np.ndarray], group: pd.Series | None) -> np.ndarray:
-    """(draws, predictions) scores; draws in which the score is not defined are left out."""
+    """(draws, predictions) scores; without draws in which the score is undefined."""
     found = []
     for rows in _resamples(units(group, len(target)), seed=0):
         try:
@@ -45,7 +45,7 @@ def _drawn(fn: Fn, target: np.ndarray, preds: list[np.ndarray], group: pd.Series
 def interval(
     fn: Fn, target: np.ndarray, pred: np.ndarray, group: pd.Series | None = None
 ) -> list[float] | None:
-    """Bootstrap interval of a score at 95 %; None where too few draws have one."""
+    """95 % bootstrap interval of a score; None if it is undefined in too many draws."""
     if not np.isfinite(pred).all():
         return None
     draws = _drawn(fn, target, [pred], group)

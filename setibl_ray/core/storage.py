@@ -1,4 +1,4 @@
-"""Where data and results lie: a local path, or a URL of an object store."""
+"""Locations of data and results: a local path, or a URL of an object store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_credentials(url: str) -> str:
     """`url` itself, if it may be shown and written down.
 
     Raises:
-      ValueError: it carries a password, a key or a token; the message does not repeat it.
+      ValueError: it contains a password, a key or a token; the message does not repeat it.
     """
     _, is_url, rest = url.partition("://")
     if is_url and (":" in rest.split("/")[0].rpartition("@")[0] or "?" in rest):
@@ -125,17 +125,17 @@ def filesystem(location: str) -> tuple[AbstractFileSystem, str]:
             else f"cannot be opened: {error}"
         )
         raise ConfigError(f"{location} {what}") from None
-    except ValueError as error:  # fsspec's word for an unknown protocol
+    except ValueError as error:  # fsspec's error for an unknown protocol
         raise ConfigError(f"{location}: {error}. Expected a local path, gs:// or s3://.") from None
     return fs, path.rstrip("/")
 
 
 @contextmanager
 def reaching(location: str, what: str, error: type[SetiblError]) -> Iterator[None]:
-    """Turn what a disk or an object store says when it cannot do something into one line.
+    """Turn errors of a disk or an object store into one line.
 
-    Object stores' clients have errors of their own besides OSError, for keys that are missing or a network that is
-    down; they are known by their packages.
+    Clients of object stores have their own errors besides OSError, for missing keys or a network that is down; they
+    are recognised by their packages.
 
     Args:
       location: what is read or written, as a user would type it.

@@ -1,20 +1,20 @@
-"""What a user of the orchestrator writes: a `Task`, and the few values that it gives and takes.
+"""What a user of the orchestrator writes: a `Task`, and the few values that go in and out of it.
 
     class Ridge(Task):
         Settings = RidgeSettings                       # what is trained, a pydantic model: flags, YAML, search space
         score = Score("rmse", rmse, "minimize")
 
-        def open(self, data, config):                  # data: what the user typed behind --data
+        def open(self, data, config):                  # data: the value of --data
             return Rows(table, test, fingerprint=..., content=frame)
 
-        def fit(self, work):                           # in a process of its own, on any node
+        def fit(self, work):                           # in its own process, on any node
             model = sklearn.linear_model.Ridge(work.config.alpha).fit(...work.train...)
             yield Fitted(model.predict(...work.valid...), artifact=to_bytes(model))
 
-        def predict(self, work):                       # the rows work.span of the test set
+        def predict(self, work):                       # rows work.span of the test set
             return from_bytes(work.artifact).predict(...)
 
-A task that takes long yields a `Step` after each part of its work, with numbers to show and bytes to go on from.
+A long task yields a `Step` after each part of its work, with numbers to show and bytes to continue from.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Score:
     Attributes:
       name: `auc`, `rmse`, ….
       fn: (target (n,), pred (n,) or (n, k)) -> float; any groups of rows may be passed.
-      direction: whether more or less of it is better.
+      direction: whether a higher or a lower score is better.
       step: column of a step's row that holds the score of the held-out part; sweeps stop bad trials by it.
       floor: the worst score there is, if there is one (0 for an AUC).
-      chance: what a guess reaches; a fold's weight with `--fold-weights NAME` is its distance from it.
-      difference: (target, first, second, group) -> (second's score minus first's, its standard error), where there
+      chance: the score of guessing; with `--fold-weights NAME`, a fold's weight is its distance from this.
+      difference: (target, first, second, group) -> (second's score minus first's, its standard error), if there
         is a faster way than the bootstrap of `stats.difference`.
     """
 
@@ -66,12 +66,12 @@ class Score:
 
     @property
     def worst(self) -> float:
-        """What loses against everything: predictions that are no numbers rank nothing."""
+        """The score of predictions that are not numbers: worse than any other."""
         return -self.sign * float("inf") if self.floor is None else self.floor
 
     @property
     def label(self) -> str:
-        """As headings have it."""
+        """The name, as in headings."""
         return self.name.upper() if len(self.name) < 6 else self.name
 
     def of(self, target: np.ndarray, pred: np.ndarray) -> float:
@@ -80,7 +80,7 @@ class Score:
     def compare(
         self, target: np.ndarray, first: np.ndarray, second: np.ndarray, group: pd.Series | None = None
     ) -> tuple[float, float]:
-        """How much larger the second predictions' score is, and the standard error of that."""
+        """Score of the second predictions minus that of the first, and its standard error."""
         compare = self.difference or (lambda *parts: stats.difference(self.fn, *parts))
         return compare(target, first, second, group)
 
@@ -90,15 +90,15 @@ class Rows:
     """The rows of a data set.
 
     Attributes:
-      table: a line per training row: its id (text), `target`, optionally `group` (rows that belong together) and
-        `unit` (the file it lies in, numbered from 0); all other columns are written to records.csv.
-      test: a line per row to predict: its id; no lines where there is nothing to predict.
-      fingerprint: SHA-256 or the like of the content; a run is resumed on the same data only.
-      content: what `fit` and `predict` need; it travels to each node once.
+      table: one row per training row: its id (text), `target`, optionally `group` (rows that belong together) and
+        `unit` (number of its file, from 0); all other columns are written to records.csv.
+      test: one row per row to predict, with its id; no rows if there is nothing to predict.
+      fingerprint: a checksum of the content, such as SHA-256; a run can only be resumed on the same data.
+      content: what `fit` and `predict` need; it is sent to each node once.
       id: name of the id's column.
-      root: where the data lie, for messages.
+      root: the place of the data, for messages.
       about: further facts for the manifest.
-      notes: lines to tell the user.
+      notes: lines to show to the user.
     """
 
     table: pd.DataFrame
@@ -121,13 +121,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one fold takes of a node, where flags do not say.
+    """What one fold takes of a node, unless flags say otherwise.
 
     Attributes:
-      cpus: cores; None for its even share.
-      gpus: GPUs, or a part of one; None for one on a node that has GPUs.
+      cpus: cores; None for an equal share.
+      gpus: GPUs, or a fraction of one; None for one, on a node that has GPUs.
       memory_bytes: an estimate, so that folds wait for room.
-      n_steps: how many steps `fit` yields; 0 where it yields none or does not know.
+      n_steps: how many steps `fit` yields; 0 if none, or if that is unknown.
     """
 
     cpus: int | None = None
@@ -138,7 +138,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a fit is over: numbers to show and keep, bytes from which another process can go on."""
+    """The end of a part of a fit: numbers to show and keep, and bytes from which another process can continue."""
 
     row: Mapping[str, float]
     state: bytes = field(default=b"", repr=False)
@@ -152,9 +152,9 @@ class Fitted:
       pred: predictions of the held-out rows, in the order of `Work.valid`: (m,) or (m, k).
       artifact: what `predict` needs.
       columns: further columns of fold-K/oof.csv, each (m,).
-      facts: further facts for the manifest, as JSON can hold them.
-      batch: test rows are handed out in multiples of this.
-      row_s: seconds that a test row takes; 0 keeps the test set in one piece.
+      facts: further facts for the manifest, JSON values.
+      batch: test rows are divided in multiples of this.
+      row_s: seconds per test row; 0 keeps the test set in one piece.
     """
 
     pred: np.ndarray
@@ -176,17 +176,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Work:
-    """What `fit` and `predict` are given.
+    """The argument of `fit` and `predict`.
 
     Attributes:
       config: the task's settings and the fields of every config.
-      rows: as `open` gave them.
+      rows: as returned by `open`.
       fold: its number, from 0.
       train, valid: numbers of the rows to fit on and to hold out.
       span: rows of the test set to predict, (start, stop).
-      step, state: steps that an earlier attempt finished, and what the last of them left; 0 and None at the beginning.
+      step, state: number of steps that earlier attempts finished, and the state of the last; 0 and None at first.
       artifact: of the fitted fold, for `predict`.
-      place: where it runs, and which devices and cores are its own.
+      place: where it runs, and with which devices and cores.
       scratch: a folder for this node's temporary files, the same for all folds of the data.
       files: content of the files that the config names.
     """
@@ -214,7 +214,7 @@ class Work:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """A fitted fold's steps, a row each, and what its `Fitted` said of it."""
+    """A fitted fold's steps, one row each, and the columns and facts of its `Fitted`."""
 
     history: list[Mapping[str, float]]
     facts: Mapping[str, Any]
@@ -222,7 +222,7 @@ class FoldReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all folds together give.
+    """Results of all folds together.
 
     Attributes:
       oof: predictions of the training rows, (n,) or (n, k), as they go into oof.csv.
@@ -236,7 +236,7 @@ class Outcome:
 
 
 class Task:
-    """The base of a task. `Settings`, `score`, `open` and `fit` are a task's own; the rest may stay as it is."""
+    """The base of a task. A task defines `Settings`, `score`, `open` and `fit`; the rest is optional."""
 
     Settings: type[BaseModel]
     score: Score
@@ -248,7 +248,7 @@ class Task:
     shown: tuple[str, ...] = ()
     """Columns of a step's row that are shown while a run goes on; all of them if it is empty."""
     code: Mapping[str, Callable[..., Any]] = {}
-    """Functions of the user's that were passed in, by the name that the config has for them."""
+    """Functions that the user passed in, by their names in the config."""
 
     def open(self, data: str, config: Any) -> Rows:
         """Read what is known of the rows. Runs where the run is started, so it should not load what only `fit` needs.
@@ -260,11 +260,11 @@ class Task:
         raise NotImplementedError
 
     def open_test(self, data: str, config: Any) -> Rows:
-        """`open` for data of which the test rows are wanted only; there may be no others."""
+        """`open` for data of which only test rows are needed; there may be no others."""
         return self.open(data, config)
 
     def settle(self, config: Any, rows: Rows) -> Any:
-        """The config with what depends on the data filled in, after refusing what cannot work with them.
+        """The config with fields that depend on the data filled in, after checking that it can work with them.
 
         Raises:
           ConfigError: it cannot.
@@ -283,7 +283,7 @@ class Task:
         return {}
 
     def code_names(self, config: Any) -> list[str]:
-        """Names, `module:function`, of the user's code that the config asks for."""
+        """Names (`module:function`) of the user's code in the config."""
         return []
 
     def needs(self, config: Any, fold: int) -> Needs:
@@ -344,7 +344,7 @@ class Task:
         return {}
 
     def cause_of(self, error: BaseException) -> Cause:
-        """The kind of trouble that an exception of `fit` or `predict` stands for."""
+        """The cause of a failure, from an exception of `fit` or `predict`."""
         if isinstance(error, ConfigError):
             return "config"
         if isinstance(error, StorageError):

@@ -1,4 +1,4 @@
-"""Where and how often folds run: what a command's flags say about the cluster, and nothing about the result."""
+"""Where folds run and how often they are tried: flags about the cluster that do not affect the result."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Where:
       address: Ray cluster to join; None starts Ray on this machine, unless RAY_ADDRESS names a cluster.
       workers: at most this many folds at once; None for as many as fit.
       accelerator_type: Ray's name of a generation, such as TPU-V4 or A100.
-      labels: node labels that a fold's node must carry.
-      placement_timeout_s: how long to wait for a cluster to grow before an impossible request is refused, and for it to
-        grow again when all nodes that folds can run on have gone. If it is more than 0, it also limits how long nothing
-        runs because others use what folds need.
+      labels: node labels that a fold's node must have.
+      placement_timeout_s: how long to wait for the cluster to grow before a request that does not fit is refused, and
+        for new nodes when all nodes that folds can run on are gone. If it is more than 0, also how long to wait while
+        others use what folds need.
       max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
       connect_timeout_s: how long to wait for a cluster at `address` to answer; one that refuses is not waited for.
       fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
@@ -57,7 +57,7 @@ class Where:
         return cls(**values)
 
     def flags(self) -> list[str]:
-        """These as `cv` takes them, the defaults left out."""
+        """These as flags of `cv`, without defaults."""
         flags = []
         for name, value in vars(self).items():
             if name == "labels":

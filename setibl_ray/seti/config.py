@@ -70,7 +70,7 @@ PerFoldSize = Annotated[
 
 
 class Augment(Section):
-    """Random changes of a training image, and of each test-time view (dropout excepted). Defaults are the seed's."""
+    """Random changes of a training image, and of each test-time view (except dropout). As in the original notebook."""
 
     strength: NonNegative = 1.0
     """Scales every magnitude below; 0 turns augmentation off."""
@@ -99,7 +99,7 @@ class Augment(Section):
     dropout_count: Annotated[int, Field(ge=0, le=256)] = 8
     """Squares per image."""
     dropout_size: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Side of a square as a part of the image's short side."""
+    """Side of a square as a fraction of the image's short side."""
 
 
 class Schedule(Section):
@@ -138,26 +138,26 @@ class Config(core.Config):
     """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
 
     layout: Literal["on3", "all6", "on_stack", "all_stack"] | None = None
-    """How panels become an image [all6 for cadence shards, on3 for seed shards]."""
+    """How panels become an image [all6 for cadence shards, on3 for PNG shards]."""
     image_size: PerFoldSize = ("273x256",)
-    """Height x width of a panel at the network's input; a list gives one per fold."""
+    """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
     """Backbone, or module:function, a Keras model of your own; a list gives one per fold."""
     weights: str = "imagenet"
     """imagenet, none, or a weights file (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
-    """Epochs; a list gives one per fold."""
+    """Epochs; a comma-separated list gives one per fold."""
     batch_size: PerFoldInt = (32,)
-    """Images per replica and step; a list gives one per fold."""
+    """Images per replica and step; a comma-separated list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
     """Views averaged at test time; 0 predicts the image as it is."""
     postprocess: str = "none"
-    """none, group-mean, group-max, group-best or module:function: what a group's rows tell about each other; for
-    out-of-fold and test scores alike."""
+    """none, group-mean, group-max, group-best or module:function: adjusts scores within groups, both
+    out-of-fold and test scores."""
     calibrate: Literal["none", "isotonic", "platt"] = "none"
-    """Turn scores into probabilities, by a curve fitted on out-of-fold scores only."""
+    """Turn scores into probabilities by a curve fitted on out-of-fold scores only."""
     standardize: bool = True
-    """Bring each panel to mean 0 and standard deviation 1 before anything else."""
+    """Scale each panel to mean 0 and standard deviation 1 before anything else."""
     loss: Literal["bce", "focal"] = "bce"
     """Binary cross-entropy, or TensorFlow Addons' sigmoid focal cross-entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.01
@@ -167,7 +167,7 @@ class Config(core.Config):
     mixed_precision: bool = False
     """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
-    """Compile the training and prediction step with XLA (always so on TPUs)."""
+    """Compile the training and prediction step with XLA (always on for TPUs)."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Where a node keeps decoded panels, once for all its folds: /dev/shm, the temporary folder, or nowhere."""
     augment: Augment = Augment()

@@ -1,4 +1,4 @@
-"""How large a model is, for estimates: from a table, or, of a user's own, from the model itself."""
+"""Sizes of a model, for estimates: from a table or, for a user's own model, from the model itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.models import MODELS, Backbone
 
-PREDICT_SPEEDUP = 3.0  # images per second, over those of training: a forward pass without the backward one
+PREDICT_SPEEDUP = 3.0  # rate of prediction over that of training: a forward pass without a backward pass
 
-# A process of its own: a driver has no TensorFlow, and should not hold what that takes.
+# In a separate process: a driver has no TensorFlow, and should not hold its memory.
 _MEASURE = "from setibl_ray.seti.train.measure import main; main()"
 
 

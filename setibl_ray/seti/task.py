@@ -1,6 +1,6 @@
-"""The task of this package's runs: EfficientNets on cadences. The half that a driver has, without TensorFlow.
+"""The task of this package's runs: EfficientNets on cadences. The driver's part, without TensorFlow.
 
-What computes is named, not imported: `WORKER` is loaded where a fold runs.
+The part that computes is only named: `WORKER` is imported where a fold runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CadenceTask(Task):
     artifact_name = "weights.h5"
     clean = "setibl_ray.seti.feeding.panels:remove_all_unused"
     shown = ("loss", "val_loss", "auc", "val_auc", "images_per_s")
-    packages = ("tensorflow", "efficientnet", "tensorflow-addons")
+    packages = ("tensorflow", "tf-keras", "efficientnet", "tensorflow-addons")
 
     def __init__(self, code: Mapping[str, Callable[..., Any]] | None = None) -> None:
         self.code = code or {}
@@ -59,8 +59,8 @@ class CadenceTask(Task):
 
     def settle(self, config: Config, rows: Rows) -> Config:
         """Raises:
-        ConfigError: the layout needs panels that the shards do not hold, the weights cannot be, or post-processing
-          cannot be done.
+        ConfigError: the layout needs panels that the shards do not hold, the weights are not available, or
+          post-processing is impossible.
         """
         index: DataIndex = rows.content
         layout = LAYOUTS[config.layout or DEFAULT_LAYOUT[index.storage]]
@@ -79,9 +79,11 @@ class CadenceTask(Task):
 
     def check(self, config: Config, rows: Rows, fold_of_row: np.ndarray) -> None:
         """Raises:
-        ConfigError: a fold trains on less than a batch.
-        DataError: a fold's held-out or training part has one class only, and so no AUC.
+        ConfigError: a fold trains on less than a batch, or a user's model is not what a fold needs.
+        DataError: a fold's held-out or training part has only one class, and so no AUC.
         """
+        for fold in range(config.folds):
+            models.sizes(config, fold, self.code)  # refuses what is no such model
         check_classes(fold_of_row, rows.target, config.folds)
         check_batches(config, fold_of_row)
 
@@ -106,7 +108,7 @@ class CadenceTask(Task):
 
     def files(self, config: Config) -> dict[str, bytes]:
         """Raises:
-        ConfigError: there is no weights file, or it is no HDF5 file. Whether it fits, a fold finds out.
+        ConfigError: the weights file is missing, or is not HDF5. Whether it fits the model, a fold finds out.
         """
         if config.weights in ("imagenet", "none"):
             return {}
@@ -156,7 +158,7 @@ class CadenceTask(Task):
         return Outcome(table["pred"].to_numpy(), np.asarray(done.test, np.float32), summary)
 
     def finish_test(self, config: Config, oof: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
-        """As in the run: what it learned from its out-of-fold scores is applied here too."""
+        """As in the run: post-processing and calibration from its out-of-fold scores are applied here too."""
         done = postprocess.finish(
             oof, test, postprocess=config.postprocess, calibrate=config.calibrate, seed=config.seed
         )
@@ -176,7 +178,7 @@ class CadenceTask(Task):
         return {"training.png": training_plot.draw(history, title)}
 
     def cause_of(self, error: BaseException) -> Cause:
-        """TensorFlow's errors are known by name, as the driver has no TensorFlow."""
+        """TensorFlow's errors are recognised by name, as the driver has no TensorFlow."""
         text = f"{error}"
         if type(error).__name__ == "ResourceExhaustedError":
             return "device-memory"
@@ -186,7 +188,7 @@ class CadenceTask(Task):
 
 
 def rows_of(index: DataIndex) -> Rows:
-    """An index as the orchestrator takes it."""
+    """An index as `Rows`."""
     notes = index.notes
     if index.bad_records:
         first = f"first {index.bad_records[0]}"
@@ -200,6 +202,8 @@ def rows_of(index: DataIndex) -> Rows:
         "n_units": len(index.shards_of("train")),
         "df_hz": index.metadata.get("df_hz"),
         "dt_s": index.metadata.get("dt_s"),
+        "conditioning": index.metadata.get("conditioning"),
+        "windows": index.metadata.get("windows"),
         "n_bad_records": index.n_left_out,
         "bad_records": listed,
     }

@@ -170,10 +170,35 @@ def test_a_newer_lock_is_held_against_the_files() -> None:
     ]
 
 
-def test_the_image_recipe_follows_the_lock() -> None:
+@pytest.mark.parametrize("lock", check.LOCKS)
+def test_the_image_recipe_follows_both_locks(lock: str) -> None:
     recipe = (PROJECT / "clusters/Dockerfile").read_text()
     base = next(line.split()[1] for line in recipe.splitlines() if line.startswith("FROM rayproject/"))
-    assert [*pinned_versions(At(recipe), LOCK), *image(At(base), LOCK)] == []
+    versions = read_lock(PROJECT / lock)
+    assert [*pinned_versions(At(recipe), versions), *image(At(base), versions)] == []
+
+
+def test_a_file_is_held_to_the_lock_that_it_names(tmp_path: Path) -> None:
+    for name in check.LOCKS:
+        (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
+    shipped = (PROJECT / "clusters/gcp-gpu.yaml").read_text()
+    file = tmp_path / "cluster.yaml"
+    file.write_text(shipped)
+    assert check.find_lock(file).name == "requirements.lock"
+    file.write_text(shipped.replace("requirements.lock", "requirements-current.lock"))
+    assert check.find_lock(file).name == "requirements-current.lock"
+    assert check.check_files([file], None) == {file: []}
+    file.write_text(file.read_text().replace("install.sh cuda", "install.sh; pip install tensorflow==2.15.1"))
+    (finding,) = check.check_files([file], None)[file]
+    assert "tensorflow==2.21" in finding.expected
+
+
+def test_both_locks_have_the_same_ray_and_their_own_tensorflow() -> None:
+    current, first = (read_lock(PROJECT / name) for name in check.LOCKS)
+    assert current["ray"] == first["ray"]
+    assert (first["tensorflow"], first["numpy"].split(".")[0]) == ("2.15.1", "1")
+    assert current["tf-keras"].rpartition(".")[0] == current["tensorflow"].rpartition(".")[0]
+    assert int(current["numpy"].split(".")[0]) >= 2
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_unknown_flags_and_missing_ones_are_exit_2(capsys):
     assert main(["synth"]) == 2
     assert capsys.readouterr().err.endswith("synth.train: expected, but not given (see --help)\n")
     assert main([]) == 2
-    assert "expected a command: synth, pack or verify" in capsys.readouterr().err
+    assert "expected a command: synth, inject, simulate, pack or verify" in capsys.readouterr().err
 
 
 def test_help_loads_neither_pandas_nor_numpy():

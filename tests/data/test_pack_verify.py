@@ -8,9 +8,10 @@ import pytest
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.seti.formats.records import quantise
-from setibl_ray.seti.formats.shards import iter_records, read_index
+from setibl_ray.seti.formats.shards import iter_records, read_index, read_panels
 from setibl_ray.seti.making.pack import pack, widen
 from setibl_ray.seti.making.verify import verify
+from setibl_ray.seti.observations import conditioning
 
 N_TRAIN, N_TEST = 30, 8
 
@@ -168,6 +169,24 @@ def test_what_is_called_npy_and_is_none(kaggle, tmp_path):
     with open(odd, "wb"):
         pass
     refused("is no UTF-8 text. Rename it")
+
+
+def test_pack_test_files_only_and_robustly(kaggle, tmp_path):
+    for path in kaggle.rglob("train_labels.csv"):
+        path.unlink()
+    for path in (kaggle / "train").rglob("*.npy"):
+        path.unlink()
+    out = tmp_path / "out"
+    pack(kaggle, out, n_test_shards=1, n_processes=1, test_only=True, robust=True, df_hz=1.4, dt_s=2.0)
+    index = read_index(out, needs="test")
+    assert (len(index.train), len(index.shards)) == (0, 1)
+    assert index.metadata["conditioning"] == conditioning.definition()
+    assert (index.metadata["df_hz"], index.metadata["dt_s"]) == (1.4, 2.0)
+    cadence = np.load(next((kaggle / "test").rglob(f"{index.test['image_id'][0]}.npy"))).astype(np.float32)
+    expected = conditioning.to_bytes(conditioning.condition(cadence).z)
+    np.testing.assert_array_equal(read_panels(index, "test", [0], range(6))[0].transpose(2, 0, 1), expected)
+    with pytest.raises(DataError, match=r"holds no .npy file"):
+        pack(kaggle, tmp_path / "other", n_processes=1)
 
 
 def test_too_many_shards(kaggle, tmp_path):

@@ -127,7 +127,7 @@ def test_the_summary_fits_25_lines(folds, kinds):
 
 def test_the_summary_of_one_class():
     rows = fake.records(40, 2, np.random.default_rng(0)).assign(target=0, pred=0.5, pred_no_tta=0.5)
-    assert "one class only" in summary_lines(metrics.summarise(rows, n_bootstrap=5))[0]
+    assert "only one class" in summary_lines(metrics.summarise(rows, n_bootstrap=5))[0]
 
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=30))

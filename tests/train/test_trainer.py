@@ -108,7 +108,7 @@ def test_the_process_keeps_one_trainer_and_what_does_not_shape_it_may_change(mon
     assert get(label_smoothing=0.2) is not first
 
 
-def test_focal_loss_is_tensorflow_addons_on_smoothed_targets():
+def test_focal_loss_weighs_by_class_and_by_what_is_told_already():
     focal = trainers.SmoothedFocal(0.1)
     target, pred = np.array([[1.0], [0.0]], np.float32), np.array([[0.8], [0.3]], np.float32)
     smooth = target * 0.9 + 0.05
@@ -118,6 +118,31 @@ def test_focal_loss_is_tensorflow_addons_on_smoothed_targets():
     assert float(focal(target, pred)) == pytest.approx(
         float(np.mean(alpha * (1 - p_t) ** 2 * cross)), rel=1e-4
     )
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*TensorFlow Addons:UserWarning")
+def test_focal_loss_and_its_gradient_are_tensorflow_addons_to_the_bit():
+    addons = pytest.importorskip("tensorflow_addons", reason="has no wheel for this Python")
+    rng = np.random.default_rng(0)
+    target = tf.constant(rng.integers(2, size=(500, 1)), tf.float32)
+    pred = tf.Variable(np.concatenate([rng.uniform(size=(498, 1)), [[0.0], [1.0]]]), dtype=tf.float32)
+
+    class SmoothedFocal(
+        tf.keras.losses.Loss
+    ):  # the same name: TensorFlow orders a graph by its names, and rounds so
+        def call(self, y_true, y_pred):
+            return addons.losses.sigmoid_focal_crossentropy(y_true * 0.9 + 0.05, y_pred)
+
+    @tf.function
+    def value_and_gradient(loss):
+        with tf.GradientTape() as tape:
+            value = loss(target, pred)
+        return value, tape.gradient(value, pred)
+
+    for ours, others in zip(
+        value_and_gradient(trainers.SmoothedFocal(0.1)), value_and_gradient(SmoothedFocal())
+    ):
+        np.testing.assert_array_equal(ours, others)
 
 
 def test_steps_compile_under_xla(trainer, batches):

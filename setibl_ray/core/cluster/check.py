@@ -29,16 +29,24 @@ def check_file(path: Path, lock: Lock) -> list[Finding]:
     return list(_findings(documents, lock))
 
 
+LOCKS = ("requirements-current.lock", "requirements.lock")
+
+
 def find_lock(path: Path) -> Path:
-    """The requirements.lock of the project that contains a cluster file.
+    """The lock of the project that contains a cluster file: the one that the file names, else requirements.lock.
 
     Raises:
       ConfigError: there is none in any folder above it.
     """
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:  # said where the file itself is read
+        text = ""
+    name = next((name for name in LOCKS if name in text), LOCKS[-1])
     for folder in path.absolute().parents:
-        if (folder / "requirements.lock").is_file():
-            return folder / "requirements.lock"
-    raise ConfigError(f"no requirements.lock in a folder above {path}; name one with --lock")
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"no {name} in a folder above {path}; name one with --lock")
 
 
 def check_files(paths: list[Path], lock: Path | None) -> dict[Path, list[Finding]]:

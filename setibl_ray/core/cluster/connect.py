@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a cluster that runs."""
+"""Start Ray on this machine, or join a running cluster."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ATTEMPTS = 3  # at starting Ray here
 def connected(
     address: str | None, *, n_cpus: int | None = None, timeout_s: float = Where.connect_timeout_s
 ) -> Iterator[str]:
-    """Ray for the length of a `with` block; yields a line that says which Ray it is.
+    """Ray for the duration of a `with` block; yields a line that says which Ray it is.
 
     Args:
       address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
-        job submit` sets), else a Ray of this process's own. A bare `ray.init()` would join any leftover it finds.
+        job submit` sets), otherwise a new Ray for this process. A bare `ray.init()` would join any that is left over.
       n_cpus: cores of a Ray started here; None for all of this machine.
       timeout_s: how long to wait for a cluster to answer.
 
@@ -48,11 +48,11 @@ def connected(
     if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
         yield "joined the Ray of this process"
         return
-    # Tracebacks reach the driver as values; the workers' own chatter (TensorFlow's start-up) helps nobody.
+    # Tracebacks reach the driver as values; other output of workers (TensorFlow's start-up) is not useful.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    # Retries are the driver's, which counts them; Ray's own for want of memory have no end.
+    # The driver retries and counts; Ray's own retries for lack of memory have no limit.
     os.environ.setdefault("RAY_task_oom_retries", "0")
-    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model anew.
+    # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model again.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     # Where there is no agent to take metrics, each process would say so on this one's terminal.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
@@ -77,7 +77,7 @@ def connected(
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the caller's SIGTERM handler: `ray.init` puts one in its place that exits without a word."""
+    """Keep the caller's SIGTERM handler: `ray.init` replaces it by one that exits silently."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if before not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
@@ -156,8 +156,8 @@ def _memory() -> dict[str, Any]:
 def _loopback_only() -> Iterator[None]:
     """Ray started here listens on 127.0.0.1 only.
 
-    On Linux it would listen on every interface, whatever address it is given; this constant is how it keeps to
-    loopback on macOS and Windows. tests/cluster/test_token.py notices when that changes.
+    On Linux it would listen on every interface, whatever address it is given; with this constant, Ray itself restricts
+    it to loopback on macOS and Windows. tests/cluster/test_token.py fails if that changes.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -168,7 +168,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 def private_token() -> None:
-    """Ray's token file, there before Ray writes one that everybody on this machine may read."""
+    """Ray's token file, created before Ray writes one that every user of this machine can read."""
     path = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
@@ -177,7 +177,7 @@ def private_token() -> None:
         handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
-        with suppress(FileExistsError):  # another run was faster: its token stands
+        with suppress(FileExistsError):  # another run was faster: use its token
             os.link(name, path)
         os.unlink(name)
     path.chmod(0o600)

@@ -1,6 +1,6 @@
-"""What a fold asks of a node, and whether any node can give it: decided from the cluster's totals before anything runs.
+"""What a fold requests of a node, and whether any node can provide it: decided before anything runs.
 
-Ray lets an impossible request wait for ever without a word; here it ends at once with what was asked, what
+Ray lets an impossible request wait forever without a message; here it is refused at once, with what was requested, what
 the cluster has, and the nearest request that fits.
 """
 
@@ -21,10 +21,10 @@ from setibl_ray.core.errors import PlacementError
 from setibl_ray.core.task import Needs
 from setibl_ray.core.where import Where
 
-NODE_ID_LABEL = "ray.io/node-id"  # every node carries it
+NODE_ID_LABEL = "ray.io/node-id"  # every node has it
 POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
-_TYPE_PREFIX = "accelerator_type:"  # to Ray, a generation is a resource that its nodes have one of
-TPU_CHIP_COUNTS = (1, 2, 4, 8)  # what Ray can mask on one host; anything else it refuses
+_TYPE_PREFIX = "accelerator_type:"  # for Ray, a generation is a resource of which its nodes have one
+TPU_CHIP_COUNTS = (1, 2, 4, 8)  # numbers that Ray can make visible on one host; it refuses all others
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Node:
 
     @property
     def is_slice_part(self) -> bool:
-        """Whether this is one of several hosts of a TPU slice: TensorFlow would wait on it for the others, for ever."""
+        """Whether this is one of several hosts of a TPU slice: TensorFlow on it would wait for the others forever."""
         try:
             return tpu.from_type(self.labels.get(POD_TYPE_LABEL, "")).hosts > 1
         except ValueError:
@@ -62,11 +62,11 @@ class Request:
 
     device: str  # "cpu", "gpu" or "tpu"
     cpus: int
-    gpus: float = 0  # a part of one where folds share it
+    gpus: float = 0  # a fraction of one if folds share it
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    # Of Ray's own account of a node's memory; Ray does not enforce it, but lets others wait.
+    # Of the memory that Ray counts on a node; Ray does not enforce it, but lets other jobs wait.
     memory_bytes: int = 0
     slices: tuple[str, ...] = ()  # types of TPU slices whose hosts it must not run on
 
@@ -109,14 +109,14 @@ class Request:
 
     def selector(self, avoid: Sequence[str] = ()) -> dict[str, str]:
         """Ray's label selector: the user's labels, and nodes that it must not run on."""
-        # No space after the commas: Ray 2.60 would take it for a part of the next value, and let that node in.
+        # No space after the commas: Ray 2.60 would read it as part of the next value, and allow that node.
         never = {NODE_ID_LABEL: avoid, POD_TYPE_LABEL: self.slices}
         return dict(self.labels) | {
             key: f"!in({','.join(values)})" for key, values in never.items() if values
         }
 
     def matches(self, node: Node) -> bool:
-        """Whether `node` is of the kind that is asked for, however much it has."""
+        """Whether `node` is of the requested kind, whatever its amounts."""
         typed = not self.accelerator_type or self.accelerator_type in node.accelerator_types
         return typed and all(node.labels.get(key) == value for key, value in self.labels.items())
 
@@ -135,7 +135,7 @@ class Request:
 
 
 class Ask(NamedTuple):
-    """What a user asks for; a request is made from it and the nodes that there are."""
+    """What a user requests; together with the cluster's nodes it gives a `Request`."""
 
     device: str = "auto"
     cpus: int | None = None
@@ -164,8 +164,8 @@ def cluster_nodes() -> list[Node]:
 def request_for(ask: Ask, nodes: Sequence[Node]) -> Request:
     """The request of every fold of a run.
 
-    `--device auto` takes TPUs where there are any, else GPUs, else CPUs. A fold takes a whole TPU VM (the chips that
-    its hosts turn out to have), or one GPU, unless `devices` says otherwise; and `cpus`, by default its even share of
+    `--device auto` takes TPUs if there are any, otherwise GPUs, otherwise CPUs. A fold takes a whole TPU VM (all
+    chips of its host), or one GPU, unless `devices` says otherwise; and `cpus`, by default an equal share of
     the cores.
 
     Raises:
@@ -180,9 +180,9 @@ def request_for(ask: Ask, nodes: Sequence[Node]) -> Request:
 def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> Request:
     """The request with an amount of memory, at most what the largest node that can hold it has.
 
-    The amount is an estimate: where it is more than any node has, a fold runs alone on its node instead of not at all.
-    Where each node has memory for as many folds as it can hold anyway, none is asked for: an autoscaler starts no node
-    for what the node's entry in the cluster file does not name, and few entries name memory.
+    The amount is an estimate: if it is more than any node has, a fold runs alone on its node instead of not at all.
+    If each node has enough memory for as many folds as it can hold anyway, none is requested: an autoscaler only starts
+    nodes for resources that their entries in the cluster file name, and few entries name memory.
     """
     able = [node for node in nodes if request.slots(node)]
     most = max((node.total("memory") for node in able), default=0)
@@ -202,11 +202,11 @@ def wait_for_placement(
 
     Args:
       ask: what is asked for.
-      timeout_s: how long the cluster has to grow. Meanwhile a task that asks for the least of it waits in Ray's
-        queue, which is what makes an autoscaler start a node.
-      say: hears that there is something to wait for.
-      look: the nodes of the cluster.
-      poll_s: how often it looks.
+      timeout_s: how long to wait for the cluster to grow. Meanwhile a task with the smallest request waits in Ray's
+        queue, which makes an autoscaler start a node.
+      say: shows a line that something is waited for.
+      look: returns the nodes of the cluster.
+      poll_s: seconds between looks.
 
     Raises:
       PlacementError: still impossible after `timeout_s`.
@@ -262,7 +262,7 @@ def _wanted(ask: Ask, nodes: Sequence[Node]) -> Request:
 
 
 def _least(ask: Ask, nodes: Sequence[Node]) -> Request:
-    """The least that a fold can do with: one of whatever is not counted."""
+    """The smallest request of a fold: one of each resource without a number."""
     wanted = Request("cpu", ask.cpus or 1, accelerator_type=ask.accelerator_type, labels=ask.labels)
     device = ask.device
     if device == "auto":
@@ -281,13 +281,13 @@ def _best_device(nodes: Sequence[Node]) -> str:
 
 
 def _common_chip_count(request: Request, nodes: Sequence[Node]) -> int:
-    """Chips per host that most folds can use at once; 4 where there is no TPU, for the refusal to name."""
+    """Chips per host that most folds can use at once; 4 if there is no TPU, for the message."""
     counts = [node.devices("tpu") for node in nodes if node.devices("tpu") and request.matches(node)]
     return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
 
 
 def _cpu_share(bare: Request, nodes: Sequence[Node], folds: int) -> int:
-    """Cores of a fold: on CPUs as many as still let all folds run at once, else its device's share of the node's."""
+    """Cores of a fold: on CPUs as many as let all folds run at once, otherwise its device's share of the node's."""
     able = [(node.total("CPU"), bare.slots(node)) for node in nodes if bare.slots(node)]
     if bare.device != "cpu":
         return max(1, int(min((cpus / slots for cpus, slots in able), default=1)))
@@ -334,7 +334,7 @@ def _nearest(ask: Ask, nodes: Sequence[Node]) -> list[str]:
 
 
 def _changes(ask: Ask, node: Node, device: str) -> tuple[list[str], Ask]:
-    """What would have to be asked for instead, to run on a `device` of `node`, and the same as flags."""
+    """The request that would run on a `device` of `node`, and the same as flags."""
     labels, accelerator_type = ask.labels, ask.accelerator_type
     flags = [f"no --label {key}" for key in labels if key not in node.labels]
     fitting = {key: node.labels[key] for key in labels if key in node.labels}

@@ -1,8 +1,8 @@
-"""Run fold tasks on Ray: one streaming task per attempt, its events handed to the driver as they come.
+"""Run fold tasks on Ray: one streaming task per attempt, whose events are passed to the driver as they arrive.
 
-A fold's events come back through Ray's object store, the weights with them, so no disk needs to be shared; they go out
-the same way to whoever predicts a span of the test set with them. Retries are the driver's: Ray's own would start
-a fold from its beginning, and some of them without end.
+A fold's events, including its weights, come back through Ray's object store, so no shared disk is needed; jobs that
+predict spans of the test set get the weights the same way. The driver retries: Ray's own retries would start a fold
+from its beginning, and some of them have no limit.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from setibl_ray.core.jobs import Cause, Event, Failed, Job, Predicted, RunSpec, 
 from setibl_ray.core.task import Fitted, Prediction
 from setibl_ray.core.terminal import headline
 
-SOFT_CANCEL_S = 5.0  # a soft cancel waits for the C code of a training step; after this it is a hard one
-NO_NODE_S = 60.0  # how long a fold waits at least when every node that could hold it has gone
-# So many events of a job may lie there untaken: with a slow run folder, states would fill the object store otherwise.
+SOFT_CANCEL_S = (
+    5.0  # a soft cancel waits for the C code of a training step; after this time the process is killed
+)
+NO_NODE_S = 60.0  # minimum time that a fold waits when every node that could run it is gone
+# Events of a job that may wait to be taken; without a limit, states fill the object store while the run folder is slow.
 EVENTS_AHEAD = 2
-_LOOK_S = 2.0  # how often attempts are held against the cluster
+_LOOK_S = 2.0  # interval at which attempts are compared with the cluster's nodes
 
 
 def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | Event]:
-    yield ray.get_runtime_context().get_node_id()  # before any import: a process may die of one
+    yield ray.get_runtime_context().get_node_id()  # before any import, as an import can kill a process
     yield from events_of(spec, job if job.span is None else replace(job, payload=artifact))
 
 
@@ -68,8 +70,8 @@ class _Attempt:
 class RayRunner:
     """A `contract.Runner` on the connected Ray cluster.
 
-    Training goes before prediction: a span of the test set starts only in a slot that all folds which run or wait leave
-    over. Folds are handed to Ray at once, so that an autoscaler sees what is wanted.
+    Training goes before prediction: a span of the test set only starts in a slot that no running or waiting fold needs.
+    Folds are submitted to Ray at once, so that an autoscaler sees the demand.
 
     Args:
       spec: put into the object store once, read by every job.
@@ -163,7 +165,7 @@ class RayRunner:
     def _emptiest(self, avoid: tuple[str, ...]) -> str | None:
         """The node with the fewest of this run's jobs, if one has room for another.
 
-        Ray's own SPREAD goes round the nodes and now and then past one: two jobs on a node beside an empty one.
+        Ray's own SPREAD goes round the nodes and sometimes skips one: two jobs on a node beside an empty one.
         """
         jobs = Counter(attempt.node_id or attempt.preferred for attempt in self._running.values())
         if time.monotonic() >= self._nodes_until:
@@ -206,14 +208,14 @@ class RayRunner:
                 yield self._end(stream, Failed.late(attempt.job, self._timeout_s), stop=True)
 
     def _on_lost_nodes(self) -> Iterator[Failed]:
-        """Attempts on nodes that Ray has given up: its connection to a host that fell silent takes minutes to fail."""
+        """Attempts on nodes that Ray has declared dead: its connection to an unreachable host takes minutes to fail."""
         alive = {node.node_id for node in cluster_nodes()}
         for stream, attempt in list(self._running.items()):
             if attempt.node_id and attempt.node_id not in alive:
                 yield self._end(stream, Failed(attempt.job.fold, "node-died", "the node was lost"), stop=True)
 
     def _without_node(self) -> Iterator[Failed]:
-        """Folds whose nodes are all gone: Ray would let them wait for ever without a word."""
+        """Folds whose nodes are all gone: Ray would let them wait forever without a message."""
         waiting = {stream: attempt for stream, attempt in self._running.items() if not attempt.node_id}
         now = time.monotonic()
         if not waiting:
@@ -231,7 +233,7 @@ class RayRunner:
         for stream, attempt in waiting.items():
             if attempt.job.avoid and not self._fits_outside(
                 attempt.job.avoid
-            ):  # all but the avoided have gone
+            ):  # all are gone except those to avoid
                 del self._running[stream]
                 ray.cancel(stream, force=True)
                 self._waiting.append(replace(attempt.job, avoid=()))
@@ -248,7 +250,7 @@ class RayRunner:
     def _end(self, stream: Any, failed: Failed, *, stop: bool = False) -> Failed:
         """Forget a failed attempt, which may have to be stopped first, and say where it was."""
         attempt = self._running.pop(stream)
-        if stop:  # only what has not ended by itself: Ray would kill the process, which may work on another job by now
+        if stop:  # only if it has not ended by itself: Ray would kill the process, which may already run another job
             with suppress(exceptions.RayError, ValueError):
                 ray.cancel(stream, force=True)
         node = next((node for node in ray.nodes() if node["NodeID"] == attempt.node_id), None)
@@ -267,14 +269,14 @@ class RayRunner:
         self._waiting_spans.clear()
         attempts = self._running
         self._running = {}
-        # Those that wait for a place first: they would take it as soon as one that runs leaves it.
+        # Waiting tasks first: they would start as soon as a running one ends.
         for has_begun in (False, True):
             _stop([stream for stream, attempt in attempts.items() if bool(attempt.node_id) == has_begun])
 
 
 def _owned(event: Any) -> Any:
-    """`event` with its own arrays. Those that Ray gives are views of the object store: as long as one of them lives,
-    all that came with it does, a fold's artifact for instance.
+    """`event` with copied arrays. Ray's arrays are views of the object store: while one of them exists, everything that
+    came with it stays in memory, such as a fold's artifact.
     """
     if isinstance(event, Trained):
         return replace(event, fitted=_copied(event.fitted))
@@ -287,7 +289,7 @@ def _copied(found: Fitted | Prediction) -> Any:
 
 
 def _stop(streams: list[Any]) -> None:
-    """End tasks, politely and then firmly."""
+    """Cancel tasks, and kill those that do not end."""
     for stream in streams:
         ray.cancel(stream, force=False)
     ends = {stream.completed(): stream for stream in streams}
@@ -301,13 +303,13 @@ def _stop(streams: list[Any]) -> None:
 
 
 def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    """Call the function named `package.module:function` on each other node, and wait for it no longer than that.
+    """Call the function named `package.module:function` on each other node, with a limit of time.
 
     Returns:
       What it returned, by node id; nodes that failed or took longer are left out.
     """
     answers: dict[str, Any] = {}
-    with suppress(exceptions.RayError):  # of a cluster that is gone there is nothing to call
+    with suppress(exceptions.RayError):  # the cluster is gone
         here = ray.get_runtime_context().get_node_id()
         others = [node.node_id for node in cluster_nodes() if node.node_id != here]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]

@@ -1,20 +1,20 @@
-"""What to do about a fold attempt that failed: a decision, from the failure and from what was tried already.
+"""What to do about a failed attempt at a fold: a decision, based on the failure and on earlier attempts.
 
 | cause         | decision                                                                     |
 |---------------|------------------------------------------------------------------------------|
 | worker-died   | retry, from the last finished step                                          |
-| node-died     | retry on a node that lives, from the last finished step                     |
+| node-died     | retry on another node, from      the last finished step                     |
 | host-memory   | retry elsewhere, from the last finished step                                |
-| tpu-busy      | retry: the next attempt clears a lock file whose owner is gone               |
+| tpu-busy      | retry: the next attempt removes a lock file of a dead process                |
 | time-limit    | retry elsewhere, from the last finished step: a hung read or device         |
-| storage       | retry elsewhere: the shards' store or the node's way to it may be back       |
+| storage       | retry elsewhere: the storage or the node's connection to it may be back      |
 | device-memory | give up: the same batch would not fit the next time                          |
 | config, data  | give up: nothing changes by trying again                                     |
 | code          | give up: an exception in a model or dataset is deterministic                 |
-| no-node       | give up: the nodes that could hold the fold are gone and none came           |
+| no-node       | give up: the nodes that could run the fold are gone and no others appeared   |
 
 `--max-retries` caps the retries of a fold that finishes no step in between, so a fold that is preempted every hour
-gets to its end and one that dies at once does not go on for ever. Counted here: Ray would retry some without end.
+finishes, and one that dies at once is not retried forever. They are counted here, as Ray would retry some without end.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The run folder: every file that a run leaves, written by the driver alone, each whole or not at all.
+"""The run folder: all files of a run, written only by the driver, each completely or not at all.
 
     config.yaml  manifest.json  folds.csv  records.csv  metrics.json  oof.csv  submission.csv  report.html
     fold-K/      the artifact  history.csv  oof.csv  test.csv  pictures
                  (until the run ends fold.json, see manifest.py; while it trains state-NNN-SHA.bin, while its test set
                  is predicted test-START-STOP-SHA.npz)
 
-A local file is written under a temporary name and renamed; an object store's upload is whole by itself. What is
-read back to be used is held against its SHA-256 first, and nothing that is read is a pickle.
+A local file is written under a temporary name and renamed; an upload to an object store is
+atomic. Files that are read back to be used are first checked against their SHA-256, and none of them is a pickle.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
 
 
 class LastState(NamedTuple):
-    """Where a fold can go on: its state, None to begin anew; the step that comes next; states that were damaged."""
+    """Where a fold can continue: its state (None: from the beginning), the next step, and damaged states."""
 
     state: bytes | None
     next_step: int
@@ -76,7 +76,7 @@ class RunFolder:
 
     def write(self, name: str, data: bytes | str) -> None:
         """Raises:
-        RunFolderError: the place is read-only, full, or out of reach.
+        RunFolderError: the place is read-only, full, or unreachable.
         """
         data = data.encode() if isinstance(data, str) else data
         target = f"{self._base}/{name}"
@@ -142,12 +142,12 @@ class RunFolder:
         return sorted(self._matching(fold, _STATE), key=_step)
 
     def next_step(self, fold: int) -> int:
-        """The step at which a fold would go on, if its newest state is whole."""
+        """The step at which a fold would continue, if its newest state is complete."""
         states = self.states(fold)
         return _step(states[-1]) + 1 if states else 0
 
     def last_state(self, fold: int) -> LastState:
-        """A fold's newest state that is whole; damaged ones after it are removed."""
+        """A fold's newest undamaged state; damaged ones after it are removed."""
         damaged: list[str] = []
         found, next_step = None, 0
         for name in reversed(self.states(fold)):
@@ -160,7 +160,7 @@ class RunFolder:
         return LastState(found, next_step, damaged)
 
     def save_span(self, fold: int, span: Span, prediction: Prediction) -> None:
-        """Keep a span of a fold's test predictions until all of them are there."""
+        """Keep a span of a fold's test predictions until all spans are there."""
         buffer = io.BytesIO()
         np.savez(
             buffer, pred=prediction.pred, **{f"+{name}": value for name, value in prediction.columns.items()}
@@ -169,7 +169,7 @@ class RunFolder:
         self.write(f"{_span_prefix(fold, span)}{sha256(data)[:32]}.npz", data)
 
     def read_span(self, fold: int, span: Span) -> Prediction | None:
-        """A span that was kept, if there is one that is whole."""
+        """A kept span, if there is an undamaged one."""
         for name in self.spans(fold):
             if name.startswith(_span_prefix(fold, span)) and _is_whole(name, data := self.read(name)):
                 with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -182,13 +182,13 @@ class RunFolder:
         return self._matching(fold, _SPAN)
 
     def unfit(self, sums: Mapping[str, str]) -> list[str]:
-        """Of files and the SHA-256 they should have, those that are missing or have another."""
+        """Files, of those given with their SHA-256, that are missing or differ."""
         return [
             name for name, sum_ in sums.items() if not self.exists(name) or sha256(self.read(name)) != sum_
         ]
 
     def remove_temporaries(self) -> None:
-        """Delete what writers that were killed left behind. The caller holds the folder's lock."""
+        """Delete files left by killed writers. The caller holds the folder's lock."""
         if self._local:
             for path in [*Path(self._base).glob("*.tmp-*"), *Path(self._base).glob("fold-*/*.tmp-*")]:
                 if _TEMPORARY.fullmatch(path.name):
@@ -215,8 +215,14 @@ class RunFolder:
                 with suppress(OSError):
                     os.rmdir(self._base)
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of this one."""
+        self.fs.invalidate_cache()  # file systems of object stores cache listings
+        with self._reaching(folder, "read"):
+            return [os.path.basename(name) for name in self.fs.ls(f"{self._base}/{folder}", detail=False)]
+
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
-        self.fs.invalidate_cache()  # object stores list from memory
+        self.fs.invalidate_cache()  # file systems of object stores cache listings
         names: list[str] = []
         with self._reaching(f"fold-{fold}", "read"), suppress(FileNotFoundError):
             names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
@@ -232,7 +238,7 @@ class RunFolder:
 
 
 def _is_whole(name: str, data: bytes) -> bool:
-    """Whether a file whose name ends in its checksum is what was written."""
+    """Whether a file matches the checksum in its name."""
     return sha256(data).startswith(name.rsplit("-", 1)[1].split(".")[0])
 
 

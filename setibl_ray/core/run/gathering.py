@@ -1,4 +1,4 @@
-"""Fold results to tables: out-of-fold predictions in table order, fold-weighted test predictions."""
+"""From fold results to tables: out-of-fold predictions in table order, fold-weighted test predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gather(fold_of_row: np.ndarray, predictions: Mapping[int, np.ndarray]) -> np
       (n,) or (n, k), of the predictions' type.
 
     Raises:
-      CoverageError: a fold is missing, or has another number of predictions than rows, or one that is no number.
+      CoverageError: a fold is missing, has another number of predictions than rows, or one that is not a number.
     """
     first = next(iter(predictions.values()), np.empty(0, np.float32))
     out = np.empty((len(fold_of_row), *first.shape[1:]), first.dtype)
@@ -67,7 +67,7 @@ def fold_weights(config: Any, score: Score, table: pd.DataFrame) -> np.ndarray:
     """(folds,) float64 summing to 1: equal, as far as each fold's score is from a guess, or as given."""
     if config.fold_weights == "equal":
         weights = np.ones(config.folds)
-    elif config.fold_weights in config.weight_rules:
+    elif config.fold_weights == score.name:
         scores = [score.of(part["target"].to_numpy(), predictions(part)) for _, part in table.groupby("fold")]
         weights = np.clip(score.sign * (np.asarray(scores, np.float64) - score.chance), 0.0, None)
         if weights.sum() == 0:
@@ -78,7 +78,7 @@ def fold_weights(config: Any, score: Score, table: pd.DataFrame) -> np.ndarray:
 
 
 def average(predictions: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """(t,) or (t, k): weighted mean over folds, added in fold order: the bytes do not depend on who came first."""
+    """(t,) or (t, k): weighted mean over folds, added in fold order whichever fold finished first."""
     total = np.zeros(predictions[0].shape, np.float64)
     for values, weight in zip(predictions, weights, strict=True):
         total += weight * values.astype(np.float64)
@@ -101,7 +101,7 @@ def write_submission(folder: RunFolder, rows: Rows, pred: np.ndarray) -> None:
 
 
 def score_of(score: Score, table: pd.DataFrame, found: Outcome) -> dict[str, Any]:
-    """What every metrics.json says of a run's score; `interval` where the task or the bootstrap has one."""
+    """The entries about the score in every metrics.json; `interval` if the task or the bootstrap has one."""
     value = score.of(table["target"].to_numpy(), found.oof)
     known = found.metrics.get("score", {})
     return {"name": score.name, "direction": score.direction, "interval": None} | known | {"oof": value}

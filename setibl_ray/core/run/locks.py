@@ -1,4 +1,4 @@
-"""One driver for each run folder: a lock that the kernel gives back on a local disk, a lock object elsewhere.
+"""One driver for each run folder: a lock that the kernel releases on a local disk, a lock object elsewhere.
 
 A local lock is an flock on `.lock` and ends with its process, however that ends. Object stores have none, nor have some
 file systems that are mounted without (Lustre, NFS): there the owner writes `.lock` with its name and the time, and
@@ -36,7 +36,7 @@ NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextmanager
 def local(folder: Path, shown: str) -> Iterator[None]:
-    """Hold `folder`'s lock, making the folder if there is none.
+    """Hold `folder`'s lock, creating the folder if it does not exist.
 
     Raises:
       RunFolderError: another process has it, or the folder cannot be written.
@@ -60,9 +60,7 @@ def local(folder: Path, shown: str) -> Iterator[None]:
             if os.fstat(descriptor).st_nlink == 0:  # its owner removed it between our open and our flock
                 continue
             try:
-                with suppress(
-                    OSError
-                ):  # the name is a courtesy, the flock is the lock: a full disk can hold it
+                with suppress(OSError):  # the name is only information; the flock itself works on a full disk
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
                 yield
@@ -91,7 +89,7 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
     """Hold the lock object of a folder in an object store.
 
     Raises:
-      RunFolderError: another driver has it and shows signs of life, or the place cannot be written.
+      RunFolderError: another driver has it and has refreshed it, or the place cannot be written.
     """
     path = f"{folder}/{NAME}"
     owner = _owner()
@@ -101,7 +99,7 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
 
     def refresh() -> None:
         while not done.wait(REFRESH_S):
-            # The driver's own writes will say if the store is gone for good.
+            # If the store is gone for good, the driver's own writes will fail.
             with suppress(RunFolderError), reaching(shown, "written", RunFolderError):
                 fs.pipe_file(path, json.dumps(owner | {"time_s": time.time()}).encode())
 
@@ -127,7 +125,7 @@ def _claim(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, Any], show
             raise RunFolderError(_refusal(shown, there)) from None
         fs.pipe_file(path, mine)
     there = _parsed(fs.cat_file(path))
-    if there.get("id") != owner["id"]:  # somebody claimed it at the same moment, and later
+    if there.get("id") != owner["id"]:  # another driver claimed it at the same moment, and later
         raise RunFolderError(_refusal(shown, there))
 
 

@@ -1,8 +1,8 @@
 """manifest.json: what ran where, with which versions and data, and how each attempt ended.
 
-While a run goes on, each fold's entry is a small file of its own, fold-K/fold.json, written whenever the fold starts,
-fails or gets further; such a file is newer than the entry in manifest.json. When the driver ends, the entries go into
-manifest.json and the files away.
+During a run, each fold's entry is a small file, fold-K/fold.json, written whenever the fold starts, fails or makes
+progress; this file is newer than the entry in manifest.json. When the driver ends, the entries are moved into
+manifest.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from setibl_ray.core.run.failures import Decision
 from setibl_ray.core.run.folder import FORMAT, RunFolder
 from setibl_ray.core.task import Span
 
-READABLE = (2, FORMAT)  # formats of finished runs; one is resumed by the version that began it
+READABLE = (2, FORMAT)  # formats that can be read; an unfinished run is resumed by the version that began it
 PACKAGES = ("setibl-ray", "ray", "numpy", "pandas", "scikit-learn")
 
 
@@ -54,7 +54,7 @@ class Attempt(_Open):
 class FoldEntry(_Open):
     """A fold: `waiting`, `running`, `trained` (its test set is not predicted yet), `done` or `failed`.
 
-    What its task says of it besides (best epoch, timings, memory) stands beside these fields.
+    Further facts from its task (best epoch, timings, memory) are stored beside these fields.
     """
 
     state: str = "waiting"
@@ -143,7 +143,7 @@ class Manifest(_Open):
         self.save(folder)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """JSON values."""
         plain = self.model_dump(mode="json")
         plain["folds"] = {
             str(fold): entry.model_dump(mode="json", exclude_none=True) for fold, entry in self.folds.items()
@@ -180,7 +180,7 @@ class Manifest(_Open):
             entry.state = "failed"
         elif span is None:
             entry.state = "waiting"
-        if not entry.of(span) or entry.of(span)[-1].outcome != "running":  # it died before it could start
+        if not entry.of(span) or entry.of(span)[-1].outcome != "running":  # it died before it started
             self._begin(fold, span, **({"node": event.node} if event.node else {}))
         self.close(
             fold,
@@ -193,7 +193,7 @@ class Manifest(_Open):
         )
 
     def close(self, fold: int, span: Span | None, outcome: str, **more: Any) -> None:
-        """An attempt is over."""
+        """End an attempt."""
         attempt = self.folds[fold].of(span)[-1]
         for name, value in {"ended_s": time.time(), "outcome": outcome, **more}.items():
             setattr(attempt, name, value)
@@ -208,7 +208,7 @@ class Manifest(_Open):
                 entry.state = "waiting"
 
     def taken_up(self, command: str) -> None:
-        """Another driver takes the run up: nothing that an earlier one began runs any more."""
+        """Another driver continues the run: nothing that an earlier one began is running any more."""
         self.resumed.append({"command": command, "at_s": time.time(), "versions": versions()})
         self.ended_s = None
         self.interrupted()

@@ -1,7 +1,7 @@
 """A finished run applied to other rows: every fold predicts them, and the folds are averaged as in the run.
 
-The folder that it leaves is a run folder whose folds are fitted already, so spans, retries and resuming are those of
-a run; the same test set gives the same bytes as it had there.
+The result is a run folder whose folds are already fitted, so spans, retries and resuming work as in a run; the same
+test set gives the same bytes as there.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def predict(
     """Predict the test rows of a data set with every fold of a run.
 
     Args:
-      task: that the run is of, or its dotted name.
+      task: of the run, or its dotted name.
       run: folder or URL of a finished run that keeps its artifacts.
-      data: what the task's `open_test` reads; training rows in it are left alone.
+      data: what the task's `open_test` reads; training rows in it are ignored.
       out: folder or URL to write: submission.csv (id, target), and each fold's predictions in fold-K/test.csv.
       where: where to predict.
-      changes: config fields that differ from the run's. By default device and cores are what there is here.
-      resume: go on with the predictions at `out`.
+      changes: config fields that differ from the run's. By default, device and cores are those available.
+      resume: continue the predictions at `out`.
       options: further arguments of `open_test`.
       command: what a user types to resume, in messages.
       console: where progress is shown.
@@ -116,10 +116,10 @@ def _finished(source: RunFolder, task: Task) -> tuple[Manifest, Any]:
 
 
 def _fitted(source: RunFolder, task: Task, manifest: Manifest, fold: int) -> Fitted:
-    """A fold as its fit left it; of what is not needed here, nothing.
+    """A fitted fold, without what is not needed here.
 
     Raises:
-      RunFolderError: its artifact was not kept, or is not what it was.
+      RunFolderError: its artifact was not kept, or has changed.
     """
     name, entry = f"fold-{fold}/{task.artifact_name}", manifest.folds[fold]
     if name not in entry.files:
@@ -142,10 +142,10 @@ def _open(
     options: Mapping[str, Any],
     slots: int,
 ) -> Manifest:
-    """Begin the folder, or take it up. The caller holds its lock.
+    """Begin or continue the folder. The caller holds its lock.
 
     Raises:
-      RunFolderError: it holds something else than these predictions.
+      RunFolderError: it holds something other than these predictions.
     """
     artifact = load_task(spec.task).artifact_name
     whose = {

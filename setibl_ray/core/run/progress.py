@@ -1,4 +1,4 @@
-"""What a person sees while folds run: a live table on a terminal, one plain line per event elsewhere."""
+"""Progress while folds run: a live table on a terminal, one plain line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Tra
 from setibl_ray.core.run.supervisor import Answer
 from setibl_ray.core.task import Needs
 
-HELD_OUT = ("val_", "valid_")  # a column with such a name belongs beside the one without it
-COUNTS = ("epoch", "step")  # columns that the number of the step says already
+HELD_OUT = ("val_", "valid_")  # such a column is shown beside the one without the prefix
+COUNTS = ("epoch", "step")  # columns that only repeat the number of the step
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Progress:
 
 
 def paired(row: Mapping[str, float]) -> dict[str, str]:
-    """A step's numbers to show: `val_loss` stands behind `loss`, held out behind training."""
+    """A step's numbers to show: `val_loss` follows `loss`, held-out after training."""
     shown: dict[str, str] = {}
     for name, value in row.items():
         partner = next((name.removeprefix(prefix) for prefix in HELD_OUT if name.startswith(prefix)), name)
@@ -153,7 +153,7 @@ def paired(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """At most four digits that say something."""
+    """At most four significant digits."""
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4f}" if 0.001 <= abs(value) < 10 else f"{value:.3g}"

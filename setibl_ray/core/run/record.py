@@ -1,4 +1,4 @@
-"""What a run leaves and takes up again: every event is in the run folder before anything follows from it."""
+"""What a run saves and continues from: every event is in the run folder before anything follows from it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Say = Callable[[str], None]
 
 
 class Record:
-    """A run folder while its run goes on.
+    """A run folder during its run.
 
     Args:
       folder, spec, manifest: of the run. The caller holds the folder's lock.
       fitted: folds that another run has fitted; None for this run's own.
       keep_artifacts: leave each fold's artifact; it is there until its test set is predicted.
-      say: takes a line for the user.
+      say: shows a line to the user.
 
     Attributes:
-      fitted: fold -> what it found, once it is fitted; without the artifact once nothing needs that any more.
+      fitted: fold -> its result, once it is fitted; without the artifact when that is no longer needed.
       predicted: fold -> its predictions of the whole test set, once it is done.
       history: fold -> a row per finished step.
     """
@@ -56,11 +56,11 @@ class Record:
         self._from_step: dict[int, int] = {}
         self._take_up()
 
-    # What an earlier driver left.
+    # The state that an earlier driver left.
 
     def _take_up(self) -> None:
-        """Folds whose files are not what they were count as not fitted; where only the test predictions are missing,
-        as not predicted."""
+        """Folds whose files have changed count as not fitted; if only test predictions are missing, as not
+        predicted."""
         for fold, entry in self.manifest.folds.items():
             if entry.state == "done" and self.spec.n_test:
                 self._read_test(fold, entry)
@@ -119,7 +119,7 @@ class Record:
         return pred[:, 0] if names == ["pred"] else pred, columns
 
     def standings(self) -> dict[int, Standing]:
-        """How far each fold is, for the supervisor."""
+        """Progress of each fold, for the supervisor."""
         found = {}
         for fold, entry in self.manifest.folds.items():
             attempts: dict[Span | None, int] = {None: len(entry.attempts)}
@@ -135,10 +135,10 @@ class Record:
             )
         return found
 
-    # While the run goes on.
+    # During the run.
 
     def ready(self, job: Job) -> Job:
-        """A job with the bytes that it goes on from."""
+        """A job with the bytes that it continues from."""
         if job.span is not None:
             return replace(job, payload=self.fitted[job.fold].artifact)
         last = self.folder.last_state(job.fold)
@@ -153,8 +153,8 @@ class Record:
             self.manifest.started(fold, event.span, event.place, self._from_step.get(fold, 0))
             self.manifest.save_fold(self.folder, fold)
         elif isinstance(event, Stepped):
-            # The row before the state: after a crash between the two the step is done again, with the same bytes; the
-            # other way round its row would be missing for good.
+            # The row before the state: after a crash between the two, the step is repeated with the same bytes; the
+            # other way round, its row would be lost.
             self.history[fold] = [*self.history[fold][: event.step], event.row]
             self.folder.write_csv(f"fold-{fold}/history.csv", pd.DataFrame(self.history[fold]))
             if event.state:

@@ -1,7 +1,7 @@
-"""A run from start to end, whatever it is for: check, place, follow, gather.
+"""A run from start to end: check, place, follow, gather.
 
-`cv`, `predict`, each trial of a sweep, and `--plan` put a run together here and nowhere else. What they differ in are
-the folds' standing at the beginning, and the observers: each is told of every event once it is in the run folder.
+`cv`, `predict`, each trial of a sweep, and `--plan` all build their run here. They differ in the state of the folds at
+the beginning, and in the observers, which are told of every event once it is in the run folder.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check(
     options: Mapping[str, Any] | None = None,
     say: Say = print,
 ) -> RunSpec:
-    """Everything that can be found wrong with config and data before a node is asked for.
+    """All checks of config and data that need no node.
 
     Args:
       task: or its dotted name.
@@ -79,7 +79,7 @@ def check(
       say: takes a line for the user.
 
     Raises:
-      ConfigError, DataError: something is.
+      ConfigError, DataError: something is wrong.
     """
     loaded = load_task(task)
     rows = loaded.open(data, config, **(options or {}))
@@ -87,6 +87,10 @@ def check(
     for note in rows.notes:
         say(note)
     config = loaded.settle(config, rows)
+    if config.fold_weights.isidentifier() and config.fold_weights not in ("equal", loaded.score.name):
+        raise ConfigError(
+            f"fold-weights: expected equal, {loaded.score.name}, or numbers; got {config.fold_weights!r}"
+        )
     fold_of_row = splits.assign(config, rows)
     loaded.check(config, rows, fold_of_row)
     return RunSpec(task, config, rows, fold_of_row, scratch_of(rows), files=loaded.files(config))
@@ -137,7 +141,7 @@ def ray_runner(
         max_parallel,
         spread,
         timeout_s=where.fold_timeout_s,
-        no_node_s=max(NO_NODE_S, where.placement_timeout_s),  # preempted nodes have to come back, too
+        no_node_s=max(NO_NODE_S, where.placement_timeout_s),  # also waits for preempted nodes to come back
         busy_s=where.placement_timeout_s or None,
         say=say,
     )
@@ -154,10 +158,10 @@ def granted(spec: RunSpec, device: str, cpus: int) -> RunSpec:
 
 @contextmanager
 def cluster_for(task: Task | str, config: Any, where: Where, say: Say) -> Iterator[Request]:
-    """The connected cluster, and what each fold asks of a node of it.
+    """The connected cluster, and what each fold requests of a node.
 
     Raises:
-      PlacementError: no node can ever hold a fold.
+      PlacementError: no node can ever run a fold.
     """
     from setibl_ray.core.cluster import connect
 
@@ -167,10 +171,10 @@ def cluster_for(task: Task | str, config: Any, where: Where, say: Say) -> Iterat
 
 
 def request_on(task: Task | str, configs: Sequence[Any], where: Where, say: Say) -> Request:
-    """What each fold of any of some configs asks of a node of the connected cluster.
+    """What each fold of any of these configs requests of a node of the connected cluster.
 
     Raises:
-      PlacementError: no node can ever hold it.
+      PlacementError: no node can ever run it.
     """
     from setibl_ray.core.cluster import placement
 
@@ -189,7 +193,7 @@ def most_memory(task: Task, configs: Sequence[Any], request: Request) -> int:
 
 @contextmanager
 def cleaned(function: str) -> Iterator[None]:
-    """Leave nothing on this machine that a task keeps there: not this run's, nor that of a run that was killed."""
+    """Remove what a task keeps on this machine, for this run or for one that was killed."""
     if not function:
         yield
         return
@@ -213,17 +217,17 @@ def open_record(
     keep_artifacts: bool = True,
     say: Say = lambda text: None,
 ) -> Record:
-    """Begin a run folder, or take up one that exists. The caller holds its lock.
+    """Begin a run folder, or continue an existing one. The caller holds its lock.
 
     Args:
       folder, spec: of the run.
-      resume: take it up.
+      resume: continue it.
       options: further arguments of `task.open`, for the manifest.
       command: what the user typed; None for this process's own command line.
       keep_artifacts, say: as in `Record`.
 
     Raises:
-      RunFolderError: there is a run but no `resume`, or the other way round, or it is not this run.
+      RunFolderError: there is a run but no `resume`, or the other way round, or it is another run.
     """
     command = command or shlex.join(sys.argv)
     if resume:
@@ -298,13 +302,13 @@ def code_sums(spec: RunSpec) -> dict[str, str]:
 def follow(
     runner: Runner, record: Record, max_retries: int, observers: Iterable[Observer] = ()
 ) -> Iterator[tuple[Event, Answer]]:
-    """Run what is left of every fold.
+    """Run the unfinished work of every fold.
 
     Yields:
       Every event, with what follows from it, once it is in the run folder and the observers know it.
 
     Raises:
-      ConfigError: a fold found that no fold of this config can work.
+      ConfigError: a fold found out that no fold of this config can work.
     """
     supervisor = Supervisor(record.standings(), record.spec.n_test, max_retries)
     for job in supervisor.begin():
@@ -323,7 +327,7 @@ def follow(
 
 
 class Draw:
-    """An observer that leaves a task's pictures in the folders of fitted folds."""
+    """An observer that writes a task's pictures into the folders of fitted folds."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -346,7 +350,7 @@ def run_folds(
     how_to_resume: str,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Follow all folds to their ends on the user's screen; whatever ends this early says how to go on.
+    """Run all folds to their ends, showing progress; if this ends early, print how to continue.
 
     Raises:
       FoldFailedError: a fold failed for good; the others are in the run folder.
@@ -401,8 +405,8 @@ def cross_validate(
       data: what the task's `open` reads; with `resume` the run's own if left out.
       out: run folder or URL to write.
       where: where folds run; a `Where`, or a mapping of its fields.
-      resume: go on with the unfinished folds of the run at `out`. What `config` leaves out is the run's own then,
-        what it sets must not contradict it.
+      resume: continue the unfinished folds of the run at `out`. Fields that `config` leaves out are then the run's
+        own; those that it sets must not contradict them.
       options: further arguments of the task's `open`; with `resume` the run's own where left out.
       command: what a user types to resume, in messages.
       console: where progress is shown.
@@ -438,7 +442,7 @@ def cross_validate(
 
 
 def gather(record: Record) -> CrossValidation:
-    """Write what all folds together give: oof.csv, submission.csv, metrics.json."""
+    """Write the results of all folds together: oof.csv, submission.csv, metrics.json."""
     spec, folder = record.spec, record.folder
     task, config, rows = load_task(spec.task), spec.config, spec.rows
     table = gathering.oof_table(spec, record.fitted)

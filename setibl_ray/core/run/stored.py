@@ -1,4 +1,4 @@
-"""A run that an earlier driver began, as its folder tells of it: whether it is this run, and what it was begun with."""
+"""A run that an earlier driver began, read from its folder: whether it is this run, and what it was begun with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refuse_existing(folder: RunFolder) -> None:
 
 def read_config(folder: RunFolder, kind: type[C]) -> C:
     """Raises:
-    RunFolderError: config.yaml is missing, or none that this version knows.
+    RunFolderError: config.yaml is missing, or this version cannot read it.
     """
     try:
         return parse(kind, yaml.safe_load(folder.read("config.yaml")))
@@ -59,7 +59,7 @@ def load(folder: RunFolder, kind: type[C]) -> tuple[Manifest, C]:
 
 
 def run_config(folder: RunFolder, own: C, given: C) -> C:
-    """The run's own config, after holding against it whatever the caller set; how it is computed may change.
+    """The run's own config, after comparing it with what the caller set; how it is computed may change.
 
     Raises:
       RunFolderError: something that was set contradicts it; says what.
@@ -67,7 +67,7 @@ def run_config(folder: RunFolder, own: C, given: C) -> C:
     values = {
         name: value
         for name, value in given.model_dump(exclude_unset=True).items()
-        if value not in (None, "auto")  # left to the program then, and settled since
+        if value not in (None, "auto")  # chosen by the program since then
     }
     merged = parse(type(own), merge(own.model_dump(), values))
     same_config(folder, own, merged)
@@ -77,7 +77,7 @@ def run_config(folder: RunFolder, own: C, given: C) -> C:
 def take_up(
     folder: RunFolder, given: C, data: str | None, options: Mapping[str, Any]
 ) -> tuple[Manifest, C, str, dict[str, Any]]:
-    """What a run goes on with: its manifest, config, data and `Task.open`'s further arguments, its own where left out.
+    """What a run continues with: its manifest, config, data and further arguments of `Task.open`; by default its own.
 
     Raises:
       RunFolderError: there is no run to resume, or something that was given contradicts it.
@@ -89,7 +89,7 @@ def take_up(
 
 def same_config(folder: RunFolder, own: Config, now: Config) -> None:
     """Raises:
-    RunFolderError: the two would give other results; says in what they differ.
+    RunFolderError: the two would give different results; names the differences.
     """
     changed = list(differences(own.result_fields(), now.result_fields()))
     if changed:

@@ -1,10 +1,10 @@
-"""The folds of a run as a state machine: told what happened, it answers with the jobs to submit.
+"""The folds of a run as a state machine: it is told what happened, and returns the jobs to submit.
 
     waiting ── Job ──> fitted ── a Job for each span of the test set ──> done
          └─ Failed: decided by `failures.decide`; again from the last finished step, or given up ─> failed
 
-It reads and writes nothing: `session.follow` records each event before it submits what follows from it, so whatever
-ends the driver, the next one goes on from the run folder.
+It reads and writes nothing: `session.follow` records each event before it submits the resulting jobs, so that after
+any end of the driver, the next one can continue from the run folder.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from setibl_ray.core.jobs import Event, Failed, Job, Predicted, Stepped, Trained
 from setibl_ray.core.run.failures import Decision, decide
 from setibl_ray.core.task import Span
 
-SPAN_S = 60.0  # a process on an accelerator takes some 20 s to start and compile: shorter spans would mostly do that
+SPAN_S = 60.0  # a process on an accelerator takes about 20 s to start and compile: more than a shorter span
 
 State = str  # waiting, trained, done, failed
-Work = tuple[int, Span | None]  # a fold and what of it: its fit, or a span of the test set
+Work = tuple[int, Span | None]  # a fold and a piece of its work: its fit, or a span of the test set
 
 
 def span_rows(n_test: int, seconds: float, slots: int, batch: int) -> int:
@@ -42,12 +42,12 @@ def cut(n_test: int, rows: int) -> list[Span]:
 
 @dataclass
 class Standing:
-    """How far a fold is.
+    """Progress of a fold.
 
     Attributes:
       step: steps of its fit that are kept.
-      span_rows: how the test set is cut for it; None before it is fitted.
-      predicted: spans that are known.
+      span_rows: rows per span of its test set; None before it is fitted.
+      predicted: finished spans.
       attempts: how often each piece of its work was tried.
     """
 
@@ -66,7 +66,7 @@ class Answer:
       jobs: to submit.
       decision: about a failure.
       state: of the event's fold, now.
-      span_rows: how the test set is cut, where the fold was just fitted.
+      span_rows: rows per span of the test set, if the fold was just fitted.
       stop: no fold of this run can work.
     """
 
@@ -81,7 +81,7 @@ class Supervisor:
     """Follows folds from their first job to their last.
 
     Args:
-      folds: how far each is; a new run's are all waiting.
+      folds: progress of each; those of a new run are all waiting.
       n_test: rows of the test set that each fold predicts.
       max_retries: retries of a piece of work that makes no progress in between.
     """
@@ -100,7 +100,7 @@ class Supervisor:
         return (*waiting, *(job for number in fitted for job in self._spans(number)))
 
     def on(self, event: Event, slots: int = 1) -> Answer:
-        """What follows from `event`, there being `slots` places for jobs."""
+        """What follows from `event` if there are `slots` places for jobs."""
         fold = self.folds[event.fold]
         if isinstance(event, Stepped):
             fold.step = event.step + 1

@@ -1,1 +1,1 @@
-"""Sweeps: a search space over config fields, trials that are whole cross-validations, and what they say together."""
+"""Sweeps: a search space over config fields, trials that are whole cross-validations, and their comparison."""

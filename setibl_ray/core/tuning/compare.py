@@ -1,4 +1,4 @@
-"""Is the best trial better than the base config beyond noise, and is it so again with other seeds?"""
+"""Is the best trial better than the base config beyond noise, also with other seeds?"""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def against_base(
     """Compare the best of `n_tried` trials with the base config by a paired bootstrap.
 
     The best of many noisy figures looks better than it is. Bonferroni's correction over every trial that was
-    tried, stopped ones too, keeps the chance of any false claim at 5 %; trials are alike, so it is on the safe side.
-    Its tails lie beyond what a bootstrap can draw, hence the normal interval around the bootstrap's spread.
+    tried, also stopped ones, keeps the chance of any false claim at 5 %; it is conservative, as trials are similar.
+    Its tails are beyond what a bootstrap can draw, hence a normal interval with the bootstrap's standard error.
 
     Args:
       score: how they are judged.
@@ -93,11 +93,11 @@ def confirmed(
     """
     found = [_compared(score, best, base, group) for (best, base), group in zip(pairs, groups)]
     gains = np.array([gain for gain, _ in found])
-    # All seeds predict the same rows: their sampling noise does not average out. What training adds does.
+    # All seeds predict the same rows, so the noise of sampling rows does not average out; that of training does.
     rows = float(np.mean([spread for _, spread in found]))
     seeds = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     spread = math.hypot(rows, seeds)
-    # Welch and Satterthwaite: a spread over few seeds is itself uncertain, and counts as it weighs beside the rows'.
+    # Welch and Satterthwaite: a spread over few seeds is itself uncertain; it counts by its share of the total.
     freedom = (len(gains) - 1) * (spread / seeds) ** 4 if seeds else math.inf
     return _comparison(score, float(gains.mean()), spread, 1, len(gains), freedom)
 

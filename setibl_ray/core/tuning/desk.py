@@ -1,4 +1,4 @@
-"""A sweep as a person follows it: a live table on a terminal, a line per event elsewhere; the ledger is kept here."""
+"""Progress of a sweep: a live table on a terminal, a line per event elsewhere; also keeps the ledger up to date."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from setibl_ray.core.errors import PlacementError
 from setibl_ray.core.tuning.ledger import Ledger, Trial
 
 MAX_FAILURES_IN_A_ROW = 5
-STUCK_S = 60.0  # a trial's process takes this long to start on the busiest machine
+STUCK_S = 60.0  # longest time that a trial's process takes to start on a busy machine
 ROWS = 24
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}
 
 
 class Desk(tune.Callback):
-    """Takes what Tune says about trials into the ledger and onto the screen, and says when the sweep must end.
+    """Records what Tune reports about trials in the ledger, shows it, and decides when the sweep must end.
 
     Args:
       ledger: of the sweep.
@@ -73,14 +73,14 @@ class Desk(tune.Callback):
             self._live.stop()
 
     def follow(self, ledger: Ledger, n_trials: int) -> None:
-        """Turn to other trials: those that confirm."""
+        """Switch to the trials that confirm."""
         self.ledger, self._n_trials = ledger, n_trials
 
     def say(self, text: str) -> None:
         terminal.say(text, self.console)
 
     def must_end(self) -> bool:
-        """Asked by Tune again and again; while nothing runs it looks whether anything ever can."""
+        """Called by Tune repeatedly; while nothing runs, checks whether anything still can."""
         if self.ends_because is None and not self._running and time.monotonic() - self._idle_since > STUCK_S:
             self._idle_since = time.monotonic()
             try:
@@ -149,14 +149,14 @@ class Desk(tune.Callback):
         return "  ".join(f"{labels[name]} {_shown(value)}" for name, value in record.values.items())
 
     def _show(self, record: Trial, line: str, always: bool = False) -> None:
-        """Bring the screen up to date; `line` stands for it where there is no live table, or `always`."""
+        """Update the display; `line` is printed if there is no live table, or `always`."""
         if self._live:
             self._live.update(self.table())
         if line and (always or not self._live):
             self.say(f"trial {record.number}  {line}")
 
     def table(self) -> Table:
-        """Trials that run, then the best; of a long sweep only as many as a screen holds."""
+        """Running trials, then the best; as many as fit on a screen."""
         known = self.ledger.trials.values()
         ended = sum(trial.state != "running" for trial in known)
         spent = sum(trial.fold_epochs for trial in known)

@@ -1,7 +1,7 @@
-"""A sweep from start to end: check, hand trials to Tune, compare, write.
+"""A sweep from start to end: check, pass trials to Tune, compare, write.
 
-Tune places trials, keeps them within their placement groups, stops them and logs them. What is known about them lies in
-the ledger, so that a sweep which was killed goes on with the same trials, and each at its last epoch.
+Tune places trials, keeps them within their placement groups, stops them and logs them. The state of all trials is in
+the ledger, so that a killed sweep continues with the same trials, each from its last step.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from setibl_ray.core.tuning.trial import CrossValidationTrial, Shared
 from setibl_ray.core.where import Where
 
 FORMAT = 2
-SESSION = ("time_budget_s",)  # what --resume does not take over from the session before
-WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; its folder lets it go on
+SESSION = ("time_budget_s",)  # what --resume does not take from the earlier session
+WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; it continues from its folder
 
 QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV and JSON say again what the ledger says
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV and JSON only repeat the ledger
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports why, and no AUC
-    "RAY_AIR_NEW_OUTPUT": "0",  # and its tables what the desk says
+    "RAY_AIR_NEW_OUTPUT": "0",  # and its tables repeat the desk
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for running epochs; everything is on disk already
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in the command
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # of snapshots that nobody reads
@@ -59,19 +59,19 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Options:
-    """How a sweep goes about its trials.
+    """Options of a sweep.
 
     Attributes:
-      trials: how many, the base config among them.
+      trials: how many, including the base config.
       search: how points are chosen.
       stopping: `asha`, or `none` to run every trial to its end.
-      reduction_factor: ASHA lets one in so many past a rung.
-      grace_epochs: epochs of its first folds that every trial gets; None for one in `reduction_factor` of them, so that
-        the next rung lies at the end of those folds.
+      reduction_factor: ASHA continues the best one in this many at each rung.
+      grace_epochs: epochs of its first folds that every trial runs; None for one in `reduction_factor` of them, so
+        that the next rung is at the end of those folds.
       folds_at_once: slots of a trial; None for as many as fit and divide the folds.
       trials_at_once: None for as many as fit.
-      time_budget_s: begin and train nothing after this; None for no end.
-      confirm_seeds: repeat the best and the base config with so many other seeds.
+      time_budget_s: after this time nothing is begun or trained; None for no limit.
+      confirm_seeds: repeat the best and the base config with this many other seeds.
       predict_test: also predict the test set in every trial.
       keep_weights: keep each fold's artifact.
       log_to: `mlflow`, `wandb`: Tune's own callbacks, besides TensorBoard.
@@ -106,7 +106,7 @@ def sweep(
 ) -> Results:
     """Search for a better config; every trial is a whole cross-validation.
 
-    With `resume`, what is left out is the sweep's own; what is given must not contradict it.
+    With `resume`, missing arguments are the sweep's own; given ones must not contradict them.
 
     Args:
       task: what is run, or its dotted name.
@@ -116,7 +116,7 @@ def sweep(
       out: folder to write.
       options: fields of `Options`; those left out have its defaults.
       where: the cluster, what a fold takes of it and how often it is tried; `runner` and `workers` do not apply.
-      resume: go on with the sweep at `out`.
+      resume: continue the sweep at `out`.
       command: what a user types to resume, in messages.
       console: where progress is shown.
 
@@ -188,14 +188,14 @@ def sweep(
                 if trial.state == "running":
                     kept.end(trial, "unfinished")
         rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
-        results = write_results(ledger, space, base, loaded, spec.rows, rungs)
+        results = write_results(ledger, space, base, loaded, spec.rows, rungs, command)
         for line in results.lines():
             say(line)
         return _end(desk, ledger, results, command)
 
 
 def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
-    """What the sweep at the ledger's folder was begun with; empty for a new one.
+    """What the sweep in the ledger's folder was begun with; empty for a new one.
 
     Raises:
       RunFolderError: there is a sweep but no `resume`, or the other way round.
@@ -212,7 +212,7 @@ def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
 
 
 def _end(desk: Desk, ledger: Ledger, results: Results, command: str) -> Results:
-    """Give the results back, or say why the sweep is not whole."""
+    """Return the results, or raise why the sweep is not complete."""
     kept = f"Finished trials, folds and epochs are kept. Go on with: {command} --out {ledger.root} --resume"
     if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
@@ -230,7 +230,7 @@ def _end(desk: Desk, ledger: Ledger, results: Results, command: str) -> Results:
 
 
 def _check(space: Space, spec: RunSpec, options: Options) -> list[Any]:
-    """Everything that can be known before Ray starts; gives the configs that were tried for it."""
+    """All checks that are possible before Ray starts; returns the configs that were tried for them."""
     task, base = load_task(spec.task), spec.config
     configs = [base, *check_space(space, base)]
     for config in configs:
@@ -262,9 +262,9 @@ class _Placement:
     def __init__(self, request: Request, slots: int) -> None:
         self._request, self._slots = request, slots
         here = f"node:{ray.util.get_node_ip_address()}"
-        # An empty bundle would let the trial's process go to any node, and it writes to this one's disk.
+        # With an empty bundle, the trial's process could run on any node, but it writes to this one's disk.
         bundles = [{here: 0.001}] + [request.resources] * slots
-        # A bundle on a node where its fold may not run would have it wait for ever.
+        # A fold would wait forever for a bundle on a node where it may not run.
         selector = request.selector()
         where = {"bundle_label_selector": [{}, *[selector] * slots]} if selector else {}
         self.group = tune.PlacementGroupFactory(bundles, strategy="PACK", **where)
@@ -276,7 +276,7 @@ class _Placement:
 
     def check(self) -> None:
         """Raises:
-        PlacementError: the cluster as it is now can never hold one trial.
+        PlacementError: the cluster in its present state cannot run a trial.
         """
         if self._available < self._slots:
             raise PlacementError(
@@ -298,10 +298,10 @@ def _open(
     rows: Rows,
     slots: int,
 ) -> None:
-    """Write down what the sweep is, after holding it against what it was begun with.
+    """Save the definition of the sweep, after comparing it with the one it was begun with.
 
     Raises:
-      RunFolderError: the trials to come would not be comparable with those that are there; says why.
+      RunFolderError: new trials would not be comparable with the existing ones; says why.
     """
     settings = {name: value for name, value in vars(options).items() if name not in SESSION}
     now = {
@@ -346,7 +346,7 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], options: Options) -> Trial
 
 
 def _to_do(ledger: Ledger, space: Space, base: Any, options: Options) -> Iterator[Trial]:
-    """Trials that are left, each on disk before Tune hears of it; points are chosen when Tune asks for them."""
+    """Remaining trials, each on disk before Tune gets it; points are chosen when Tune asks for them."""
     for number in range(options.trials):
         trial = ledger.trials.get(number)
         if trial is not None and trial.state in ENDED:
@@ -378,7 +378,7 @@ def _run(
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
     )  # a failed trial is a line on the desk, not a traceback
-    # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore that the ledger makes needless.
+    # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore, which the ledger replaces.
     interrupt: BaseException | None = None
     try:
         tune.run(
@@ -405,7 +405,7 @@ def _run(
         interrupt = error.with_traceback(None)
     if interrupt is not None:
         # Tune frees its placement groups after an Exception only. After a Ctrl-C they last as long as its controller,
-        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores for ever.
+        # which the traceback holds, and in a caller's Ray the next sweep would wait for their cores forever.
         gc.collect()
         raise interrupt
 

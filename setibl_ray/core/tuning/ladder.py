@@ -1,9 +1,9 @@
-"""What makes trials comparable: the order in which a trial's folds and epochs count, and its score at each step.
+"""How trials are compared: the steps through a trial's folds and epochs, and its score at each step.
 
 A trial runs its folds in waves of as many as it has slots. A step is over when every fold of the wave has
-finished that epoch, so at any step all trials of a sweep have spent the same epochs on the same folds, however
-their folds raced. Before the first wave ends a trial is worth the mean of its folds' best held-out scores so far; from
-then on the out-of-fold score of the waves that are done, which after the last wave is the sweep's objective.
+finished that epoch, so at any step all trials of a sweep have trained the same epochs on the same folds,
+whichever fold was faster. Before the first wave ends, a trial's score is the mean of its folds' best held-out scores so
+far; then it is the out-of-fold score of the finished waves, which after the last wave is the sweep's objective.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from setibl_ray.core.task import Score
 
 @dataclass(frozen=True)
 class Step:
-    """One rung that a trial may be measured at.
+    """One step at which trials can be compared.
 
     Attributes:
       number: from 0.
       folds: folds of the wave.
       epoch: the epoch that all of them have finished.
-      ends_wave: it takes their results, not only their last epoch.
-      fold_epochs: epochs of all folds up to here.
+      ends_wave: needs their results, not only their last epoch.
+      fold_epochs: epochs of all folds so far.
     """
 
     number: int
@@ -50,13 +50,13 @@ def ladder(epochs: Sequence[int], slots: int) -> list[Step]:
 
 
 def slots_for(folds: int, available: int) -> int:
-    """Folds that a trial runs at once: the most that fit and divide the folds, so that no slot waits for a last one."""
+    """Folds that a trial runs at once: the most that fit and divide the folds, so that all slots end together."""
     return max(slots for slots in range(1, folds + 1) if folds % slots == 0 and slots <= max(available, 1))
 
 
 @dataclass
 class Standing:
-    """How far a trial is.
+    """Progress of a trial.
 
     Attributes:
       steps: its ladder.
@@ -86,7 +86,7 @@ class Standing:
         return sum(len(steps) for steps in self.seen.values()) + without
 
     def reached(self) -> list[tuple[Step, float]]:
-        """Steps that are over now and have not been given out, with the score at each."""
+        """Steps that are finished and have not been reported yet, with the score at each."""
         out = []
         while self._next < len(self.steps) and self._is_over(self.steps[self._next]):
             step = self.steps[self._next]
@@ -122,6 +122,6 @@ class Standing:
 def pooled(
     score: Score, target: np.ndarray, fold_of_row: np.ndarray, results: Mapping[int, np.ndarray]
 ) -> float:
-    """Score of the predictions of some folds over their rows together; the worst where one is no number."""
+    """Score of the predictions of some folds over their rows together; the worst if one is not a number."""
     rows = np.concatenate([(fold_of_row == fold).nonzero()[0] for fold in results])
     return score.of(target[rows], np.concatenate(list(results.values())))

@@ -1,6 +1,6 @@
-"""The sweep folder: what was tried, how far it came and how it ended, each fact on disk when it becomes one.
+"""The sweep folder: what was tried, how far it got and how it ended, each written to disk at once.
 
-    OUT/sweep.json          what all trials share, so that --resume can hold itself to it
+    OUT/sweep.json          what all trials share, which --resume must keep
     OUT/config.yaml         the base config
     OUT/trials.csv  best.yaml  sweep.html  confirm.csv
     OUT/trials/NNN/         a run folder (see core/run/folder.py), and in it
@@ -8,8 +8,8 @@
         reports.csv         the trial's score at each step of the ladder
     OUT/tune/               what Tune's own loggers write (TensorBoard)
 
-Tune's `Tuner.restore` goes back to its last snapshot, loses the trials begun since, and forgets what its
-scheduler had seen; from this folder a sweep goes on after any crash with the same trials.
+Tune's `Tuner.restore` goes back to its last snapshot, loses the trials begun since, and forgets the state of its
+scheduler; from this folder, a sweep continues after any crash with the same trials.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Trial:
     Attributes:
       number: from 0; 0 is the base config.
       values: field -> value; empty for the base config.
-      state: `done` with all folds, `stopped` early, `failed`, or `unfinished` when the sweep ended before it.
-      score: out-of-fold score when done, else the last comparable one; None before the first.
+      state: `done` with all folds, `stopped` early, `failed`, or `unfinished` if the sweep ended before it.
+      score: out-of-fold score when done, otherwise the last comparable one; None before the first.
       fold_epochs: epochs trained, all folds together.
       folds_done: folds with results.
       message: why it failed.
@@ -95,7 +95,7 @@ class Ledger:
         return run_folder(self.root, trial.number)
 
     def reports(self, trial: Trial) -> pd.DataFrame:
-        """step, fold_epochs, spent, folds_done, score, wave_score, time_s; a line per step that the trial reached."""
+        """step, fold_epochs, spent, folds_done, score, wave_score, time_s; one row per step that the trial reached."""
         folder = self.run_folder(trial)
         if not folder.exists("reports.csv"):
             return pd.DataFrame(
@@ -117,7 +117,7 @@ class Ledger:
         return self.score.sign * (self.score.worst if trial.score is None else trial.score)
 
     def table(self, names: list[str]) -> pd.DataFrame:
-        """trials.csv: a line per trial, with the values of the searched fields `names` (empty: the base config's)."""
+        """trials.csv: one row per trial, with the values of the searched fields `names` (empty: the base config's)."""
         rows = []
         for trial in sorted(self.trials.values(), key=lambda trial: trial.number):
             rows.append(

@@ -1,4 +1,4 @@
-"""Tune's ASHA over fold-epochs, with a memory that outlives the process and one trial that it never stops."""
+"""Tune's ASHA over fold-epochs, with a state that survives the process and one trial that is never stopped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from setibl_ray.core.tuning.ledger import DEFAULT, Ledger
 
 
 class Pruning(ASHAScheduler):
-    """A trial goes on past a rung only among the best `1/reduction_factor` of those that were there.
+    """At each rung, only the best `1/reduction_factor` of the trials that reached it continue.
 
-    Rungs lie at `grace`, `grace x reduction_factor`, … fold-epochs; every trial passes the same steps of the
-    ladder, so those it is compared with had the same folds and epochs. The base config runs to its end:
-    everything is held against it.
+    Rungs are at `grace`, `grace x reduction_factor`, … fold-epochs; every trial passes the same steps of the
+    ladder, so those that are compared had the same folds and epochs. The base config runs to its end, as
+    everything is compared with it.
 
     Args:
-      ledger: where a stop is written down before anything follows from it.
+      ledger: records a stop before anything follows from it.
       grace: fold-epochs before the first rung.
       total: fold-epochs of a whole trial.
       reduction_factor: more stops more.
@@ -45,9 +45,9 @@ class Pruning(ASHAScheduler):
         self.rungs = list(itertools.takewhile(lambda rung: rung < total, rungs))
 
     def replay(self, number: int, reports: pd.DataFrame) -> None:
-        """Put what a trial of an earlier session reported back into the rungs."""
+        """Enter the reports of a trial of an earlier session into the rungs again."""
         stand_in: Any = SimpleNamespace(trial_id=f"earlier-{number}")
-        no_controller: Any = None  # which ASHA does not ask anyway
+        no_controller: Any = None  # which ASHA does not use anyway
         self.on_trial_add(no_controller, stand_in)
         for report in reports.to_dict("records"):
             super().on_trial_result(no_controller, stand_in, report)

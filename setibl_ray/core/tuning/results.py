@@ -38,6 +38,7 @@ class Results:
       full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
+      command: what a user types to sweep.
     """
 
     root: str
@@ -49,6 +50,12 @@ class Results:
     full: int
     against_base: Comparison | None
     confirmed: Comparison | None
+    command: str = "python -m setibl_ray.sweep"
+
+    @property
+    def cv(self) -> str:
+        """What a user types to run one config."""
+        return f"{self.command.rpartition('sweep')[0]}cv"
 
     def verdict(self) -> str:
         """Whether the best trial differs from the base config, in a sentence."""
@@ -96,31 +103,32 @@ class Results:
             lines.append(f"With other seeds: {self.confirmed}.")
         elif self.against_base is not None:
             lines.append(
-                f"Other seeds may say otherwise: python -m setibl_ray.sweep --out {self.root} --resume --confirm"
+                f"Other seeds may say otherwise: {self.command} --out {self.root} --resume --confirm"
             )
-        lines.append(f"train it: python -m setibl_ray.cv --config {self.root}/best.yaml")
+        lines.append(f"train it: {self.cv} --config {self.root}/best.yaml")
         lines.append(f"page: {self.root}/sweep.html")
         return lines
 
 
 def confirm_root(root: str, best: Trial) -> str:
-    """The folder of the confirmation of `best`; another best has another."""
+    """The folder of the confirmation of `best`; each best trial has its own."""
     return f"{root}/confirm/trial-{best.name}"
 
 
 def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
-    """Seeds other than the sweep's own, the same each time they are asked for."""
+    """Seeds other than the sweep's own, the same at each call."""
     return [stream_key(base.seed, "confirm", i) % 2**32 for i in range(n_seeds)]
 
 
 def write_results(
-    ledger: Ledger, space: Space, base: Any, task: Task, rows: Rows, rungs: Sequence[int]
+    ledger: Ledger, space: Space, base: Any, task: Task, rows: Rows, rungs: Sequence[int], command: str
 ) -> Results:
     """Compare what is finished and write the sweep's tables and page.
 
     Args:
       ledger, space, base, task, rows: of the sweep.
       rungs: fold-epochs at which trials are stopped.
+      command: what a user types to sweep.
     """
     table = ledger.table(space.names)
     ledger.folder.write_csv("trials.csv", table)
@@ -136,7 +144,9 @@ def write_results(
             again = _confirmed(ledger, best, group)
     configs = [apply(base, trial.values) for trial in ledger.trials.values()]
     full = sum(max(1, task.needs(config, fold).n_steps) for config in configs for fold in range(config.folds))
-    results = Results(ledger.root, table, best, config, space.labels, ledger.score, full, against, again)
+    results = Results(
+        ledger.root, table, best, config, space.labels, ledger.score, full, against, again, command
+    )
     ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
     return results
 
@@ -208,7 +218,7 @@ def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
 
 
 def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
-    """Field -> share of the finished trials' variance in AUC (fANOVA); empty where there are too few to say."""
+    """Field -> share of the finished trials' variance in AUC (fANOVA); empty if there are too few trials."""
     import optuna
 
     if len(ledger.done) < 4:
@@ -219,7 +229,7 @@ def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
         try:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (RuntimeError, ValueError):  # all finished trials are equal, or stand at one point
+        except (RuntimeError, ValueError):  # all finished trials have equal scores or equal values
             return {}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 

@@ -1,8 +1,8 @@
-"""Which point a trial takes: random, from a grid, or by Optuna's TPE from what is known of the trials so far.
+"""The values of a trial: random, from a grid, or by Optuna's TPE based on the trials so far.
 
 A suggestion is a function of (seed, trial number, trials so far), with no state between calls. Optuna is told about
-stopped trials as pruned ones, with their score at each step: Tune's own OptunaSearch would hand it the score of an
-early epoch as if it were a finished cross-validation's.
+stopped trials as pruned ones, with their score at each step: Tune's own OptunaSearch would report the score of an
+early epoch as if it were that of a finished cross-validation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from setibl_ray.core.tuning.space import Space
 
 Search = Literal["optuna", "random", "grid"]
 Reports = Callable[[Trial], pd.DataFrame]
-N_STARTUP = 8  # trials that TPE draws at random before its model of good and bad points says anything
+N_STARTUP = 8  # trials that TPE draws at random before it has a model of good and bad points
 
 
 def suggest(
@@ -63,8 +63,8 @@ def _tpe(
         sampler = optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=N_STARTUP,
-            multivariate=True,  # learning rate and augmentation pull at each other
-            constant_liar=True,  # trials that run now repel new ones
+            multivariate=True,  # learning rate and augmentation depend on each other
+            constant_liar=True,  # new trials keep away from running ones
         )
     study = study_of(space, base, trials, score, reports, sampler)
     asked = study.ask({field.name: field.distribution() for field in space})

@@ -1,6 +1,6 @@
 """The search space: which config fields vary, from which of Tune's distributions, checked before anything starts.
 
-In YAML a field's name stands as its flag does, its distribution as Tune names it:
+In YAML a field is named like its flag, its distribution like Tune's:
 
     schedule.lr-max: {loguniform: [1.0e-4, 1.0e-2]}
     augment.strength: {uniform: [0, 2]}
@@ -34,7 +34,7 @@ NUMERIC = (
     "randint", "qrandint", "lograndint", "qlograndint",
 )  # fmt: skip
 LISTED = ("choice", "grid_search")
-N_DRAWS = 32  # per field, to catch what its ends do not show, such as fractions of an integer
+N_DRAWS = 32  # per field, to find errors that its bounds do not show, such as fractions of an integer
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Field:
         return value.item() if isinstance(value, np.generic) else value
 
     def extremes(self) -> list[Any]:
-        """Values that stand for all: every option of a list, both ends and some draws of a distribution."""
+        """Sample values: every option of a list, both bounds and some draws of a distribution."""
         if self.kind in LISTED:
             return self.options
         rng = np.random.default_rng(0)
@@ -87,14 +87,14 @@ class Field:
         if self.kind in LISTED:
             return CategoricalDistribution(range(len(self.arguments)))
         low, high = self.bounds
-        # Optuna steps no logarithmic scale: `decode` rounds those.
+        # Optuna has no steps on a logarithmic scale: `decode` rounds.
         step = self.arguments[2] if self.kind in ("quniform", "qrandint") else None
         if "randint" in self.kind:
             return IntDistribution(int(low), int(high), log=self.is_log, step=int(step or 1))
         return FloatDistribution(float(low), float(high), log=self.is_log, step=step)
 
     def decode(self, value: Any) -> Any:
-        """A value from Optuna as the config wants it."""
+        """A value from Optuna in the config's type."""
         if self.kind in LISTED:
             return self.options[value]
         if self.kind in ("qloguniform", "qlograndint"):
@@ -130,7 +130,7 @@ class Space:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Field -> its name without the section, where that is clear: columns and axes have little room."""
+        """Field -> its name without the section, if that is unique: columns and axes have little room."""
         short = {name: name.rpartition(".")[2] for name in self.names}
         taken = list(short.values())
         return {name: label if taken.count(label) == 1 else name for name, label in short.items()}
@@ -153,7 +153,7 @@ class Space:
         return [dict(zip(self.names, values)) for values in products]
 
     def default(self, config: Config) -> dict[str, Any] | None:
-        """The point at which the base config stands; None where it lies outside the space."""
+        """The base config's point in the space; None if it is outside."""
         point = {}
         for field in self.fields:
             value = config.search_value(field.name)
@@ -205,7 +205,7 @@ def apply(base: C, values: Values) -> C:
 
 
 def check_space(space: Space, base: C) -> list[C]:
-    """Hold every option, end and some draws of each field against the config's types and bounds.
+    """Check every option, both bounds and some draws of each field against the config's types and bounds.
 
     Returns:
       The configs that were tried, for checks against the data.
@@ -289,7 +289,7 @@ def _known_field(name: str, kind: type[Config]) -> None:
 
 
 def _number(name: str, kind: str, value: Any) -> float | int:
-    # YAML reads 1e-4 (without a point) as text, an old trap.
+    # YAML reads 1e-4 (without a point) as text.
     try:
         number = float(value) if isinstance(value, str) else value
         if isinstance(number, bool) or not math.isfinite(number):

@@ -1,8 +1,8 @@
-"""One trial: a run of its own, inside its placement group, that reports at each step of the ladder.
+"""One trial: a run inside its placement group that reports at each step of the ladder.
 
-It follows its folds as `cv` does and leaves a run folder, so a trial that is taken up again, after a crash of the
-worker, the node or the whole sweep, fits no finished fold and no finished step twice. Its process sits on the
-sweep's own node and takes no core there: as in `cv`, only that node writes, and no storage need be shared.
+It follows its folds as `cv` does and leaves a run folder, so a trial that is continued after a crash of the
+worker, the node or the whole sweep repeats no finished fold and no finished step. Its process runs on the
+sweep's own node and takes no core there: as in `cv`, only that node writes, and no shared storage is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from setibl_ray.core.tuning.ledger import run_folder
 from setibl_ray.core.tuning.space import apply
 from setibl_ray.core.where import Where
 
-FATAL = ("data",)  # causes that every other trial would meet as well
+FATAL = ("data",)  # causes that would affect every other trial as well
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class CrossValidationTrial(tune.Trainable):
         self._work.cancel()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        # Tune hands this actor, with its placement group, to the next trial: the group's fold processes live
+        # Tune reuses this actor, with its placement group, for the next trial: the group's fold processes live
         # on, and the next trial's folds find their model compiled.
         self.cleanup()
         self._begin(new_config)
@@ -128,20 +128,20 @@ class Work:
             self._spec,
             resume=folder.exists(),
             command=shared.command,
-            keep_artifacts=shared.keep_artifacts,  # a sweep of large models would fill any disk
+            keep_artifacts=shared.keep_artifacts,  # they would fill any disk in a sweep of large models
         )
         self._runner = session.ray_runner(self._spec, shared.request, where, shared.slots, spread=False)
         standing = _Follow(self._standing, self._record)
         yield from self._new_steps()
         for event, answer in session.follow(self._runner, self._record, where.max_retries, [standing]):
             if isinstance(event, Failed) and answer.decision and answer.decision.action == "give-up":
-                # Without this fold there is no out-of-fold score: the others would be fitted for nothing.
+                # Without this fold there is no out-of-fold score, so the others are not needed.
                 message = f"fold {event.fold}: {event.message}"
                 yield {"failed": message, "fatal": event.cause in FATAL, "done": True}
             yield from self._new_steps()
 
     def cancel(self) -> None:
-        """Stop the folds that run; a trial that was stopped for good keeps no state to go on from."""
+        """Stop the folds that run; a trial that was stopped for good keeps no state."""
         if self._runner is not None:
             self._runner.cancel()
             self._runner = None
@@ -156,7 +156,7 @@ class Work:
         for step, score in self._standing.reached():
             done = step is self._standing.steps[-1]
             if done:
-                # Predictions that are no numbers cannot be gathered: the trial is done, and has the worst score.
+                # Predictions that are not numbers cannot be gathered: the trial is done, with the worst score.
                 with suppress(CoverageError):
                     session.gather(self._record)
             report = {
@@ -172,7 +172,7 @@ class Work:
 
 
 class _Follow:
-    """An observer that keeps a trial's standing, from what its folder knows already on."""
+    """An observer that keeps a trial's progress, beginning with what its folder holds."""
 
     def __init__(self, standing: Standing, record: Record) -> None:
         self._standing, self._record = standing, record
@@ -206,13 +206,13 @@ class _Reports:
             self._reports = {row["step"]: row for row in folder.read_csv("reports.csv").to_dict("records")}
 
     def add(self, report: dict[str, Any]) -> None:
-        if report["step"] not in self._reports:  # a trial taken up again passes its old steps once more
+        if report["step"] not in self._reports:  # a continued trial passes its old steps again
             self._reports[report["step"]] = {**report, "time_s": time.time()}
             self._folder.write_csv("reports.csv", pd.DataFrame(self._reports.values()))
 
 
 def _finite(value: Any, score: Score) -> float:
-    """A score as a number; nan, or the empty cell that stands for it in a table, is the worst one."""
+    """A score as a number; nan, or an empty cell of a table, is the worst one."""
     try:
         number = float(value)
     except (TypeError, ValueError):

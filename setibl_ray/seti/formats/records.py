@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,10 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard."""
+    """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard.
+
+    `provenance` is written beside the rest (a NaN is not), for whoever reads the shards; nothing here reads it back.
+    """
 
     image_id: str
     target: int | None
@@ -59,6 +62,7 @@ class Record:
     snr: float
     kind: str | None
     panels: np.ndarray
+    provenance: Mapping[str, Value] = field(default_factory=dict)
 
 
 def quantise(cadence: np.ndarray) -> np.ndarray:
@@ -72,12 +76,13 @@ def quantise(cadence: np.ndarray) -> np.ndarray:
     """
     low, high = CLIP
     rows = cadence.reshape(len(cadence), -1)
-    mean = rows.mean(axis=1, keepdims=True, dtype=np.float32)
-    scaled = rows - mean
-    std = np.sqrt(np.einsum("ij,ij->i", scaled, scaled) / rows.shape[1])[:, None]
+    # Sums in float64, whose order does not show in a byte: NumPy adds float32 up differently from version to version.
+    mean = rows.mean(axis=1, keepdims=True, dtype=np.float64)
+    scaled = rows - mean.astype(np.float32)
+    std = np.sqrt(np.square(scaled).mean(axis=1, keepdims=True, dtype=np.float64))
     step = (high - low) / 255
-    scaled *= 1 / (np.where(std > 0, std, 1) * step)
-    scaled += 0.5 - low / step  # truncation to bytes then rounds to the nearest
+    scaled *= (1 / (np.where(std > 0, std, 1) * step)).astype(np.float32)
+    scaled += np.float32(0.5 - low / step)  # truncation to bytes then rounds to the nearest
     np.maximum(scaled, 0, out=scaled)  # these two take a quarter of np.clip's time
     np.minimum(scaled, 255, out=scaled)
     return scaled.astype(np.uint8).reshape(cadence.shape)
@@ -107,6 +112,9 @@ def encode_record(record: Record) -> bytes:
         features["kind"] = record.kind
     if not math.isnan(record.snr):
         features["snr"] = float(record.snr)
+    for name, value in record.provenance.items():
+        if value == value:  # not NaN
+            features[name] = value
     return encode_example(features)
 
 

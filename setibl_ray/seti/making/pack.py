@@ -27,6 +27,7 @@ from setibl_ray.seti.cadence import N_PANELS
 from setibl_ray.seti.formats.records import Record, quantise
 from setibl_ray.seti.formats.shards import SPLITS, Split
 from setibl_ray.seti.formats.writer import ShardWriter, WrittenShard, new_folder, write_dataset, write_shards
+from setibl_ray.seti.observations import conditioning
 
 LABELS_FILE = "train_labels.csv"
 SUBMISSION_FILE = "sample_submission.csv"
@@ -48,6 +49,7 @@ class PackTask(NamedTuple):
     shard: int
     sources: tuple[Source, ...]
     panel_shape: tuple[int, int]
+    robust: bool
 
 
 def pack(
@@ -58,6 +60,10 @@ def pack(
     n_test_shards: int = 10,
     seed: int = 0,
     group_column: str | None = None,
+    df_hz: float = DF_HZ,
+    dt_s: float = DT_S,
+    robust: bool = False,
+    test_only: bool = False,
     n_processes: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     on_shard: Callable[[WrittenShard], None] = lambda shard: None,
@@ -71,6 +77,10 @@ def pack(
       seed: decides the shard of each cadence and its position there.
       group_column: column of the tables that names groups; by default their folders do, where they are more than the
         beginnings of ids.
+      df_hz, dt_s: width of a frequency bin and length of a time bin.
+      robust: bring panels to sigmas as observations are (`observations.conditioning`), so that a bright line
+        does not hide a weak one as it does where its own deviation is divided by.
+      test_only: there are no train files and no labels.
       n_processes: by default one per core.
       say: takes lines about what was left out.
       on_shard: called after each shard, e.g. to show progress.
@@ -80,13 +90,13 @@ def pack(
         array of the first one's shape; fewer cadences than shards; `out` holding something already.
     """
     root, path = Path(kaggle), Path(os.path.abspath(out))
-    sources = find_sources(root, group_column, say)
-    shape = _load(sources["train"][0].path).shape
+    sources = find_sources(root, group_column, say, test_only=test_only)
+    shape = _load((sources["train"] or sources["test"])[0].path).shape
     panel_shape = (shape[1], shape[2])
     with new_folder(path) as folder:
         n_shards_of = {"train": n_shards, "test": n_test_shards}
         tasks = [
-            PackTask(str(folder), split, shard, dealt, panel_shape)
+            PackTask(str(folder), split, shard, dealt, panel_shape, robust)
             for split in SPLITS
             for shard, dealt in enumerate(deal(sources[split], n_shards_of[split], split, seed))
         ]
@@ -94,26 +104,39 @@ def pack(
         made = {"command": "pack", "shards": n_shards, "test_shards": n_test_shards, "seed": seed}
         if group_column:
             made["group_column"] = group_column
-        write_dataset(folder, shards, panel_shape, made, df_hz=DF_HZ, dt_s=DT_S)
+        facts = {"conditioning": conditioning.definition()} if robust else {}
+        write_dataset(folder, shards, panel_shape, made, df_hz=df_hz, dt_s=dt_s, **facts)
     return path
 
 
 def find_sources(
-    root: Path, group_column: str | None = None, say: Callable[[str], None] = lambda line: None
+    root: Path,
+    group_column: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    test_only: bool = False,
 ) -> dict[str, list[Source]]:
-    """Every training and test .npy file, by id, checked against the labels.
+    """Every training and test .npy file, by id, checked against the labels; with `test_only` the test files alone.
 
     Raises:
       DataError: no labels, ids twice, targets other than 0 and 1, labels without files or files without
         labels, no such column of groups, a file whose name is no text.
     """
-    files = {split: _npy_files(root / split, say) for split in SPLITS}
-    if not files["train"]:
-        raise DataError(f"{root / 'train'} holds no .npy file. Expected Kaggle's folder with train/**/*.npy.")
+    needed: Split = "test" if test_only else "train"
+    splits: tuple[Split, ...] = ("test",) if test_only else SPLITS
+    files = {split: _npy_files(root / split, say) for split in splits}
+    if not files[needed]:
+        raise DataError(
+            f"{root / needed} holds no .npy file. Expected Kaggle's folder with {needed}/**/*.npy."
+        )
     for paths in files.values():
         for first, second in pairwise(paths):
             if first.stem == second.stem:
                 raise DataError(f"id {first.stem} is there twice: {first} and {second}. Remove one.")
+    if test_only:
+        groups = _groups(root, files, {}, None)
+        tests = [Source(path, path.stem, None, groups["test"].get(path.stem)) for path in files["test"]]
+        return {"train": [], "test": tests}
     named = [group_column] if group_column else []
     labels = _read_csv(root / LABELS_FILE, ["id", "target", *named])
     values = pd.to_numeric(labels["target"], errors="coerce")
@@ -212,7 +235,9 @@ def write_shard(task: PackTask) -> WrittenShard:
                 raise DataError(
                     f"{source.path}: expected shape {expected} like the first file, found {cadence.shape}"
                 )
-            panels = quantise(cadence)
+            panels = (
+                conditioning.to_bytes(conditioning.condition(cadence).z) if task.robust else quantise(cadence)
+            )
             writer.write(Record(source.image_id, source.target, source.group, float("nan"), None, panels))
     return writer.written
 

@@ -38,9 +38,8 @@ from setibl_ray.seti.formats.writer import (
 )
 from setibl_ray.seti.making.recipe import DEMO, HARD_KINDS, HAYSTACK, NEEDLE_KINDS, Recipe
 
-SYNTH_VERSION = (
-    1  # raise it when equal recipes no longer give equal bytes: cached demo sets are then made again
-)
+# Raise it when equal recipes no longer give equal bytes: cached demo sets are then made again.
+SYNTH_VERSION = 2
 
 CADENCES_PER_OBSERVATION = 10
 BANDS_PER_OBSERVATION = 4  # cadences are cut from a band this many times as wide, so cuts overlap

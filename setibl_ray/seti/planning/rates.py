@@ -19,9 +19,7 @@ from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning.assume import Assume, device_of
 
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
-BUILD_TEST = (
-    0.25  # of the time to build for training, which compiles the forward pass twice and the backward one
-)
+BUILD_TEST = 0.25  # of building to train, which compiles two forward passes and a backward pass
 A_QUARTER = "assumed: a quarter of that"
 
 

@@ -58,9 +58,8 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
         speed_rows=[_speed_row(run, fold) for fold in sorted(run.histories)],
         augmented=list(_augmented_cards(run, pixels)) if pixels else [],
         no_pixels=no_pixels if pixels is None else "",
-        storage="cadence"
-        if run.manifest["data"]["storage"] == "cadence"
-        else "PNG",  # "seed" in runs of earlier versions
+        # "seed" in runs of earlier versions.
+        storage="cadence" if run.manifest["data"]["storage"] == "cadence" else "PNG",
         about=json.dumps(about, indent=2),
     )
 

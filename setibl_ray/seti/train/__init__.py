@@ -1,6 +1,40 @@
-"""The TensorFlow part of a fold task: devices, models, one compiled trainer, the fold itself."""
+"""The TensorFlow part of a fold task: devices, models, one compiled trainer, the fold itself.
 
+Whatever imports a module of this package imports TensorFlow; what that reads of its surroundings is set here.
+"""
+
+import importlib.util
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# Set before TensorFlow is first imported: its start-up messages (no CUDA, no TensorRT) do not help a user.
+# Its start-up messages (no CUDA, no TensorRT) do not help a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings Keras 2,
+# and told so where that package is missing it has none.
+os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep what native code writes to standard error to itself, unless the block fails."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+if "tensorflow" not in sys.modules:
+    # 2.21 logs through absl, which heeds no log level before it is initialised.
+    with _held_back():
+        import tensorflow  # noqa: F401

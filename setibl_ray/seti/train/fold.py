@@ -1,7 +1,7 @@
 """The work of a fold, in the order in which it happens: device, data, model, epochs, best weights, views.
 
-Training a fold and predicting a span of the test set with it are jobs of their own, so that the test set of one
-fold can be shared out among all devices that are free.
+Training a fold and predicting a span of the test set with it are separate jobs, so that all free devices can share
+the test set of one fold.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from setibl_ray.seti.evaluation import metrics
 from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
 from setibl_ray.seti.formats.shards import DataIndex
-from setibl_ray.seti.sizes import PREDICT_SPEEDUP
+from setibl_ray.seti.memory import check_share
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP, sizes
 from setibl_ray.seti.train import device as devices
 from setibl_ray.seti.train.models import Code
+from setibl_ray.seti.train.parts import within_memory
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
 
 
 class FoldData:
-    """The datasets of one fold, over the panels that its node keeps decoded, each split from when it is asked for."""
+    """The datasets of one fold over its node's decoded panels; training and test panels are opened when needed."""
 
     def __init__(self, work: Work, threads: int, n_replicas: int) -> None:
         self._config = config = work.config
@@ -51,7 +53,7 @@ class FoldData:
         self.valid_targets = targets[self.valid_rows]
 
     def open(self, split: str) -> PanelStore:
-        """The node's panels of a split, decoded now unless that has been done."""
+        """The node's panels of a split, decoded on first use."""
         if split not in self._stores:
             self._stores[split] = self._open(split)
         return self._stores[split]
@@ -69,7 +71,7 @@ class FoldData:
         )
 
     def close(self) -> None:
-        """Let go of the node's panels, so that whoever clears up may remove them."""
+        """Release the node's panels, so that they can be removed."""
         for store in self._stores.values():
             store.close()
 
@@ -124,8 +126,8 @@ class FoldData:
 def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
     """Train one fold and predict the rows that it holds out: `CadenceTask.fit`.
 
-    Yields a `Step` per epoch and one `Fitted`. With `work.state` training goes on at the epoch after the last one that
-    was finished, and ends with the bytes of a run that was never interrupted (same kind of device, same threads).
+    Yields a `Step` per epoch and one `Fitted`. With `work.state`, training continues after the last finished
+    epoch and gives the same bytes as an uninterrupted run (same kind of device, same threads).
 
     Raises:
       ConfigError: the fold has fewer records than one global batch, or the device, weights or layout do not fit.
@@ -135,7 +137,9 @@ def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
     own = config.for_fold(work.fold)
     clock = _Clock()
 
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, work.place.share)
+    if device.memory_bytes is not None:
+        check_share(config, work.fold, work.place.share, device.memory_bytes, sizes(config, work.fold, code))
     clock.lap("device_s")
 
     with closing(FoldData(work, device.threads, device.n_replicas)) as data:
@@ -192,7 +196,7 @@ def predict(work: Work, code: Code) -> Prediction:
     """
     config = work.config
     clock = _Clock()
-    device = devices.acquire(config.device, config.cpus_per_fold or 1)
+    device = devices.acquire(config.device, config.cpus_per_fold or 1, work.place.share)
     clock.lap("device_s")
 
     with closing(FoldData(work, device.threads, device.n_replicas)) as data:
@@ -220,10 +224,16 @@ def _begin(trainer: Trainer, work: Work) -> FoldState:
 def _train_epoch(
     trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, seed: int, fold: int
 ) -> dict[str, float]:
-    """Train and validate one epoch, bring `state` up to date, and give the epoch's line of history.csv."""
+    """Train and validate one epoch, update `state`, and return the epoch's row of history.csv."""
     started = time.perf_counter()
-    logs = trainer.train_epoch(
-        data.epoch(epoch), learning_rate=lr, key=stream_key(seed, "dropout", fold, epoch)
+    key = stream_key(seed, "dropout", fold, epoch)
+
+    def undo() -> None:
+        state.n_parts = trainer.n_parts
+        trainer.restore(state)
+
+    logs = within_memory(
+        trainer, undo, lambda: trainer.train_epoch(data.epoch(epoch), learning_rate=lr, key=key)
     )
     duration_s = time.perf_counter() - started
     (pred,) = trainer.predict(data.valid_views([None]), len(data.valid_rows))
@@ -238,10 +248,12 @@ def _train_epoch(
         "images_per_s": data.n_steps * trainer.global_batch / duration_s,
         "duration_s": duration_s,
     }
+    if state.n_parts > 1:
+        row["parts"] = state.n_parts
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
     state.images_per_s = row["images_per_s"]
-    # A diverged epoch has no AUC and is never the best; the first epoch counts even so, to have weights to report.
+    # A diverged epoch has no AUC and is never the best, except the first, so that there are weights to report.
     if auc > state.best_auc or state.best_epoch < 0:
         state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch
         state.best_weights, state.best_valid_pred = state.weights, pred
@@ -258,7 +270,7 @@ def _auc(targets: np.ndarray, pred: np.ndarray) -> float:
 
 
 class _Clock:
-    """Seconds per stage; a stage that comes again adds up."""
+    """Seconds per stage; repeated stages add up."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Build a user's model once, on its own, and say how large it is: run by `seti.sizes` in a process of its own."""
+"""Build a user's model once and report its sizes: run by `seti.sizes` in a separate process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-import setibl_ray.seti.train  # noqa: F401  (quiets TensorFlow before it starts)
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.config import parse
+from setibl_ray.seti.train import keras2
 from setibl_ray.seti.train.models import build_model
 
 KEPT = 5.25  # copies of each layer's output for the backward pass, as of an EfficientNet (seti/models.py)
@@ -37,12 +37,13 @@ def main() -> None:
 
 
 def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    layers = model._flatten_layers(include_self=False)
-    return [layer for layer in layers if isinstance(getattr(layer, "output_shape", None), tuple)]
+    return [
+        layer for layer in keras2.layers(model) if isinstance(getattr(layer, "output_shape", None), tuple)
+    ]
 
 
 def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
-    """Of a forward pass: each weight of a kernel works once for every place of the layer's output."""
+    """Of a forward pass: each weight of a kernel is used once for every position of the layer's output."""
     kernel = (
         getattr(layer, "kernel", None) if not hasattr(layer, "depthwise_kernel") else layer.depthwise_kernel
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -10,16 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import tensorflow as tf
-from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import can_be_written, file_lock
 from setibl_ray.core.terminal import one_line
 from setibl_ray.seti.config import Config, FoldConfig
 from setibl_ray.seti.models import MODELS
+from setibl_ray.seti.train import keras2
 
 ImageShape = tuple[int, int, int]
 Code = Mapping[str, Callable[..., Any]]  # the user's own builders, by the name that a config has for them
@@ -75,9 +73,7 @@ def build_model(
     )
     if config.weights not in ("imagenet", "none"):
         try:
-            with h5py.File(io.BytesIO((files or {})[config.weights]), "r") as file:
-                whole_model = "layer_names" not in file.attrs and "model_weights" in file
-                load_weights_from_hdf5_group(file["model_weights"] if whole_model else file, model)
+            keras2.load_weights_file(model, (files or {})[config.weights])
         except (OSError, ValueError) as error:
             reason = one_line(error)
             raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error

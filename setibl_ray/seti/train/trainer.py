@@ -1,34 +1,32 @@
-"""One compiled model and what a fold does with it: an epoch of training, predictions, its state as bytes.
+"""One compiled model and its use by a fold: an epoch of training, predictions, its state as bytes.
 
-Building and tracing a model costs more than a short fold's training, so a process keeps its trainer and the
+Building and tracing a model costs more than a short fold's training, so a process keeps its trainer, and the
 next fold with the same shapes starts from the same initial weights without tracing again. Nothing of the
-earlier fold stays: weights, optimizer and random generators are all set back.
+earlier fold remains: weights, optimizer and random generators are all reset.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 import tensorflow as tf
-from keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group, save_weights_to_hdf5_group
 
 from setibl_ray.core.randomness import stream_key
 from setibl_ray.core.task import Work
 from setibl_ray.seti.config import Config, FoldConfig
+from setibl_ray.seti.train import keras2, parts
 from setibl_ray.seti.train.device import Device
 from setibl_ray.seti.train.models import Code, ImageShape, build_model
 
 
 @dataclass
 class FoldState:
-    """Where a fold stands after `epochs_done` epochs: everything that another process needs to go on."""
+    """The state of a fold after `epochs_done` epochs: everything that another process needs to continue."""
 
     epochs_done: int
     weights: list[np.ndarray]
@@ -38,6 +36,7 @@ class FoldState:
     best_epoch: int
     best_valid_pred: np.ndarray
     images_per_s: float = 0.0
+    n_parts: int = 1
 
     def to_bytes(self) -> bytes:
         """An .npz archive (no pickle in it)."""
@@ -45,7 +44,8 @@ class FoldState:
         for name in ("weights", "optimizer", "best_weights"):
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
         numbers = {
-            name: getattr(self, name) for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s")
+            name: getattr(self, name)
+            for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s", "n_parts")
         }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
@@ -67,7 +67,9 @@ class Trainer:
     """A compiled model under a strategy.
 
     Attributes:
+      batch_size: images per step of each replica.
       global_batch: images per step over all replicas.
+      n_parts: how many parts a replica's batch is worked through in, where memory asks for it.
     """
 
     def __init__(
@@ -75,8 +77,11 @@ class Trainer:
     ) -> None:
         config = work.config
         self.device = device
+        self.batch_size = own.batch_size
+        self.n_parts = 1
         self.global_batch = own.batch_size * device.n_replicas
         tf.keras.backend.clear_session()
+        keras2.set_defaults()
         # Keras' default random ops get their seed when the step is traced and could not be set back for a resumed
         # epoch; tf.random.Generator keeps its state in a variable, which can.
         tf.keras.backend.experimental.enable_tf_random_generator()
@@ -84,35 +89,38 @@ class Trainer:
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
         with device.strategy.scope():
             self.model = build_model(image_shape, config, own, code, work.files)
-            # TensorFlow's own kernel, one operation per weight, and the seed's optimizer. Keras' newer one takes twenty
-            # each: with B0 that is three seconds more of building and tracing, for the same steps.
+            # The original notebook's optimizer, TensorFlow's own kernel: one operation per weight. Keras' newer one
+            # takes twenty each: with B0 that is three seconds more of building and tracing, for the same steps.
             self.optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
             self.model.compile(
                 optimizer=self.optimizer,
                 loss=_loss(config),
                 metrics=[tf.keras.metrics.AUC(name="auc")],
                 jit_compile=config.jit_compile or device.kind == "tpu",
-                # A TPU waits for its host between executions; a CPU or GPU step is long enough by itself.
+                # A TPU waits for its host between executions; for a CPU or GPU, a single step is long enough.
                 steps_per_execution=16 if device.kind == "tpu" else 1,
             )
             self.optimizer = self.model.optimizer  # with float16, compile has wrapped it for loss scaling
-            self.optimizer._create_all_weights(self.model.trainable_variables)
+            keras2.create_optimizer_variables(self.optimizer, self.model)
         self.loss = _loss(config)
         self._initial = self.model.get_weights()
         self._initial_optimizer = self._optimizer_values()
-        self._generators = [
-            generator._generator
-            for layer in self.model.submodules
-            if (generator := getattr(layer, "_random_generator", None)) is not None
-            and getattr(generator, "_generator", None) is not None
-        ]
+        self._generators = keras2.random_generators(self.model)
 
     def reset(self) -> None:
-        """Back to the state in which the trainer was built."""
+        """Return to the state in which the trainer was built."""
+        self.in_parts(1)
         self.model.set_weights(self._initial)
         self._set_optimizer(self._initial_optimizer)
 
+    def in_parts(self, n_parts: int) -> None:
+        """Work through each batch in so many parts from now on."""
+        if n_parts != self.n_parts:
+            parts.in_parts(self.model, n_parts)
+            self.n_parts = n_parts
+
     def restore(self, state: FoldState) -> None:
+        self.in_parts(state.n_parts)
         self.model.set_weights(state.weights)
         self._set_optimizer(state.optimizer)
 
@@ -136,36 +144,26 @@ class Trainer:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
 
     def weights_file(self) -> bytes:
-        """The model's weights as Keras writes them to HDF5; never a file, which a killed process would leave behind."""
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            save_weights_to_hdf5_group(file, self.model)
-        return buffer.getvalue()
+        """The model's weights as HDF5."""
+        return keras2.weights_file(self.model)
 
     def load_weights_file(self, content: bytes) -> None:
-        """Take over what `weights_file` gave."""
-        with h5py.File(io.BytesIO(content), "r") as file:
-            load_weights_from_hdf5_group(file, self.model)
+        """Load the bytes of `weights_file`."""
+        keras2.load_weights_file(self.model, content)
 
     def _optimizer_values(self) -> list[np.ndarray]:
-        return [variable.numpy() for variable in self._optimizer_variables()]
+        return [variable.numpy() for variable in keras2.optimizer_variables(self.optimizer)]
 
     def _set_optimizer(self, values: Sequence[np.ndarray]) -> None:
-        for variable, value in zip(self._optimizer_variables(), values, strict=True):
+        for variable, value in zip(keras2.optimizer_variables(self.optimizer), values, strict=True):
             variable.assign(value)
-
-    def _optimizer_variables(self) -> list[tf.Variable]:
-        variables = list(self.optimizer.variables())
-        if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
-            variables += [self.optimizer._loss_scale.current_loss_scale, self.optimizer.dynamic_counter]
-        return variables
 
 
 _kept: tuple[tuple, Trainer] | None = None
 
 
 def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: Device, code: Code) -> Trainer:
-    """The process's trainer, set back to its initial state; built anew where the last fold's does not fit."""
+    """The process's trainer, reset to its initial state; a new one if that of the last fold does not fit."""
     global _kept
     config = work.config
     compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
@@ -192,17 +190,23 @@ def _loss(config: Config) -> tf.keras.losses.Loss:
 
 
 class SmoothedFocal(tf.keras.losses.Loss):
-    """TensorFlow Addons' sigmoid focal cross-entropy (alpha .25, gamma 2) on smoothed targets."""
+    """Focal cross-entropy (Lin et al. 2017, alpha 0.25, gamma 2) of smoothed targets, to the bit TensorFlow Addons'.
+
+    Against plain cross-entropy, needles weigh a quarter and haystacks three quarters, and each image less the more
+    surely it is told already.
+    """
 
     def __init__(self, label_smoothing: float) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        with warnings.catch_warnings():
-            # A second of import that only this loss needs; it warns that TensorFlow Addons has had its last release.
-            warnings.simplefilter("ignore", UserWarning)
-            import tensorflow_addons as tfa
-        self._focal = tfa.losses.sigmoid_focal_crossentropy
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        smooth = y_true * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return self._focal(smooth, y_pred)
+        return _focal(y_true * (1 - self.label_smoothing) + self.label_smoothing / 2, y_pred)
+
+
+@tf.function  # of its own, as in TensorFlow Addons: in the step's graph its gradients are summed in another order
+def _focal(target: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
+    cross_entropy = tf.keras.backend.binary_crossentropy(target, pred)
+    told = target * pred + (1 - target) * (1 - pred)
+    weight = target * 0.25 + (1 - target) * (1 - 0.25)
+    return tf.reduce_sum(weight * tf.pow(1.0 - told, 2.0) * cross_entropy, axis=-1)

@@ -59,7 +59,7 @@ Lock = Mapping[str, str]
 
 
 def read_lock(path: Path) -> Lock:
-    """The versions of a requirements.lock.
+    """The versions of a lock file.
 
     Raises:
       ConfigError: the file cannot be read or pins nothing.
@@ -82,9 +82,9 @@ def pinned_versions(command: At, lock: Lock) -> Iterator[Finding]:
     for name, version in _PIN_IN_COMMAND.findall(str(command.value)):
         locked = lock.get(_normalised(name))
         if locked is None:
-            yield command.wrong("a package of requirements.lock", f"{name}=={version}")
+            yield command.wrong("a package of the lock", f"{name}=={version}")
         elif locked != version:
-            yield command.wrong(f"{name}=={locked} (requirements.lock)", f"{name}=={version}")
+            yield command.wrong(f"{name}=={locked} (the lock)", f"{name}=={version}")
 
 
 def image(name: At, lock: Lock) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def image(name: At, lock: Lock) -> Iterator[Finding]:
     if not repository or "/" in tag or tag == "latest":
         yield name.wrong("an image with a version tag")
     elif repository == "rayproject/ray" and tag.split("-")[0] != lock["ray"]:
-        yield name.wrong(f"rayproject/ray:{lock['ray']}-… (requirements.lock)")
+        yield name.wrong(f"rayproject/ray:{lock['ray']}-… (the lock)")
 
 
 def _normalised(name: str) -> str:

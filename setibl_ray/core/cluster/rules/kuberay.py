@@ -39,7 +39,7 @@ def findings(document: Mapping[str, Any], lock: Lock) -> Iterator[Finding]:
 
 
 def _cluster(spec: At, lock: Lock) -> Iterator[Finding]:
-    yield from spec["rayVersion"].must_be(lock["ray"], "(requirements.lock)")
+    yield from spec["rayVersion"].must_be(lock["ray"], "(the lock)")
     yield from spec["authOptions"]["mode"].must_be("token", "(KubeRay 1.5.1 or newer)")
     head, groups = spec["headGroupSpec"], spec["workerGroupSpecs"]
     if head["serviceType"].value is not None:

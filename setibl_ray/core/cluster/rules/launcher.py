@@ -98,8 +98,8 @@ def _versions(config: At, lock: Lock) -> Iterator[Finding]:
         yield from pinned_versions(text, lock)
         for line in text.value.splitlines():
             yield from _unpinned(At(line, text.field))
-    if not any(word in text.value for text in commands for word in ("install.sh", "requirements.lock")):
-        expected = "clusters/install.sh, or pip with requirements.lock"
+    if not any(word in text.value for text in commands for word in ("install.sh", "requirements")):
+        expected = "clusters/install.sh, or pip with a lock"
         yield config["setup_commands"].wrong(expected, "no locked install")
     for field in ("image", "head_image", "worker_image"):
         name = config["docker"][field]
@@ -120,7 +120,7 @@ def _unpinned(line: At) -> Iterator[Finding]:
         if skip or word.startswith("-"):
             skip = word in ("-r", "--requirement", "-c", "--constraint", "-e", "--editable", "-f")
         elif "==" not in word and not re.search(r"[/~$]|\.whl$|^\.$", word):
-            yield line.wrong(f"{word}==VERSION, or a line in requirements.lock", f"pip install {word}")
+            yield line.wrong(f"{word}==VERSION, or a line in the lock", f"pip install {word}")
 
 
 def _gcp(config: At, lock: Lock) -> Iterator[Finding]:
@@ -184,5 +184,5 @@ def _tpu_node(node: At, resources: At, lock: Lock) -> Iterator[Finding]:
     chips = f", the chips of a {piece.accelerator_type} host (fewer: Ray hides the rest)"
     if resources["TPU"].value != piece.chips_per_host:
         yield resources["TPU"].wrong(f"{piece.chips_per_host}{chips}")
-    yield from node["runtimeVersion"].must_be(f"tpu-vm-tf-{lock['tensorflow']}-pjrt", "(requirements.lock)")
+    yield from node["runtimeVersion"].must_be(f"tpu-vm-tf-{lock['tensorflow']}-pjrt", "(the lock)")
     yield from node["networkConfig"]["enableExternalIps"].must_be(False, "(left out, Ray sets true)")

@@ -1,0 +1,70 @@
+"""`python -m setibl_ray.search RUN --cadence A1 B A2 C A3 D | --list CSV --out DIR`: telescope files to candidates."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from setibl_ray import cli
+from setibl_ray.core.storage import Location
+from setibl_ray.seti.search.settings import SearchSettings
+
+
+class Search(SearchSettings, cli.Command):
+    """Search observations for signals that only their target shows, with every fold of a finished run."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.search")
+
+    run: CliPositionalArg[Location]
+    """Folder or URL of a run that was trained on `data inject` shards."""
+    cadence: tuple[Location, ...] = ()
+    """Six .h5 or .fil files of one observation, or a glob of them in quotes."""
+    list: Location | None = None
+    """CSV with a line an observation: observation, session, band, file_1 … file_6."""
+    out: Location | None = None
+    """Folder or URL to write [searches/DATE-TIME]."""
+    coarse_channels: Annotated[int, Field(ge=1)] | None = None
+    """Coarse channels of a file [2.93 MHz each where they divide it, else one]."""
+    resume: bool = False
+    """Go on with the search in --out."""
+
+
+def main(options: Search) -> int:
+    from rich.console import Console
+
+    from setibl_ray.core.errors import ConfigError
+    from setibl_ray.seti.observations.observation import find_files, open_observation, read_list
+    from setibl_ray.seti.search.run import search
+
+    if bool(options.cadence) == bool(options.list):
+        raise ConfigError("expected either --cadence with six files or --list with a CSV (see --help)")
+    if options.resume and not options.out:
+        raise ConfigError("--resume needs --out, the search to go on with")
+    if options.list:
+        observations = read_list(options.list, n_coarse=options.coarse_channels)
+    else:
+        files = [file for part in options.cadence for file in (find_files(part) if "*" in part else [part])]
+        observations = [open_observation(files, n_coarse=options.coarse_channels)]
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    settings = SearchSettings(**{name: getattr(options, name) for name in SearchSettings.model_fields})
+    out = options.out or time.strftime("searches/%Y%m%d-%H%M%S")
+    path = search(options.run, observations, out, settings, resume=options.resume, say=say)
+    say(f"candidates: {path}")
+    return 0
+
+
+def entry(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Search, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,1 @@
+"""Telescope files: reading and conditioning observations, and injecting signals into them."""

@@ -1,0 +1,81 @@
+"""What an injected set is made of; apart from injection.py so that the command line shows its help at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from setibl_ray.seti.making.recipe import Share
+
+
+def _numbers(value: Any) -> Any:
+    parts = [value] if isinstance(value, str | int | float) else value
+    return tuple(item for part in parts for item in (part.split(",") if isinstance(part, str) else (part,)))
+
+
+def _ranges(value: Any) -> Any:
+    """`1400-1427,1525.5-1560` to pairs of MHz."""
+    pairs = []
+    for part in _numbers(value):
+        if not isinstance(part, list | tuple):
+            low, dash, high = str(part).partition("-")
+            if not dash:
+                raise ValueError(f"expected a range of MHz such as 1400-1427, got {part!r}")
+            part = (low, high)
+        pairs.append(part)
+    return tuple(pairs)
+
+
+def ascending(ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    for low, high in ranges:
+        if not low < high:
+            raise ValueError(f"expected a range of MHz, the lower end first, got {low:g}-{high:g}")
+    return ranges
+
+
+Ranges = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_ranges), Field(validate_default=True)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_numbers)]
+Bins = Annotated[tuple[PositiveInt, ...], BeforeValidator(_numbers)]
+
+
+class InjectionRecipe(BaseModel):
+    """Everything that decides the bytes of an injected set, given the observations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: PositiveInt = Field(description="train cadences")
+    shards: PositiveInt = Field(default=20, description="train shards")
+    seed: int = Field(default=0, description="of every random number")
+    snr: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(6, 100), description="lowest and highest S/N of needles in a panel"
+    )
+    bins: Bins = Field(
+        default=(1,), description="channels that are summed to one, each in an equal share of windows"
+    )
+    width: int = Field(default=64, ge=32, multiple_of=2, description="channels of a window, after summing")
+    positive: Share = Field(default=0.5, description="share of cadences with a needle")
+    exclude_session: Names = Field(default=(), description="sessions left out: those to be searched")
+    exclude_mhz: Ranges = Field(default=(), description="frequency ranges left out, such as 1400-1427")
+    coarse_channels: PositiveInt | None = Field(
+        default=None, description="coarse channels of a file; by default of 2.93 MHz each"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> InjectionRecipe:
+        if self.snr[0] > self.snr[1]:
+            raise ValueError(f"snr: expected the lower first, got {self.snr[0]:g} {self.snr[1]:g}")
+        if self.train < self.shards:
+            raise ValueError(
+                f"{self.train} train cadences do not fill {self.shards} shards; ask for fewer shards"
+            )
+        ascending(self.exclude_mhz)
+        return self

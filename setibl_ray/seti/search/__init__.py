@@ -1,0 +1,1 @@
+"""Searching observations with a finished run: windows, hits, candidates, results."""

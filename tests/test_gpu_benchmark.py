@@ -1,0 +1,34 @@
+"""benchmarks/gpu.py works where there is no GPU: as a rehearsal, and in saying so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks/gpu.py"
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    without = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, SCRIPT], env=without, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no GPU here")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_its_rehearsal_measures_every_part(tmp_path):
+    command = [sys.executable, SCRIPT, "--rehearse", "--seconds", "1700", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {row["what"]: row for row in json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]}
+    assert len(rows) == 9, done.stderr[-3000:]
+    for what in (
+        "demo: exit code",
+        "two runs of five folds at once: oof.csv and submission.csv",
+        "a worker killed in training",
+    ):
+        assert rows[what]["holds"], rows[what]

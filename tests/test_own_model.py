@@ -1,0 +1,103 @@
+"""A Keras model of the user's own, by name: trained, killed, resumed, swept, predicted with, and not mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from datasets import cadence_shards
+
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.manifest import Manifest
+
+PROJECT = Path(__file__).parents[1]
+OWN = [
+    "--model",
+    "examples.own_model:shallow",
+    "--weights",
+    "none",
+    "--image-size",
+    "40x36",
+    "--batch-size",
+    "8",
+]
+QUICK = [*OWN, "--folds", "3", "--epochs", "2", "--tta", "1", "--cpus-per-fold", "1", "--device", "cpu"]
+
+
+def command(name, *arguments):
+    """A command in a process of its own, as a user in the project's folder types it."""
+    return [sys.executable, "-m", f"setibl_ray.{name}", *map(str, arguments)]
+
+
+def run(name, *arguments, code=0):
+    done = subprocess.run(command(name, *arguments), cwd=PROJECT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return cadence_shards(tmp_path_factory.mktemp("own") / "cadences")
+
+
+@pytest.fixture(scope="module")
+def plain(shards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plain") / "run"
+    run("cv", *QUICK, "--data", shards, "--out", out, "--runner", "local")
+    return out
+
+
+def test_its_name_a_checksum_and_its_own_size_are_recorded(plain):
+    manifest = Manifest.load(RunFolder(str(plain)))
+    assert "model: examples.own_model:shallow" in (plain / "config.yaml").read_text()
+    assert len(manifest.code["examples.own_model:shallow"]) == 64
+    assert (
+        1e9 < manifest.folds[0].memory_estimate_bytes < 2e9
+    )  # far from the largest of this package's models
+
+
+def test_a_killed_worker_and_driver_on_ray_end_with_the_bytes_of_the_plain_loop(plain, shards, tmp_path):
+    out = tmp_path / "run"
+    driver = subprocess.Popen(
+        command("cv", *QUICK, "--data", shards, "--out", out, "--workers", 1),
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not list(out.glob("fold-*/state-*")) and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    entries = [json.loads(path.read_text()) for path in out.glob("fold-*/fold.json")]
+    (pid,) = {one["pid"] for entry in entries for one in entry["attempts"] if one["outcome"] == "running"}
+    os.kill(pid, signal.SIGKILL)
+    driver.kill()
+    driver.wait()
+    run("cv", "--resume", "--out", out, "--workers", 1)
+    for name in ("oof.csv", "submission.csv"):
+        assert (out / name).read_bytes() == (plain / name).read_bytes(), name
+    refused = run("cv", "--resume", "--out", out, "--model", "efficientnet-nano", code=2)
+    assert "model was examples.own_model:shallow, now efficientnet-nano" in refused.stderr
+
+
+def test_it_predicts_and_is_swept(plain, shards, tmp_path):
+    run("predict", plain, "--data", shards, "--out", tmp_path / "again", "--runner", "local")
+    assert (tmp_path / "again" / "submission.csv").read_bytes() == (plain / "submission.csv").read_bytes()
+    arguments = [*QUICK, "--trials", "2", "--stopping", "none", "--data", shards]
+    run("sweep", *arguments, "--out", tmp_path / "sweep")
+    trials = pd.read_csv(tmp_path / "sweep" / "trials.csv")
+    assert trials["state"].tolist() == ["done", "done"]
+    assert "model: examples.own_model:shallow" in (tmp_path / "sweep" / "best.yaml").read_text()
+
+
+def test_what_is_no_model_is_refused_before_anything_is_decoded(shards, tmp_path):
+    missing = ["examples.own_model:deep", *QUICK[2:], "--data", shards, "--out", tmp_path / "run"]
+    done = run("cv", "--model", *missing, "--runner", "local", code=2)
+    assert "could not build a model" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
