@@ -66,7 +66,8 @@ class NodeFlags(pydantic.BaseModel):
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
     """Label key=value that a fold's node must have; may be repeated."""
     placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """Seconds to wait for the cluster to grow before a request that does not fit is refused."""
+    """Seconds to wait for the cluster to grow before a request that does not fit is refused; if more than 0, also for
+    resources that others use before the run gives up."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
     """Retries of a fold whose worker or node dies repeatedly without finishing an epoch in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None

@@ -35,9 +35,8 @@ class Search(SearchSettings, cli.Command):
 
 
 def main(options: Search) -> int:
-    from rich.console import Console
-
     from setibl_ray.core.errors import ConfigError
+    from setibl_ray.core.terminal import say
     from setibl_ray.seti.observations.observation import find_files, open_observation, read_list
     from setibl_ray.seti.search.run import search
 
@@ -50,11 +49,6 @@ def main(options: Search) -> int:
     else:
         files = [file for part in options.cadence for file in (find_files(part) if "*" in part else [part])]
         observations = [open_observation(files, n_coarse=options.coarse_channels)]
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
     settings = SearchSettings(**{name: getattr(options, name) for name in SearchSettings.model_fields})
     out = options.out or time.strftime("searches/%Y%m%d-%H%M%S")
     path = search(options.run, observations, out, settings, resume=options.resume, say=say)

@@ -229,6 +229,9 @@ def _predict(task: Task, work: Work) -> Prediction:
 class Runner(Protocol):
     """Runs jobs and yields their events. `submit` may be called at any time, also while `events` is consumed."""
 
+    note: str
+    """Why nothing goes on, where no event tells of it; else empty."""
+
     @property
     def slots(self) -> int:
         """How many jobs can run at once."""
@@ -256,7 +259,7 @@ class LocalRunner:
         self._timeout_s = timeout_s
         self._jobs: deque[Job] = deque()
 
-    slots = 1
+    slots, note = 1, ""
 
     def submit(self, job: Job) -> None:
         if job.span is not None:  # while that fold's model is still in memory

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,6 +134,36 @@ def test_ray_without_shared_memory_that_can_be_written(monkeypatch, tmp_path, th
     assert os.path.isdir(options["_plasma_directory"])
     assert options["object_store_memory"] > 0
     assert "_memory" not in options
+
+
+def _with_room(monkeypatch, shared, disk):
+    monkeypatch.setattr(host_memory, "limit", lambda: None)
+    monkeypatch.setattr(connect.ray_utils, "get_system_memory", lambda: 10 * GIGABYTE)
+    free = {str(surroundings.SHARED_MEMORY): shared}
+    monkeypatch.setattr(
+        connect.shutil, "disk_usage", lambda place: SimpleNamespace(free=free.get(str(place), disk))
+    )
+
+
+@pytest.mark.parametrize(("shared", "disk", "store", "on_disk"), [
+    (8, 1, None, False),  # Ray's own default, 30 % of the memory, fits
+    (1 / 16, 40, 3, True),
+    (1 / 16, 1, 1 / 2, True),  # Ray would ask for 3 GB of a disk with one
+    (2, 1, 1, False),
+])  # fmt: skip
+def test_ray_asks_for_no_more_than_there_is_room_for(monkeypatch, shared, disk, store, on_disk):
+    _with_room(monkeypatch, int(shared * GIGABYTE), disk * GIGABYTE)
+    options = connect._memory()
+    assert options.get("object_store_memory") == (store and int(store * GIGABYTE))
+    assert ("_plasma_directory" in options) == on_disk
+
+
+def test_no_room_for_any_object_store(monkeypatch):
+    _with_room(monkeypatch, 64_000_000, 20_000_000)
+    assert (
+        "object store needs 157 MB of free space, but there are only 64 MB in /dev/shm and 20 MB in"
+        in refused()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tasks import Made, spec_of, zeros
 
 from setibl_ray.core.cluster.placement import Request, cluster_nodes
-from setibl_ray.core.cluster.runner import RayRunner
+from setibl_ray.core.cluster.runner import EVENTS_AHEAD, RayRunner
 from setibl_ray.core.errors import DataError
 from setibl_ray.core.jobs import Failed, Job, LocalRunner, Predicted, Started, Stepped, Trained
+from setibl_ray.core.run.failures import ACTIONS
 from setibl_ray.core.task import Fitted, Step
 
 
@@ -203,3 +207,78 @@ def test_a_process_that_had_an_accelerator_ends_with_its_job():
 def test_nodes_report_their_totals():
     (node,) = cluster_nodes()
     assert node.total("CPU") == 2
+
+
+FULL = """
+import ray
+from tasks import Made, spec_of
+
+from setibl_ray.core.cluster.placement import Request
+from setibl_ray.core.cluster.runner import EVENTS_AHEAD, RayRunner
+from setibl_ray.core.errors import RunStoppedError
+from setibl_ray.core.jobs import Job
+from setibl_ray.core.task import Step
+
+ray.init(
+    include_dashboard=False,
+    num_cpus=1,
+    object_store_memory=80 << 20,
+    log_to_driver=False,
+    _system_config={"local_fs_capacity_threshold": 0.0001, "local_fs_monitor_interval_ms": 10},
+)
+
+
+def made():
+    def fit(work):
+        yield Step({}, bytes(100_000_000))
+
+    return spec_of(Made(fit))
+
+
+runner = RayRunner(made(), Request("cpu", 1))
+runner.submit(Job(0))
+*_, failed = runner.events()
+print(failed.cause, failed.message, sep=": ")
+runner.submit(Job(0, step=1, payload=bytes(100_000_000)))
+try:
+    list(runner.events())
+except RunStoppedError as error:
+    print(error)
+"""
+
+
+def test_an_object_store_and_a_disk_that_are_full():
+    """What did not fit is said with its size, and the fold is tried elsewhere: another node may have the room."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    fold, run = done.stdout.splitlines()
+    assert fold.startswith(
+        "storage: no room for a fold's result of 100 MB: Ray's object store is full, and so is the"
+    )
+    assert run.startswith("no room for a fold's state of 100 MB: ")
+    assert ACTIONS["storage"] == "retry-elsewhere"
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_job_does_not_run_ahead_of_whoever_takes_its_events(tmp_path):
+    """Its states would fill the object store when the run folder is slow."""
+    steps = tmp_path / "steps"
+
+    def fit(work):
+        for step in range(20):
+            with steps.open("a") as stream:
+                stream.write("x")
+            yield Step({"step": step}, b"")
+        yield from zeros(work)
+
+    runner = RayRunner(spec_of(Made(fit)), Request("cpu", 1))
+    runner.submit(Job(0))
+    events = runner.events()
+    assert isinstance(next(events), Started)
+    for taken in range(3):
+        assert next(events).step == taken
+        time.sleep(0.3)  # time enough to go on without us
+        assert len(steps.read_text()) <= taken + 2 + EVENTS_AHEAD
+    assert isinstance(list(events)[-1], Trained)

@@ -403,6 +403,9 @@ def _(data):
     (data / "dataset.json").write_text(json.dumps({"format_version": 99}))
 
 
+MANIFEST = {"format": FORMAT, "command": "cv", "data": {}, "started_s": 0}
+
+
 def run_case(what, change=lambda out: None, *more):
     """A case about a run folder, which a small one with a plausible manifest stands for."""
 
@@ -410,9 +413,7 @@ def run_case(what, change=lambda out: None, *more):
     def _(data, folder):
         out = folder / "run"
         out.mkdir()
-        (out / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "command": "cv", "data": {}, "started_s": 0})
-        )
+        (out / "manifest.json").write_text(json.dumps(MANIFEST))
         change(out)
         return ["--data", data, *more]
 
@@ -537,9 +538,7 @@ def _(data, folder):
 
 @case("predict", "a run that is not finished")
 def _(data, folder):
-    (folder / "manifest.json").write_text(
-        json.dumps({"format": FORMAT, "folds": {"0": {"state": "waiting"}}})
-    )
+    (folder / "manifest.json").write_text(json.dumps({**MANIFEST, "folds": {"0": {"state": "waiting"}}}))
     return [folder, "--data", data]
 
 

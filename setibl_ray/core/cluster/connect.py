@@ -121,21 +121,33 @@ def _check_address(address: str, timeout_s: float) -> None:
 
 def _memory() -> dict[str, Any]:
     """What Ray may take where its own defaults would be wrong: in a batch job's share of a machine, which Ray does not
-    see, and without shared memory that can be written.
+    see, and where shared memory has too little room, for Ray then takes as much of a disk, however small that is.
+
+    Raises:
+      ConfigError: there is no room for the smallest object store.
     """
     limit, total = host_memory.limit(), ray_utils.get_system_memory()
-    is_share = limit is not None and limit < total
-    if not is_share and surroundings.has_shared_memory():
-        return {}
-    home = str(surroundings.SHARED_MEMORY) if surroundings.has_shared_memory() else temporary_folder()
     share = min(limit or total, total)
-    store = min(int(0.3 * share), shutil.disk_usage(home).free // 2)
-    options: dict[str, Any] = {
-        "object_store_memory": max(store, ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES)
-    }
-    if is_share:
+    wanted = min(int(0.3 * share), ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES)
+    shared, disk = str(surroundings.SHARED_MEMORY), temporary_folder()
+    places = [shared, disk] if surroundings.has_shared_memory() else [disk]
+    room = {
+        place: shutil.disk_usage(place).free // 2 for place in places
+    }  # the rest is for decoded panels and others
+    home = places[0] if room[places[0]] >= wanted else max(room, key=lambda place: room[place])
+    if home == shared and room[home] >= wanted and share == total:
+        return {}
+    least = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
+    if room[home] < least:
+        found = " and ".join(f"{2 * free / 1e6:.0f} MB in {place}" for place, free in room.items())
+        raise ConfigError(
+            f"TMPDIR: Ray's object store needs {2 * least / 1e6:.0f} MB of free space, but there are only {found}. "
+            "Free some, or set TMPDIR to a larger disk."
+        )
+    options: dict[str, Any] = {"object_store_memory": max(min(wanted, room[home]), least)}
+    if share < total:
         options["_memory"] = int(0.7 * share)
-    if not surroundings.has_shared_memory():
+    if home != shared:
         options["_plasma_directory"] = home
     return options
 

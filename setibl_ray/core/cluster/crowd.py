@@ -9,7 +9,7 @@ from dataclasses import replace
 from ray._private import state
 
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
-from setibl_ray.core.errors import PlacementError
+from setibl_ray.core.errors import RunStoppedError
 
 PATIENCE_S = 5.0  # a job takes a moment from being submitted to being started on an idle cluster, too
 
@@ -56,7 +56,7 @@ class Crowd:
           n_running: jobs of this run that have one.
 
         Raises:
-          PlacementError: others have held everything for longer than `give_up_s`.
+          RunStoppedError: others have held everything for longer than `give_up_s`.
         """
         if not n_waiting or n_running or any(self._request.slots(node) for node in self._look()):
             self._since = None
@@ -75,7 +75,7 @@ class Crowd:
             if count
         )
         if self._give_up_s is not None and now - self._since >= self._give_up_s:
-            raise PlacementError(
+            raise RunStoppedError(
                 f"waited {self._give_up_s:g} s for {wanted} on one node, in use by others. Try again when they are "
                 "done, or ask for fewer with --cpus-per-fold."
             )

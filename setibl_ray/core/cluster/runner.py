@@ -11,8 +11,8 @@ import math
 import pkgutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,21 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from setibl_ray.core.cluster.crowd import Crowd
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
-from setibl_ray.core.jobs import Cause, Event, Failed, Job, Predicted, RunSpec, Started, Trained, events_of
+from setibl_ray.core.jobs import (
+    Cause,
+    Event,
+    Failed,
+    Job,
+    Predicted,
+    RunSpec,
+    Started,
+    Stepped,
+    Trained,
+    events_of,
+)
 from setibl_ray.core.task import Fitted, Prediction
 from setibl_ray.core.terminal import headline
 
@@ -31,19 +43,40 @@ SOFT_CANCEL_S = (
     5.0  # a soft cancel waits for the C code of a training step; after this time the process is killed
 )
 NO_NODE_S = 60.0  # minimum time that a fold waits when every node that could run it is gone
+# Events of a job that may wait to be taken; without a limit, states fill the object store while the run folder is slow.
+EVENTS_AHEAD = 2
+LARGE = 1_000_000  # bytes; smaller objects rarely lack room
 _LOOK_S = 2.0  # interval at which attempts are compared with the cluster's nodes
 
 
-def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | Event]:
+_FULL = (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError)
+
+
+def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | int | Event]:
     yield ray.get_runtime_context().get_node_id()  # before any import, as an import can kill a process
-    yield from events_of(spec, job if job.span is None else replace(job, payload=artifact))
+    for event in events_of(spec, job if job.span is None else replace(job, payload=artifact)):
+        if (n_bytes := _size(event)) > LARGE:
+            yield n_bytes  # Ray does not say what there was no room for
+        yield event
+
+
+def _size(event: Event) -> int:
+    """Bytes of what a job hands over, about."""
+    if isinstance(event, Stepped):
+        return len(event.state)
+    return len(event.fitted.artifact) if isinstance(event, Trained) else 0
 
 
 # On a CPU the next job finds its libraries loaded and its model built. An accelerator is held until the process that
 # opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
 # is the default for GPUs only.
-run_job = ray.remote(max_retries=0, num_returns="streaming")(_run_job)
-run_job_and_exit = ray.remote(max_retries=0, num_returns="streaming", max_calls=1)(_run_job)
+_STREAM: dict[str, Any] = {
+    "max_retries": 0,
+    "num_returns": "streaming",
+    "_generator_backpressure_num_objects": EVENTS_AHEAD,
+}
+run_job = ray.remote(**_STREAM)(_run_job)
+run_job_and_exit = ray.remote(max_calls=1, **_STREAM)(_run_job)
 
 
 @ray.remote(max_retries=0, num_cpus=0)
@@ -57,6 +90,7 @@ class _Attempt:
     node_id: str = ""  # empty while it waits for a place
     preferred: str | None = None  # node that it was sent to; it may find itself on another
     ends_by: float = math.inf
+    n_bytes: int = 0  # of what it hands over next
 
 
 class RayRunner:
@@ -72,6 +106,11 @@ class RayRunner:
       spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
       timeout_s: an attempt that runs for longer is stopped and fails.
       no_node_s: how long jobs wait for a node when none can hold them any more.
+      busy_s: how long they wait for what others hold; None for as long as it takes.
+      say: takes a line for the user.
+
+    Attributes:
+      note: why nothing goes on, while others are the reason.
     """
 
     def __init__(
@@ -83,8 +122,14 @@ class RayRunner:
         *,
         timeout_s: float | None = None,
         no_node_s: float = NO_NODE_S,
+        busy_s: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._spec = ray.put(spec)
+        self.note = ""
+        # In a placement group, what this run waits for is its own.
+        self._crowd = Crowd(request, say, busy_s) if spread else None
+        with _room_for("the run's rows"):
+            self._spec = ray.put(spec)
         self._request = request
         self._max_parallel = max_parallel or math.inf
         self._spread = spread
@@ -106,7 +151,8 @@ class RayRunner:
     def submit(self, job: Job) -> None:
         if job.span is not None:
             if job.fold not in self._artifacts:
-                self._artifacts[job.fold] = ray.put(job.payload)
+                with _room_for("a fitted fold", len(job.payload or b"")):
+                    self._artifacts[job.fold] = ray.put(job.payload)
             self._waiting_spans.append(replace(job, payload=None))
         else:
             self._waiting.append(job)
@@ -128,6 +174,7 @@ class RayRunner:
                 self._look_at = time.monotonic() + _LOOK_S
                 yield from self._on_lost_nodes()
                 yield from self._without_node()
+                self._look_at_others()
 
     def _start(self, job: Job) -> None:
         # A placement group has its nodes already: a task that may not go there would wait for ever.
@@ -140,7 +187,8 @@ class RayRunner:
             # Another environment per attempt keeps it out of a process that has already done something else.
             options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": f"{job.name}.{job.attempt}"}}
         artifact = None if job.span is None else self._artifacts[job.fold]
-        stream = run.options(**options).remote(self._spec, job, artifact)
+        with _room_for("a fold's state", len(job.payload or b"")):
+            stream = run.options(**options).remote(self._spec, job, artifact)
         self._running[stream] = _Attempt(job, preferred=prefer)
 
     def _emptiest(self, avoid: tuple[str, ...]) -> str | None:
@@ -162,16 +210,21 @@ class RayRunner:
         attempt = self._running[stream]
         job = attempt.job
         try:
-            event: str | Event = _owned(ray.get(next(stream)))
+            event: str | int | Event = _owned(ray.get(next(stream)))
         except StopIteration:
             yield self._end(stream, Failed(job.fold, "code", "the fold task ended without a result"))
             return
         except exceptions.RayError as error:
-            yield self._end(stream, Failed(job.fold, _cause(error), headline(error), str(error)))
+            message = (
+                _no_room("a fold's result", attempt.n_bytes) if isinstance(error, _FULL) else headline(error)
+            )
+            yield self._end(stream, Failed(job.fold, _cause(error), message, str(error)))
             return
         if isinstance(event, str):
             attempt.node_id = event
             attempt.ends_by = time.monotonic() + (self._timeout_s or math.inf)
+        elif isinstance(event, int):
+            attempt.n_bytes = event
         elif isinstance(event, Failed):
             yield self._end(stream, event)
         elif isinstance(event, Started):
@@ -218,6 +271,12 @@ class RayRunner:
                 del self._running[stream]
                 ray.cancel(stream, force=True)
                 self._waiting.append(replace(attempt.job, avoid=()))
+
+    def _look_at_others(self) -> None:
+        if self._crowd:
+            n_placed = sum(bool(attempt.node_id) for attempt in self._running.values())
+            n_waiting = len(self._waiting) + len(self._waiting_spans) + len(self._running) - n_placed
+            self.note = self._crowd.state(n_waiting, n_placed)
 
     def _fits_outside(self, avoid: tuple[str, ...]) -> bool:
         return any(self._request.slots(node) for node in cluster_nodes() if node.node_id not in avoid)
@@ -297,10 +356,29 @@ def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
     return answers
 
 
+@contextmanager
+def _room_for(what: str, n_bytes: int = 0) -> Iterator[None]:
+    """Raises:
+    RunStoppedError: the object store of this machine is full, and so is the disk that it falls back on.
+    """
+    try:
+        yield
+    except _FULL as error:
+        raise RunStoppedError(f"{_no_room(what, n_bytes)}.") from error
+
+
+def _no_room(what: str, n_bytes: int) -> str:
+    size = f" of {n_bytes / 1e6:.0f} MB" if n_bytes > LARGE else ""
+    return (
+        f"no room for {what}{size}: Ray's object store is full, and so is the disk of its temporary folder. Free disk "
+        "space there, set TMPDIR to a larger disk, or give Ray a larger object store"
+    )
+
+
 def _cause(error: exceptions.RayError) -> Cause:
-    if isinstance(
-        error, exceptions.OutOfMemoryError | exceptions.ObjectStoreFullError | exceptions.OutOfDiskError
-    ):
+    if isinstance(error, _FULL):
+        return "storage"
+    if isinstance(error, exceptions.OutOfMemoryError):
         return "host-memory"
     if isinstance(error, exceptions.NodeDiedError | exceptions.ObjectLostError):
         return "node-died"

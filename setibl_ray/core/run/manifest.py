@@ -112,6 +112,11 @@ class Manifest(_Open):
         RunFolderError: there is none, or it is not one of this version or the one before.
         """
         content = folder.read_json("manifest.json")
+        if content.get("format") not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise RunFolderError(
+                f"{folder} has run format {content.get('format')}, this version reads {known}"
+            )
         try:
             manifest = cls.model_validate(content)
             for fold in manifest.folds:
@@ -123,10 +128,6 @@ class Manifest(_Open):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise RunFolderError(f"{folder.path('manifest.json')}: {field}: {first['msg']}") from None
-        if manifest.format not in READABLE:
-            raise RunFolderError(
-                f"{folder} has run format {manifest.format}, this version reads {' and '.join(map(str, READABLE))}"
-            )
         return manifest
 
     def save(self, folder: RunFolder) -> None:

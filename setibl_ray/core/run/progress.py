@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -40,6 +40,7 @@ class Progress:
       n_test: rows of the test set that each fold predicts.
       shown: columns of a step's row; all of them if it is empty.
       console: where.
+      note: why nothing goes on, shown below the table; empty if it does.
     """
 
     def __init__(
@@ -48,25 +49,28 @@ class Progress:
         n_test: int,
         shown: Sequence[str] = (),
         console: Console | None = None,
+        note: Callable[[], str] = str,
     ) -> None:
         self.console = console or terminal.console()
-        self._needs = needs
+        self._needs, self._note = needs, note
         self._rows = {fold: _Row() for fold in needs}
         self._n_test = n_test
         self._shown = shown
         self._n_predicted = dict.fromkeys(needs, 0)
         on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._live = Live(console=self.console, refresh_per_second=4) if on_terminal else None
+        self._live = (
+            Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+            if on_terminal
+            else None
+        )
 
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
-            self._live.update(self._table())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.update(self._table(), refresh=True)
             self._live.stop()
 
     def say(self, text: str) -> None:
@@ -74,9 +78,7 @@ class Progress:
 
     def on(self, event: Event, answer: Answer) -> None:
         line = self._apply(self._rows[event.fold], event, answer)
-        if self._live:
-            self._live.update(self._table())
-        elif line:
+        if line and not self._live:
             self.say(f"fold {event.fold}  {line}")
 
     def _apply(self, row: _Row, event: Event, answer: Answer) -> str:
@@ -121,7 +123,7 @@ class Progress:
         return f"step {row.step}  {values}" + (f"  ETA {row.eta}" if row.eta else "")
 
     def _table(self) -> Table:
-        table = Table(title="folds", title_justify="left", expand=False)
+        table = Table(title="folds", title_justify="left", expand=False, caption=self._note() or None)
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row.values))
         for name in ("fold", "state", "node", "device"):
             table.add_column(name)

@@ -114,7 +114,7 @@ def place(spec: RunSpec, where: Where, say: Say) -> Iterator[tuple[Runner, RunSp
 
         with cluster_for(spec.task, spec.config, where, say) as request:
             spec = granted(spec, request.device, request.cpus)
-            runner = ray_runner(spec, request, where, where.workers)
+            runner = ray_runner(spec, request, where, where.workers, say=say)
             try:
                 yield runner, spec
             finally:
@@ -124,7 +124,13 @@ def place(spec: RunSpec, where: Where, say: Say) -> Iterator[tuple[Runner, RunSp
 
 
 def ray_runner(
-    spec: RunSpec, request: Request, where: Where, max_parallel: int | None, *, spread: bool = True
+    spec: RunSpec,
+    request: Request,
+    where: Where,
+    max_parallel: int | None,
+    *,
+    spread: bool = True,
+    say: Say = lambda text: None,
 ) -> Runner:
     """A runner on the connected cluster."""
     from setibl_ray.core.cluster.runner import NO_NODE_S, RayRunner
@@ -136,6 +142,8 @@ def ray_runner(
         spread,
         timeout_s=where.fold_timeout_s,
         no_node_s=max(NO_NODE_S, where.placement_timeout_s),  # also waits for preempted nodes to come back
+        busy_s=where.placement_timeout_s or None,
+        say=say,
     )
 
 
@@ -352,7 +360,7 @@ def run_folds(
     task = load_task(record.spec.task)
     needs = {fold: task.needs(record.spec.config, fold) for fold in record.manifest.folds}
     try:
-        with Progress(needs, record.spec.n_test, task.shown, console) as progress:
+        with Progress(needs, record.spec.n_test, task.shown, console, lambda: runner.note) as progress:
             for _ in follow(runner, record, where.max_retries, [progress, *observers]):
                 pass
         all_done(record.manifest)
@@ -410,7 +418,8 @@ def cross_validate(
     where, console = Where.of(where), console or terminal.console()
     say = sayer(console)
     kind = config_of(load_task(task).Settings)
-    given: Any = config if isinstance(config, kind) else parse(kind, {} if config is None else config)  # type: ignore[arg-type]
+    given: Any = {} if config is None else config
+    given = given if isinstance(given, kind) else parse(kind, given)
     options = {name: value for name, value in (options or {}).items() if value is not None}
     place_of_data = location("data", data) if data is not None else None
     folder = RunFolder(location("out", out))

@@ -18,6 +18,7 @@ import numpy as np
 
 from setibl_ray.core.errors import DataError, StorageError
 from setibl_ray.core.storage import filesystem, reaching
+from setibl_ray.core.terminal import one_line
 
 _DTYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<f4")}
 _FIELDS = ("fch1", "foff", "nchans", "tsamp", "tstart")
@@ -191,7 +192,7 @@ def _opened_h5(path: str) -> Iterator[tuple[Any, int]]:
                     )
                 yield file["data"], size
         except OSError as error:  # HDF5's word for everything
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DataError(f"{path} is damaged or not an HDF5 file: {reason}. Copy it again.") from None
 
 
