@@ -14,8 +14,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-from setibl_ray.core.cluster.placement import Node, Request, request_for, with_memory
-from setibl_ray.seti.config import parse
+from setibl_ray.core.cluster.placement import Ask, Node, Request, request_for, with_memory
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +79,9 @@ def test_five_folds_start_five_nodes(
     config = autoscaling(file)
     node = live_node(config, node_type)
     for typed in {None, accelerator_type}:
-        request = with_memory(request_for(parse({"device": device}), [node], typed), int(30e9), [node])
+        request = with_memory(
+            request_for(Ask(device=device, folds=5, accelerator_type=typed), [node]), int(30e9), [node]
+        )
         assert request.slots(node) == 1
         assert started(config, request, 5).get(node_type) == 5
         assert started(config, request, 5, avoid=("0" * 56,)).get(node_type) == 5

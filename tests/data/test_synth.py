@@ -142,7 +142,7 @@ def test_level_and_track_are_setigens():
 
 def test_noise_means_are_setigens_and_setigen_is_not_imported():
     code = (
-        "import sys; from setibl_ray.data import synth; print(len(synth._noise_means()));"
+        "import sys; from setibl_ray.seti.making import synth; print(len(synth._noise_means()));"
         "print(*[m for m in ('setigen', 'tensorflow', 'ray') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

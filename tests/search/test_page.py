@@ -69,7 +69,9 @@ def test_the_page(chromium, tmp_path, width):
     assert colours > 8
     shown = "return document.getElementById('count').textContent"
     assert chromium.run(shown) == "60 of 60"
-    change = "{{ const s = document.getElementById('{}'); s.value = '{}'; s.dispatchEvent(new Event('{}')); }} "
+    change = (
+        "{{ const s = document.getElementById('{}'); s.value = '{}'; s.dispatchEvent(new Event('{}')); }} "
+    )
     assert chromium.run(change.format("show", "clean", "change") + shown) == "30 of 60"
     assert chromium.run(change.format("least", "0.75", "input") + shown) == "16 of 60"
     find = change.format("show", "all", "change") + change.format("find", "1400.0012", "input")

@@ -24,6 +24,8 @@ from rich.console import Console
 from setibl_ray.api import main
 from setibl_ray.core.config import load_yaml, merge
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.core.tuning import desk, engine
 from setibl_ray.core.tuning.engine import sweep
 from setibl_ray.core.tuning.ledger import Ledger
@@ -130,10 +132,10 @@ def test_a_sweep_leaves_everything_that_was_promised(whole):
 def test_trials_use_the_processes_of_earlier_ones(whole):
     manifests = (whole[0] / "out" / "trials").glob("*/manifest.json")
     pids = [
-        attempt["pid"]
+        attempt.pid
         for path in manifests
-        for fold in json.loads(path.read_text())["folds"].values()
-        for attempt in fold["attempts"]
+        for fold in Manifest.load(RunFolder(str(path.parent))).folds.values()
+        for attempt in fold.attempts
     ]
     assert len(pids) >= 9
     assert len(set(pids)) == 1, "one fold at once needs one process"
@@ -216,8 +218,8 @@ def finished_folds(tmp_path) -> dict:
     found = set()
     for path in tmp_path.glob("out/trials/*/manifest.json"):
         strength = yaml.safe_load((path.parent / "config.yaml").read_text())["augment"]["strength"]
-        folds = json.loads(path.read_text())["folds"]
-        found |= {(f"{strength:.6f}", fold) for fold, entry in folds.items() if entry["state"] == "done"}
+        manifest = Manifest.load(RunFolder(str(path.parent)))
+        found |= {(f"{strength:.6f}", str(fold)) for fold in manifest.states("done")}
     return {line: count for line, count in journal(tmp_path).items() if tuple(line.split()[:2]) in found}
 
 

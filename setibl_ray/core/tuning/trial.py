@@ -145,6 +145,7 @@ class Work:
         if self._runner is not None:
             self._runner.cancel()
             self._runner = None
+            self._record.close()
             if (
                 self._folder.exists("trial.json")
                 and self._folder.read_json("trial.json")["state"] == "stopped"

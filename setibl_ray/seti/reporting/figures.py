@@ -277,6 +277,7 @@ def learning_rate(histories: Mapping[int, pd.DataFrame]) -> Spec:
 
 # A fold's timings in manifest.json, in chronological order.
 PHASES = (
+    ("device_s", "start device", "@c4"),
     ("open_s", "open data", "@c3"),
     ("build_s", "build model", "@c1"),
     ("train_s", "train", "@c0"),
