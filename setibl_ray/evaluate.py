@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.evaluate RUN`: score a run, and with --baselines check whether the score can be trusted."""
+"""`python -m setibl_ray.evaluate RUN`: score a run, check whether the score can be trusted, and measure sensitivity."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ class Evaluate(cli.Command):
     """Score simple methods on the same folds, and check for leaks (reads the shards)."""
     rows: Annotated[int, Field(ge=100)] = 5000
     """At most this many training and this many test cadences are read by --baselines, drawn at random."""
+    sensitivity: bool = False
+    """Apply the run's folds to new simulated cadences: recall against S/N, drift and kind at three rates of false
+    positives."""
+    haystacks: Annotated[int, Field(ge=100)] = 10_000
+    """Haystacks that --sensitivity makes; 0.01 % of 10,000 is one."""
+    needles: Annotated[int, Field(ge=100)] = 4000
+    """Needles that --sensitivity makes."""
     data: Location | None = None
     """Where the shards are now [where the run read them]."""
     bootstrap: Annotated[int, Field(ge=10)] = 500
@@ -63,6 +70,24 @@ def trust_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def study(run: Run, n_haystacks: int, n_needles: int, seed: int) -> dict[str, Any]:
+    """What `sensitivity.examine` returns; RUN/sensitivity.csv gets the cadences' labels and scores."""
+    from setibl_ray.seti.evaluation import sensitivity
+    from setibl_ray.seti.formats.writer import n_cores
+
+    recipe = sensitivity.recipe_for(n_haystacks, n_needles, seed=seed, data=run.manifest["data"])
+    say(f"making and scoring {recipe.train:,} cadences …")
+    table = sensitivity.score(run, recipe, n_processes=n_cores())
+    run.folder.write_csv("sensitivity.csv", table)
+    return sensitivity.examine(table, seed=seed)
+
+
+def sensitivity_lines(summary: dict[str, Any]) -> list[str]:
+    from setibl_ray.seti.evaluation.sensitivity import lines
+
+    return lines(summary["sensitivity"]) if "sensitivity" in summary else []
+
+
 def main(options: Evaluate) -> int:
     run = load_run(options.run)
     seed = run.config.seed if options.seed is None else options.seed
@@ -72,8 +97,10 @@ def main(options: Evaluate) -> int:
         from setibl_ray.seti.evaluation.pixels import open_pixels
 
         summary |= probes.examine(run, open_pixels(run, options.data), max_rows=options.rows, seed=seed)
+    if options.sensitivity:
+        summary["sensitivity"] = study(run, options.haystacks, options.needles, seed)
     run.folder.write_json("metrics.json", summary)
-    say("\n".join([*summary_lines(summary), *trust_lines(summary)]))
+    say("\n".join([*summary_lines(summary), *trust_lines(summary), *sensitivity_lines(summary)]))
     return 0
 
 

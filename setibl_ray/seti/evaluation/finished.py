@@ -51,6 +51,23 @@ class Run:
         """fold -> epoch (from 0) whose weights predicted."""
         return {int(fold): entry["best_epoch"] for fold, entry in self.manifest["folds"].items()}
 
+    def weights(self, fold: int) -> bytes:
+        """A fold's weights file.
+
+        Raises:
+          RunFolderError: it was not kept, or has changed.
+        """
+        name = f"fold-{fold}/weights.h5"
+        files = self.manifest["folds"][str(fold)].get("files", {})
+        if name not in files:
+            raise RunFolderError(f"{self.folder} keeps no weights: fold {fold} cannot score other cadences")
+        if self.folder.unfit({name: files[name]}):
+            raise RunFolderError(
+                f"{self.folder.path(name)} is missing or has changed since it was written. Finish the run again with "
+                "`cv --resume`, or restore the file."
+            )
+        return self.folder.read(name)
+
 
 def load_run(path: str) -> Run:
     """Read a finished run from a local folder or an fsspec URL.

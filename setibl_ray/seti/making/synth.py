@@ -113,13 +113,21 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
 
 def synthesise(recipe: Recipe, planned: Planned) -> Record:
     """Make one cadence: its panels quantised, its labels as planned."""
+    return synthesise_with_drift(recipe, planned)[0]
+
+
+def synthesise_with_drift(recipe: Recipe, planned: Planned) -> tuple[Record, float]:
+    """A cadence, and its signal's mean drift in Hz/s from the first row to the last; nan where it has no track."""
     rng = _generator(recipe.seed, "cadence", planned.split, planned.number)
     low, high = recipe.snr
     snr = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if planned.kind != HAYSTACK else float("nan")
-    cadence = paint_cadence(
-        recipe, observe(recipe, planned.split, planned.observation), planned.kind, snr, rng
-    )
-    return Record(
+    observation = observe(recipe, planned.split, planned.observation)
+    cadence, track = _painted(recipe, observation, planned.kind, snr, rng)
+    drift = float("nan")
+    if track is not None:
+        span_s = observation.time_s[-1, -1] - observation.time_s[0, 0]
+        drift = float(track.centre[-1, -1] - track.centre[0, 0]) * recipe.df_hz / span_s
+    record = Record(
         image_id=image_id(recipe.seed, planned.split, planned.number),
         target=int(planned.kind in NEEDLE_KINDS) if planned.split == "train" else None,
         group=f"obs-{planned.observation:04d}",
@@ -127,6 +135,7 @@ def synthesise(recipe: Recipe, planned: Planned) -> Record:
         kind=planned.kind,
         panels=quantise(cadence),
     )
+    return record, drift
 
 
 def image_id(seed: int, split: Split, number: int) -> str:
@@ -138,16 +147,24 @@ def paint_cadence(
     recipe: Recipe, observation: Observation, kind: str, snr: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Noise, interference and the signal of `kind` as power, float32 (6, time, frequency)."""
+    return _painted(recipe, observation, kind, snr, rng)[0]
+
+
+def _painted(
+    recipe: Recipe, observation: Observation, kind: str, snr: float, rng: np.random.Generator
+) -> tuple[np.ndarray, Track | None]:
+    """The cadence of `paint_cadence`, and its signal's track if it has one."""
     n_time, n_freq = recipe.shape
     cadence = noise(rng, (N_PANELS, n_time, n_freq), recipe.chi2_df, observation.noise_mean)
     sigma = observation.noise_mean * np.sqrt(2 / recipe.chi2_df)
     unit = sigma / np.sqrt(n_time)
     cut = rng.uniform(0, (BANDS_PER_OBSERVATION - 1) * n_freq)
-    for track in observation.rfi:
-        paint(cadence, track._replace(centre=track.centre - cut), unit)
+    for rfi in observation.rfi:
+        paint(cadence, rfi._replace(centre=rfi.centre - cut), unit)
     for _ in range(rng.poisson(BURSTS)):
         start = rng.integers(n_time)
         cadence[rng.integers(N_PANELS), start : start + rng.integers(1, 9)] += sigma * rng.uniform(0.3, 2)
+    track = None
     if kind == "hard-one-on":
         n_rows, n_columns = (
             rng.integers(n_time // 20 + 1, n_time // 4),
@@ -157,8 +174,9 @@ def paint_cadence(
         burst = cadence[rng.choice(ON), row : row + n_rows, column : column + n_columns]
         burst += snr * sigma / np.sqrt(n_rows)
     elif kind != HAYSTACK:
-        paint(cadence, draw_signal(rng, kind, snr, observation.time_s, n_freq), unit)
-    return cadence
+        track = draw_signal(rng, kind, snr, observation.time_s, n_freq)
+        paint(cadence, track, unit)
+    return cadence, track
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], df: int, mean: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from setibl_ray.seti.evaluation import metrics as scoring
 from setibl_ray.seti.evaluation.finished import Run, same_rows
 from setibl_ray.seti.evaluation.pixels import Pixels, Split
 from setibl_ray.seti.evaluation.summary import verdict
-from setibl_ray.seti.reporting import figures, gallery
+from setibl_ray.seti.reporting import figures, gallery, sensitivity
 
 N_CARDS = 6
 N_AUGMENTED = 6
@@ -91,6 +91,8 @@ def _figures(run: Run, metrics: Mapping[str, Any]) -> dict[str, figures.Spec]:
     ):
         if metrics[kinds]:
             drawn[kinds] = figures.shares_by_kind(metrics[kinds], x, colour)
+    if "sensitivity" in metrics:
+        drawn |= sensitivity.drawings(metrics["sensitivity"])
     return drawn
 
 

@@ -62,7 +62,7 @@ def search(
     config = run.config.model_copy(update={"layout": run.config.layout or DEFAULT_LAYOUT["cadence"]})
     check(run, observations)
     width = int(run.manifest["data"]["panel_shape"][1])
-    weights = [_weights(run, fold) for fold in range(config.folds)]
+    weights = [run.weights(fold) for fold in range(config.folds)]
     plan = {
         "format": FORMAT,
         "run": {
@@ -190,19 +190,6 @@ def _damage(observations: Sequence[Observation], channel: dict[str, Any]) -> lis
 
 def _scorer(config: Any, weights: Sequence[bytes]) -> Score:
     return importlib.import_module("setibl_ray.seti.train.scoring").folds_scorer(config, weights)
-
-
-def _weights(run: Run, fold: int) -> bytes:
-    name = f"fold-{fold}/weights.h5"
-    entry = run.manifest["folds"][str(fold)]["files"]
-    if name not in entry:
-        raise RunFolderError(f"{run.folder} keeps no weights: fold {fold} cannot search")
-    if run.folder.unfit({name: entry[name]}):
-        raise RunFolderError(
-            f"{run.folder.path(name)} is missing or has changed since it was written. Finish the run again with "
-            "`cv --resume`, or restore the file."
-        )
-    return run.folder.read(name)
 
 
 def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
