@@ -36,7 +36,8 @@ def test_every_cause_has_a_decision_and_retries_end():
     ("error", "cause"),
     [
         (exceptions.OutOfMemoryError("killed by the memory monitor"), "host-memory"),
-        (exceptions.OutOfDiskError("spilling"), "host-memory"),
+        (exceptions.OutOfDiskError("spilling"), "storage"),
+        (exceptions.ObjectStoreFullError("full"), "storage"),
         (exceptions.NodeDiedError("preempted"), "node-died"),
         (exceptions.ObjectLostError("00" * 28, "", ""), "node-died"),
         (exceptions.WorkerCrashedError(), "worker-died"),
