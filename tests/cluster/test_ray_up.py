@@ -192,15 +192,18 @@ def jobs_api(host: hosts.Host, path: str, token: bool = True) -> str:
 def folds_in_training(head: hosts.Host) -> list[str]:
     """Folds that have finished an epoch on the host that will be lost, and are still at it."""
     assert job_end(head) is None, job_logs(head)
-    manifest = head.run(["cat", f"{RUN}/manifest.json"], check=False)
     states = head.run(["find", RUN, "-name", "state-*"], check=False).stdout
-    if manifest.returncode:
-        return []
-    return [
-        fold
-        for fold, entry in json.loads(manifest.stdout)["folds"].items()
-        if entry["state"] == "running" and entry["attempts"][-1]["node"] == LOST and f"fold-{fold}/" in states
-    ]
+    found = []
+    for fold in range(5):
+        entry = head.run(["cat", f"{RUN}/fold-{fold}/fold.json"], check=False)
+        known = {"state": "", "attempts": []} if entry.returncode else json.loads(entry.stdout)
+        if (
+            known["state"] == "running"
+            and known["attempts"][-1]["node"] == LOST
+            and f"fold-{fold}/" in states
+        ):
+            found.append(str(fold))
+    return found
 
 
 def job_end(head: hosts.Host) -> str | None:

@@ -93,7 +93,6 @@ def test_names_from_the_data_are_text_not_markup(tmp_path):
     text = (path / "report.html").read_text()
     assert not {"injected0", "kind"} & Outline(text).ids
     figures = text.split('<script id="figures" type="application/json">')[1].split("</script>")[0]
-    figures = json.dumps(json.loads(figures))
     figures = json.dumps(json.loads(figures))  # without the escapes of JSON in HTML
     assert "<i id=kind>" not in figures  # Plotly would take it for HTML, too
     assert "&lt;i id=kind&gt;" in figures
