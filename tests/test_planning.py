@@ -414,7 +414,7 @@ def test_what_is_left_of_a_run_is_planned_with_its_own_rates(shards, tmp_path, c
     ("arguments", "says"),
     [
         (["--image-size", "8x8"], "image-size: expected HEIGHTxWIDTH"),
-        (["--folds", "7"], "7 folds need at least 7 shards"),
+        (["--folds", "7"], "7 folds need at least 7 training shards"),
         (["--rates", "nowhere"], "nowhere/manifest.json is missing"),
         (["--assume.rows", "100+10"], "leave out --data"),
         (["--assume.nodes", "5 v4-8"], "assume.nodes: expected NODES x DEVICE:COUNT"),

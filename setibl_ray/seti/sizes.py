@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from setibl_ray.core.errors import ConfigError
@@ -22,7 +21,8 @@ _MEASURE = "from setibl_ray.seti.train.measure import main; main()"
 
 
 def sizes(config: Config, fold: int, code: Mapping[str, Callable[..., Any]]) -> Backbone:
-    """Sizes of a fold's model.
+    """Sizes of a fold's model. A user's own is measured once for each image shape, whatever the other settings: a sweep
+    asks for dozens, and an answer takes seconds.
 
     Raises:
       ConfigError: a user's model cannot be built, or is not what a fold needs.
@@ -31,12 +31,19 @@ def sizes(config: Config, fold: int, code: Mapping[str, Callable[..., Any]]) -> 
     if ":" not in own.model:
         return MODELS[own.model]
     shape = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    relevant = config.model_copy(update={"device": "cpu", "cpus_per_fold": None, "devices_per_fold": None})
-    return _measured(own.model, shape, relevant.to_yaml(), fold, code.get(own.model))
+    function = code.get(own.model)
+    if (own.model, shape, function) not in _measured:
+        relevant = config.model_copy(
+            update={"device": "cpu", "cpus_per_fold": None, "devices_per_fold": None}
+        )
+        _measured[own.model, shape, function] = _measure(own.model, shape, relevant.to_yaml(), fold, function)
+    return _measured[own.model, shape, function]
 
 
-@lru_cache(maxsize=64)
-def _measured(
+_measured: dict[tuple[Any, ...], Backbone] = {}
+
+
+def _measure(
     name: str, shape: tuple[int, int, int], config: str, fold: int, function: Callable[..., Any] | None
 ) -> Backbone:
     from ray import cloudpickle  # a function from a notebook or a script exists here only

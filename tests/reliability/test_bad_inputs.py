@@ -585,6 +585,9 @@ def no_keys(monkeypatch):
 def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn())  # for the one that is not refused
+    monkeypatch.setattr(
+        "ray.is_initialized", lambda: False
+    )  # an earlier test's Ray would be joined, whatever --address
     rows, groups = [], {}
     for number, ((group, what), build) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"

@@ -352,7 +352,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
             "a trial asks for 3 x 1 CPU on one node, but the cluster's nodes hold 2",
         ),
         ({"device": "gpu"}, {}, PlacementError, "--device cpu"),
-        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 shards"),
+        ({"folds": 40}, {}, ConfigError, "40 folds need at least 40 training shards"),
         ({}, {"search": "grid"}, ConfigError, "--search grid needs a list"),
         ({}, {"log_to": ["mlflow"]}, ConfigError, 'pip install "setibl-ray[mlflow]"'),
         ({}, {"log_to": ["comet"]}, ConfigError, "expected mlflow or wandb"),
@@ -459,7 +459,7 @@ def test_a_score_to_be_minimised_is(lines, tmp_path):
     assert found.high < 0
     assert found.is_better
     assert results.verdict().startswith("Trial 1 beats the base config beyond noise: -")
-    reports = pd.read_csv(tmp_path / "out" / "trials" / "001" / "reports.csv")
+    reports = pd.read_csv(tmp_path / "out/trials/001/reports.csv", float_precision="round_trip")
     metrics = json.loads((tmp_path / "out" / "trials" / "001" / "metrics.json").read_text())
     assert reports["score"].iloc[-1] == metrics["score"]["oof"] == results.best.score
     assert metrics["score"]["direction"] == "minimize"

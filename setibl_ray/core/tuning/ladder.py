@@ -123,5 +123,7 @@ def pooled(
     score: Score, target: np.ndarray, fold_of_row: np.ndarray, results: Mapping[int, np.ndarray]
 ) -> float:
     """Score of the predictions of some folds over their rows together; the worst if one is not a number."""
+    # In the order of the rows, as a run's own score: a sum of floats depends on it.
     rows = np.concatenate([(fold_of_row == fold).nonzero()[0] for fold in results])
-    return score.of(target[rows], np.concatenate(list(results.values())))
+    order = np.argsort(rows)
+    return score.of(target[rows[order]], np.concatenate(list(results.values()))[order])
