@@ -26,7 +26,6 @@ DEMO = {
     "image_size": "91x85",
     "batch_size": 16,
     "epochs": 15,
-    "augment": {"strength": 0.3},
 }
 
 

@@ -70,24 +70,29 @@ PerFoldSize = Annotated[
 
 
 class Augment(Section):
-    """Random changes of a training image, and of each test-time view (except dropout). As in the original notebook."""
+    """Random changes of a training image, and of each test-time view (except dropout).
 
-    strength: NonNegative = 1.0
-    """Scales every magnitude below; 0 turns augmentation off."""
+    The magnitudes are those of the original notebook, and do the same to a panel at any image size.
+    """
+
+    strength: NonNegative = 0.3
+    """Scales every magnitude below in training; 1 is as in the original notebook, 0 turns augmentation off."""
+    view_strength: NonNegative = 0.1
+    """The same for test-time views."""
     rotation: NonNegative = 0.0
-    """Standard deviation of the rotation, degrees."""
+    """Standard deviation of the rotation, degrees on a panel of 273x256."""
     shear: NonNegative = 2.0
-    """Standard deviation of the shear, degrees."""
+    """Standard deviation of the shear, degrees on a panel of 273x256."""
     height_zoom: NonNegative = 0.125
     """Standard deviation of the zoom along time (1 is no zoom)."""
     width_zoom: NonNegative = 0.125
     """Standard deviation of the zoom along frequency."""
-    height_shift: NonNegative = 8.0
-    """Standard deviation of the shift along time, pixels of the network's image."""
-    width_shift: NonNegative = 8.0
-    """Standard deviation of the shift along frequency, pixels of the network's image."""
+    height_shift: Probability = 0.0293
+    """Standard deviation of the shift along time, as a fraction of the panel (0.0293 is 8 of 273 pixels)."""
+    width_shift: Probability = 0.03125
+    """Standard deviation of the shift along frequency, as a fraction of the panel (0.03125 is 8 of 256 pixels)."""
     flip: Probability = 0.5
-    """Probability of a left-right (frequency) flip."""
+    """Probability of a left-right (frequency) flip; not scaled."""
     saturation: NonNegative = 0.3
     """Channels move away from or towards their maximum by a factor in 1 +- this."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -100,6 +105,11 @@ class Augment(Section):
     """Squares per image."""
     dropout_size: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Side of a square as a fraction of the image's short side."""
+
+    @property
+    def of_views(self) -> Augment:
+        """What test-time views do."""
+        return self.model_copy(update={"strength": self.view_strength})
 
 
 class Schedule(Section):
@@ -116,7 +126,7 @@ class Schedule(Section):
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor per epoch after that [0.8 pretrained, 0.95 from scratch]."""
+    """Factor per epoch after that [0.8 pretrained; from scratch half a cosine down to the floor]."""
 
 
 class FoldConfig(NamedTuple):
@@ -147,6 +157,9 @@ class Config(core.Config):
     """imagenet, none, or a weights file (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
     """Epochs; a comma-separated list gives one per fold."""
+    select: Literal["last", "inner", "held-out"] = "last"
+    """Epoch whose weights are kept: the last one; the best on a tenth of the training rows, which are then not trained
+    on; or the best on the held-out rows, which makes their score too high."""
     batch_size: PerFoldInt = (32,)
     """Images per replica and step; a comma-separated list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
@@ -210,6 +223,18 @@ class Config(core.Config):
             epochs=own.epochs,
             **self.schedule.model_dump(),
         )
+
+    @classmethod
+    def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """0.1.0 had shifts in pixels, views as strong as training, and the best epoch by the held-out rows."""
+        if "select" in values or "augment" not in values:
+            return values
+        own = dict(values["augment"])
+        sizes = values["image_size"]
+        height, width = map(int, (sizes if isinstance(sizes, str) else sizes[0]).split("x"))
+        own["height_shift"], own["width_shift"] = own["height_shift"] / height, own["width_shift"] / width
+        own["flip"], own["view_strength"] = own["flip"] * min(1, own["strength"]), own["strength"]
+        return {**values, "augment": own, "select": "held-out"}
 
     def search_value(self, name: str) -> Any:
         if name == "schedule.lr-max":

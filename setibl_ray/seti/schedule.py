@@ -1,7 +1,8 @@
-"""The learning rate of each epoch, as in the original notebook: ramp, sustain, exponential decay. A pure function."""
+"""The learning rate of each epoch as a pure function: ramp, sustain, then exponential decay or half a cosine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
@@ -21,7 +22,9 @@ class LearningRate:
     floor: float
     ramp_epochs: float
     sustain_epochs: float
-    decay: float
+    decay: float | None
+    """Factor per epoch; None: half a cosine, which would reach the floor at `epochs`."""
+    epochs: int
 
     def __call__(self, epoch: int) -> float:
         """Learning rate of `epoch` (from 0)."""
@@ -29,9 +32,14 @@ class LearningRate:
             return self.start + (self.peak - self.start) / self.ramp_epochs * epoch
         if epoch < self.ramp_epochs + self.sustain_epochs:
             return self.peak
-        return self.floor + (self.peak - self.floor) * self.decay ** (
-            epoch - self.ramp_epochs - self.sustain_epochs
-        )
+        after = epoch - self.ramp_epochs - self.sustain_epochs
+        if self.decay is None:
+            part = (
+                1 + math.cos(math.pi * after / (self.epochs - self.ramp_epochs - self.sustain_epochs))
+            ) / 2
+        else:
+            part = self.decay**after
+        return self.floor + (self.peak - self.floor) * part
 
 
 def resolve(
@@ -50,7 +58,8 @@ def resolve(
 
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
     epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
-    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, decay 0.95.
+    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, then half a
+    cosine.
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if pretrained:
@@ -64,5 +73,5 @@ def resolve(
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
         ramp = ramp_epochs if ramp_epochs is not None else (1 if epochs > 1 else 0)
-        factor = decay if decay is not None else 0.95
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor)
+        factor = decay
+    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor, epochs)

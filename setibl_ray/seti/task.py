@@ -19,7 +19,7 @@ from setibl_ray.core.task import Fitted, FoldReport, Needs, Outcome, Prediction,
 from setibl_ray.seti import sizes as models
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.seti.config import Config
-from setibl_ray.seti.evaluation import metrics, postprocess
+from setibl_ray.seti.evaluation import metrics, postprocess, selection
 from setibl_ray.seti.formats.shards import DataIndex, Split, read_index
 from setibl_ray.seti.memory import fold_bytes
 
@@ -153,6 +153,8 @@ class CadenceTask(Task):
             own = folds[entry["fold"]]
             val_auc = metrics.plain([row["val_auc"] for row in own.history])
             entry |= {"best_epoch": own.facts["best_epoch"], "val_auc": val_auc}
+        histories = {fold: pd.DataFrame(list(own.history)) for fold, own in folds.items()}
+        summary["selection"] = selection.check(config.select, histories)
         interval = summary["intervals"].get("oof_auc")
         summary["score"] = {"interval": interval}
         return Outcome(table["pred"].to_numpy(), np.asarray(done.test, np.float32), summary)
@@ -175,7 +177,8 @@ class CadenceTask(Task):
         own = config.for_fold(fold)
         height, width = own.image_size
         title = f"FOLD {fold} - image size {height}x{width}, {own.model}"
-        return {"training.png": training_plot.draw(history, title)}
+        ranks = [selection.rank(config.select, row) for row in history.to_dict("records")]
+        return {"training.png": training_plot.draw(history, title, int(np.argmax(ranks)))}
 
     def cause_of(self, error: BaseException) -> Cause:
         """TensorFlow's errors are recognised by name, as the driver has no TensorFlow."""

@@ -12,9 +12,9 @@ import pandas as pd
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
+from setibl_ray.core.run.stored import read_config
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config, FoldConfig
-from setibl_ray.seti.evaluation.finished import config_of
 from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.planning.assume import Assume, device_of
 
@@ -137,7 +137,7 @@ def measure(path: str) -> Measured:
     """
     folder = RunFolder(path)
     manifest = Manifest.load(folder).plain()
-    config = config_of(folder)
+    config = read_config(folder, Config)
     n_valid = folder.read_csv("folds.csv")["fold"].astype(int).value_counts()
     jobs = list(_jobs(manifest))
     trained = [

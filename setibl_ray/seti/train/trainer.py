@@ -32,7 +32,7 @@ class FoldState:
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
     best_weights: list[np.ndarray]
-    best_auc: float
+    best_rank: float
     best_epoch: int
     best_valid_pred: np.ndarray
     images_per_s: float = 0.0
@@ -45,7 +45,7 @@ class FoldState:
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
         numbers = {
             name: getattr(self, name)
-            for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s", "n_parts")
+            for name in ("epochs_done", "best_rank", "best_epoch", "images_per_s", "n_parts")
         }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
