@@ -118,15 +118,16 @@ class Schedule(Section):
     lr_start: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch]."""
+    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch, a quarter of it with weights
+    cadences]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""
     ramp_epochs: Annotated[int, Field(ge=0)] | None = None
-    """Epochs from start to peak [5 pretrained, 1 from scratch]."""
+    """Epochs from start to peak [5 pretrained, 1 from scratch, 0 with weights cadences]."""
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor per epoch after that [0.8 pretrained; from scratch half a cosine down to the floor]."""
+    """Factor per epoch after that [0.8 pretrained; from scratch and with weights cadences half a cosine down]."""
 
 
 class FoldConfig(NamedTuple):
@@ -153,8 +154,12 @@ class Config(core.Config):
     """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
     """Backbone, or module:function, a Keras model of your own; a list gives one per fold."""
+    head: Literal["plain", "on-off"] | None = None
+    """plain, or on-off: beside the backbone, a small encoder that all six panels share, and a comparison of ON with OFF
+    panels [on-off for layout all6 without ImageNet weights, otherwise plain]."""
     weights: str = "imagenet"
-    """imagenet, none, or a weights file (.h5) of an earlier run."""
+    """imagenet, cadences (for efficientnet-nano with six panels; they come with the package), none, or a weights file
+    (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
     """Epochs; a comma-separated list gives one per fold."""
     select: Literal["last", "inner", "held-out"] = "last"
@@ -176,7 +181,7 @@ class Config(core.Config):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Targets 0 and 1 become s/2 and 1 - s/2 in the loss."""
     bn_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Momentum of every batch normalisation [the backbone's own with pretrained weights, 0.9 from scratch]."""
+    """Momentum of every batch normalisation [0.9 from scratch and with weights cadences, else the backbone's own]."""
     mixed_precision: bool = False
     """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
@@ -202,9 +207,10 @@ class Config(core.Config):
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         return self
 
-    @property
-    def pretrained(self) -> bool:
-        return self.weights != "none"
+    def with_layout(self, layout: str) -> Config:
+        """A copy with this layout and, where none is set, the head that goes with it."""
+        head = "on-off" if layout == "all6" and self.weights != "imagenet" else "plain"
+        return self.model_copy(update={"layout": layout, "head": self.head or head})
 
     def for_fold(self, fold: int) -> FoldConfig:
         def pick(values: tuple[Any, ...]) -> Any:
@@ -218,7 +224,7 @@ class Config(core.Config):
     def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
         return resolve(
-            pretrained=self.pretrained,
+            weights=self.weights,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,
             **self.schedule.model_dump(),
@@ -234,7 +240,7 @@ class Config(core.Config):
         height, width = map(int, (sizes if isinstance(sizes, str) else sizes[0]).split("x"))
         own["height_shift"], own["width_shift"] = own["height_shift"] / height, own["width_shift"] / width
         own["flip"], own["view_strength"] = own["flip"] * min(1, own["strength"]), own["strength"]
-        return {**values, "augment": own, "select": "held-out"}
+        return {**values, "augment": own, "select": "held-out", "head": "plain"}
 
     def search_value(self, name: str) -> Any:
         if name == "schedule.lr-max":

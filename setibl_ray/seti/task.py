@@ -17,6 +17,7 @@ from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.jobs import Cause
 from setibl_ray.core.task import Fitted, FoldReport, Needs, Outcome, Prediction, Rows, Score, Step, Task, Work
 from setibl_ray.seti import sizes as models
+from setibl_ray.seti import weights
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.evaluation import metrics, postprocess, selection
@@ -75,7 +76,14 @@ class CadenceTask(Task):
             )
         groups = {"training": index.train["group"], "test": index.test["group"]}
         postprocess.check(config.postprocess, groups)
-        return config.model_copy(update={"layout": layout.name})
+        if config.head == "on-off" and layout.name != "all6":
+            raise ConfigError(f"head: on-off compares six panels, those of --layout all6; got {layout.name}")
+        config = config.with_layout(layout.name)
+        network = (",".join(sorted(set(config.model))), config.layout, config.head)
+        if config.weights == "cadences" and network != weights.NETWORK:
+            wanted, got = (", ".join(map(str, parts)) for parts in (weights.NETWORK, network))
+            raise ConfigError(f"weights: cadences are for the model, layout and head {wanted}; got {got}")
+        return config
 
     def check(self, config: Config, rows: Rows, fold_of_row: np.ndarray) -> None:
         """Raises:
@@ -112,9 +120,12 @@ class CadenceTask(Task):
         """
         if config.weights in ("imagenet", "none"):
             return {}
+        if config.weights == "cadences":
+            sizes = [config.for_fold(fold).image_size for fold in range(config.folds)]
+            return {name: weights.read(name) for name in sorted(set(map(weights.name_for, sizes)))}
         path, what = (
             Path(config.weights),
-            f"weights: expected imagenet, none or a weights file; {config.weights!r}",
+            f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",
         )
         if not path.is_file():
             raise ConfigError(f"{what} is no file")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.config import parse
-from setibl_ray.seti.models import MODELS
+from setibl_ray.seti.models import MODELS, with_head
 from setibl_ray.seti.train import models
 
 BIG = {
@@ -46,6 +46,24 @@ def test_every_backbone_takes_six_channels(name):
 
 def test_nano_has_the_size_that_is_stated():
     assert 300_000 < build("efficientnet-nano", 3).count_params() < 400_000
+
+
+def test_the_on_off_head_compares_on_with_off_whatever_their_order():
+    image = tf.keras.Input((40, 36, 6))
+    head = tf.keras.Model(image, models._on_off(image, 0.9))
+    cadence = np.random.default_rng(0).normal(size=(1, 40, 36, 6)).astype(np.float32)
+    orders = [range(6), (4, 1, 0, 5, 2, 3), (1, 0, 3, 2, 5, 4)]
+    plain, reordered, exchanged = head(
+        np.concatenate([cadence[..., list(order)] for order in orders])
+    ).numpy()
+    assert plain.shape == (368,)
+    np.testing.assert_allclose(plain, reordered, atol=1e-5)
+    assert np.abs(plain - exchanged).max() > 0.1
+    parameters = MODELS["efficientnet-nano"].parameters, with_head("efficientnet-nano", "on-off").parameters
+    model = build("efficientnet-nano", 6, head="on-off")
+    assert model.count_params() - build("efficientnet-nano", 6).count_params() == pytest.approx(
+        1e6 * (parameters[1] - parameters[0]), rel=0.2
+    )
 
 
 def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():

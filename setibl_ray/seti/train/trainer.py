@@ -166,7 +166,14 @@ def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: De
     """The process's trainer, reset to its initial state; a new one if that of the last fold does not fit."""
     global _kept
     config = work.config
-    compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
+    compiled = (
+        config.head,
+        config.weights,
+        config.loss,
+        config.label_smoothing,
+        config.bn_momentum,
+        config.seed,
+    )
     steps = (config.mixed_precision, config.jit_compile, own.batch_size, device.kind, device.n_replicas)
     key = (own.model, image_shape, *compiled, *steps, code.get(own.model))
     if _kept is None or _kept[0] != key:
