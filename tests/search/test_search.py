@@ -244,7 +244,7 @@ def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done
 
 def test_results(sky, done):
     summary = json.loads((done / "search.json").read_text())
-    assert summary["threshold"]["value"] == 0.5
+    assert summary["threshold"]["value"] == 0.8
     assert summary["channels"] == 2
     assert sum(row["injected"] for row in summary["recall"]) == 6
     assert summary["run"]["weights_sha256"]
