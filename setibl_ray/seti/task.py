@@ -72,7 +72,7 @@ class CadenceTask(Task):
             )
         if config.weights == "imagenet" and "efficientnet-nano" in config.model:
             raise ConfigError(
-                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a weights file"
+                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none, cadences or a weights file"
             )
         groups = {"training": index.train["group"], "test": index.test["group"]}
         postprocess.check(config.postprocess, groups)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.seti import weights
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.models import MODELS, with_head
 from setibl_ray.seti.train import models
@@ -209,3 +210,26 @@ def test_sizes_of_a_users_own_model_are_its_own():
     assert found.multiply_adds == pytest.approx(6)  # each of the six channels' pixels once
     with pytest.raises(ConfigError, match="got NoneType"):
         sizes(config, 0, {"mine:linear": lambda shape, config, own: None})
+
+
+@pytest.mark.parametrize("size", [(91, 85), (32, 256)])
+def test_the_packages_weights_fit_any_size_of_their_kind(size):
+    name = weights.name_for(size)
+    files = {name: weights.read(name)}
+    config = parse({"model": weights.NETWORK[0], "head": weights.NETWORK[2], "weights": "cadences"})
+    same, larger = (
+        models.build_model((factor * size[0], factor * size[1], 6), config, config.for_fold(0), files=files)
+        for factor in (1, 2)
+    )
+    for ours, theirs in zip(same.get_weights(), larger.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+    noise = np.random.default_rng(0).normal(size=(8, *size, 6)).astype(np.float32)
+    line = np.zeros((1, *size, 6), np.float32)
+    line[..., size[1] // 2, ::2] = 6  # an upright line in the ON panels
+    assert (same(noise + line, training=False).numpy() > same(noise, training=False).numpy()).all()
+
+
+def test_weights_that_are_not_those_of_this_version_are_refused(monkeypatch):
+    monkeypatch.setitem(weights.SHA256, "snippets", "0" * 64)
+    with pytest.raises(ConfigError, match=r"snippets.h5 is not the file that this version comes with"):
+        weights.read("snippets")
