@@ -28,7 +28,7 @@ class Set(NamedTuple):
 
 
 SETS = {
-    "demo": Set(800, 6, {}),
+    "demo": Set(800, 7, {"without": ("hard-intermittent", "hard-uneven")}),
     "weak": Set(1600, 8, {"snr": (8, 60), "hard": 0.5, "hard_snr": (8, 150), "positive": 0.4, "seed": 5}),
     "other": Set(1600, 8, None),
 }

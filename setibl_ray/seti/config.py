@@ -77,7 +77,7 @@ class Augment(Section):
 
     strength: NonNegative = 0.3
     """Scales every magnitude below in training; 1 is as in the original notebook, 0 turns augmentation off."""
-    view_strength: NonNegative = 0.1
+    view_strength: NonNegative = 0.3
     """The same for test-time views."""
     rotation: NonNegative = 0.0
     """Standard deviation of the rotation, degrees on a panel of 273x256."""
