@@ -1,11 +1,10 @@
 """Train the weights that `--weights cadences` loads, from simulated cadences of every kind.
 
-    python benchmarks/domain_weights.py snippets OUT      # 273 spectra a panel, at 91x85
-    python benchmarks/domain_weights.py fine OUT          # 16 spectra a panel of Green Bank's fine product, at 32x256
+    python benchmarks/domain_weights.py OUT
 
 OUT keeps the set and the state after each epoch: the same command continues where it was stopped. It writes
-OUT/NAME.h5 and prints its SHA-256, which go into setibl_ray/seti/weights/. One thread, so that the same machine gives
-the same bytes; docs/science.md has the time it takes.
+OUT/cadences.h5 and prints its SHA-256, which go into setibl_ray/seti/weights/. One thread, so that the same machine
+gives the same bytes; docs/science.md has the time it takes.
 """
 
 from __future__ import annotations
@@ -31,17 +30,13 @@ from setibl_ray.seti.making.synth import write_synthetic
 from setibl_ray.seti.task import rows_of
 from setibl_ray.seti.train.fold import fit
 
-COMMON = {"shards": 40, "seed": 2026, "snr": (5, 100), "hard_snr": (5, 200), "hard": 0.5, "positive": 0.45}
-RECIPES = {
-    "snippets": Recipe(train=10_000, **COMMON),
-    "fine": Recipe(train=5000, shape=(16, 256), dt_s=18.253611008, **COMMON),
-}
-IMAGE_SIZES = {"snippets": "91x85", "fine": "32x256"}
+RECIPE = Recipe(train=10_000, shards=40, seed=2026, snr=(5, 100), hard_snr=(5, 200), hard=0.5, positive=0.45)
 HELD_OUT_SHARDS = 2  # of 40: to judge the weights, not to choose an epoch
 FIELDS = {
     "folds": 2,
     **dict(zip(("model", "layout", "head"), weights.NETWORK)),
     "weights": "none",
+    "image_size": "91x85",
     "batch_size": 16,
     "epochs": 4,
     "tta": 0,
@@ -50,11 +45,11 @@ FIELDS = {
 }
 
 
-def train(name: str, out: Path) -> Path:
-    rows = rows_of(read_index(write_synthetic(RECIPES[name], out / name)))
+def train(out: Path) -> Path:
+    rows = rows_of(read_index(write_synthetic(RECIPE, out / "shards")))
     held_out = rows.table["unit"].to_numpy() < HELD_OUT_SHARDS
-    config = parse({**FIELDS, "image_size": IMAGE_SIZES[name]})
-    kept, begun = out / f"{name}.state", time.process_time()
+    config = parse(FIELDS)
+    kept, begun = out / "state", time.process_time()
     work = Work(
         config, rows, 0, np.where(held_out, 0, 1).astype(np.int16), Place.here(config), str(out / "scratch"),
         state=kept.read_bytes() if kept.exists() else None,
@@ -72,17 +67,16 @@ def train(name: str, out: Path) -> Path:
             print(
                 f"held-out AUC {counts.auc():.4f}, recall {counts.recall_at(0.01):.3f} at 1 % false positives"
             )
-            (out / f"{name}.h5").write_bytes(event.artifact)
-    return out / f"{name}.h5"
+            (out / "cadences.h5").write_bytes(event.artifact)
+    return out / "cadences.h5"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=RECIPES)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    path = train(options.name, options.out)
+    path = train(options.out)
     print(f"{path}: {path.stat().st_size} bytes, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}")

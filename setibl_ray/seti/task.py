@@ -72,7 +72,8 @@ class CadenceTask(Task):
             )
         if config.weights == "imagenet" and "efficientnet-nano" in config.model:
             raise ConfigError(
-                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none, cadences or a weights file"
+                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none, cadences or a "
+                "weights file"
             )
         groups = {"training": index.train["group"], "test": index.test["group"]}
         postprocess.check(config.postprocess, groups)
@@ -121,8 +122,7 @@ class CadenceTask(Task):
         if config.weights in ("imagenet", "none"):
             return {}
         if config.weights == "cadences":
-            sizes = [config.for_fold(fold).image_size for fold in range(config.folds)]
-            return {name: weights.read(name) for name in sorted(set(map(weights.name_for, sizes)))}
+            return {config.weights: weights.read()}
         path, what = (
             Path(config.weights),
             f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",

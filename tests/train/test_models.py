@@ -212,10 +212,8 @@ def test_sizes_of_a_users_own_model_are_its_own():
         sizes(config, 0, {"mine:linear": lambda shape, config, own: None})
 
 
-@pytest.mark.parametrize("size", [(91, 85), (32, 256)])
-def test_the_packages_weights_fit_any_size_of_their_kind(size):
-    name = weights.name_for(size)
-    files = {name: weights.read(name)}
+def test_the_packages_weights_fit_any_size_and_find_a_line_in_on_panels():
+    size, files = (91, 85), {"cadences": weights.read()}
     config = parse({"model": weights.NETWORK[0], "head": weights.NETWORK[2], "weights": "cadences"})
     same, larger = (
         models.build_model((factor * size[0], factor * size[1], 6), config, config.for_fold(0), files=files)
@@ -230,6 +228,6 @@ def test_the_packages_weights_fit_any_size_of_their_kind(size):
 
 
 def test_weights_that_are_not_those_of_this_version_are_refused(monkeypatch):
-    monkeypatch.setitem(weights.SHA256, "snippets", "0" * 64)
-    with pytest.raises(ConfigError, match=r"snippets.h5 is not the file that this version comes with"):
-        weights.read("snippets")
+    monkeypatch.setattr(weights, "SHA256", "0" * 64)
+    with pytest.raises(ConfigError, match=r"cadences.h5 is not the file that this version comes with"):
+        weights.read()

@@ -15,7 +15,6 @@ import tensorflow as tf
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import can_be_written, file_lock
 from setibl_ray.core.terminal import one_line
-from setibl_ray.seti import weights as domain
 from setibl_ray.seti.config import Config, FoldConfig
 from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.train import keras2
@@ -63,7 +62,7 @@ def build_model(
       image_shape: (height, width, channels).
       config, own: of the run and of the fold.
       code: the user's own builders by the name that `own.model` has for them; others are imported.
-      files: weights files by the name that `config.weights`, or `weights.name_for`, has for them.
+      files: weights files by the name that `config.weights` has for them.
 
     Raises:
       ConfigError: ImageNet weights cannot be downloaded, a weights file does not fit, the image is too small, or the
@@ -74,8 +73,7 @@ def build_model(
     )
     if config.weights not in ("imagenet", "none"):
         try:
-            name = domain.name_for(image_shape[:2]) if config.weights == "cadences" else config.weights
-            keras2.load_weights_file(model, (files or {})[name])
+            keras2.load_weights_file(model, (files or {})[config.weights])
         except (OSError, ValueError) as error:
             reason = one_line(error)
             raise ConfigError(f"weights: {config.weights} does not fit {own.model}: {reason}") from error
