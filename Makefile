@@ -9,7 +9,7 @@ PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_2.15) $(PYTHONS_current))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
-.PHONY: setup demo test soak test-cluster bench lint sweep-demo search-demo lock clean
+.PHONY: setup demo test soak test-cluster bench lint sweep-demo search-demo dist lock clean
 
 setup: $(INSTALLED)
 
@@ -79,6 +79,13 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/typos
+
+# The sdist and, from it, the wheel, which is then installed and used away from here.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(PYTHON) -m build --no-isolation --outdir dist .
+	PYTHON=$(PYTHON) .ci/wheel
 
 # The locks from pyproject.toml: pinned and hashed, without any index's address, and of nothing newer than two weeks, which
 # may yet be withdrawn. uv resolves for all Pythons from one on, so the first stack's lock is made from its own lines alone.
