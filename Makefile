@@ -9,7 +9,7 @@ PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_2.15) $(PYTHONS_current))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
-.PHONY: setup demo test soak test-cluster bench lint sweep-demo search-demo dist lock clean
+.PHONY: setup demo test soak docs test-docs test-cluster bench lint sweep-demo search-demo dist lock clean
 
 setup: $(INSTALLED)
 
@@ -64,10 +64,18 @@ search-demo: $(INSTALLED)
 # Two at a time, as most tests wait for processes; each file in one of them, as fixtures are a file's. In the order of
 # their names: reordered, the longest single tests would come last and alone.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not soak' $(TESTS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not soak and not docs' $(TESTS)
 
 soak: $(INSTALLED)
 	$(PYTHON) -m pytest -m soak
+
+docs: $(INSTALLED)
+	$(PYTHON) docs/site/build.py
+	@echo build/site/index.html
+
+# Executes the notebooks of docs/ (with WRITE_DOCS=1 they are stored as executed); builds the site and looks at its pages.
+test-docs: $(INSTALLED)
+	$(PYTHON) -m pytest -m docs
 
 test-cluster: $(INSTALLED)
 	$(PYTHON) -m pytest -m cluster tests/cluster

@@ -7,6 +7,7 @@ codes and fifty lines. Everything that is printed goes through `say`, `console` 
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import time
@@ -78,15 +79,15 @@ def console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(visible(text), **options)
 
+    # Jupyter sets FORCE_COLOR, and runs a cell's `!command` on a terminal whose codes it does not follow.
+    terminal = False if in_notebook() or "JPY_PARENT_PID" in os.environ else None
     return Plain(
         stderr=stderr,
         markup=False,
         emoji=False,
         highlight=False,
         force_jupyter=False,
-        force_terminal=False
-        if in_notebook()
-        else None,  # Jupyter sets FORCE_COLOR, and then rich takes it for one
+        force_terminal=terminal,
     )
 
 
