@@ -3,7 +3,7 @@
     python benchmarks/search.py SEARCH --truth TRUTH.csv
 
     --list OBSERVATION.csv   the de-Doppler baseline on the same data
-    --turbo-seti EVENTS.csv  turbo_seti's events there (find_event, filter 3)
+    --turbo-seti EVENTS.csv  turbo_seti's events there (benchmarks/turbo_seti_events.py)
 
 A needle is found where a candidate's line is within 30 Hz of its own; any other candidate is false.
 """
@@ -70,16 +70,18 @@ def dedoppler_recall(
     return truth.assign(candidate=np.where(best > threshold, 0, -1)), threshold
 
 
-def turbo_seti_recall(truth: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Events as find_event_pipeline writes them; a needle is found where one has its frequency within 30 Hz."""
+def turbo_seti_recall(truth: pd.DataFrame, path: Path, first_s: float) -> pd.DataFrame:
+    """Events as find_event_pipeline writes them; a needle is found where one is within 60 Hz and 0.1 Hz/s of it.
+
+    An event carries the frequency at the start of the first ON file, `first_s` from the middle of the observation.
+    """
     events = pd.read_csv(path)
     columns = {name.lower(): name for name in events.columns}
     f = events[columns["freq"]].to_numpy(float)
     drift = events[columns["driftrate"]].to_numpy(float)
     found = []
     for needle in truth.itertuples():
-        # An event carries the frequency at the start of the first ON file.
-        at_start = needle.f_mhz - needle.drift_hz_s * 950 / 1e6
+        at_start = needle.f_mhz + needle.drift_hz_s * first_s / 1e6
         near = (np.abs(f - at_start) * 1e6 < 60) & (np.abs(drift - needle.drift_hz_s) < 0.1)
         found.append(0 if near.any() else -1)
     return truth.assign(candidate=found)
@@ -115,8 +117,11 @@ def main() -> None:
             print(f"de-Doppler baseline, {allowed} false windows (above {threshold:.2f}):")
             print(by_snr(baseline[baseline["kind"] == "slow"]).round(2).to_string())
     if options.turbo_seti:
+        if not options.list:
+            parser.error("--turbo-seti needs --list, which says when the observation began")
+        (observation,) = read_list(options.list)
         print("turbo_seti:")
-        print(by_snr(turbo_seti_recall(truth, options.turbo_seti)).round(2).to_string())
+        print(by_snr(turbo_seti_recall(truth, options.turbo_seti, observation.first_s)).round(2).to_string())
 
 
 if __name__ == "__main__":

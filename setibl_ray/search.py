@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import Location
 from setibl_ray.seti.search.settings import SearchSettings
 
 
-class Search(SearchSettings, cli.Command):
+class Search(SearchSettings, cli.ClusterFlags, cli.Command):
     """Search observations for signals that only their target shows, with every fold of a finished run."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.search")
@@ -30,13 +31,19 @@ class Search(SearchSettings, cli.Command):
     """Folder or URL to write [searches/DATE-TIME]."""
     coarse_channels: Annotated[int, Field(ge=1)] | None = None
     """Coarse channels of a file [2.93 MHz each where they divide it, else one]."""
+    device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
+    """What networks run on; auto takes the best device of the cluster."""
+    devices_per_channel: Annotated[float, Field(gt=0)] | None = None
+    """GPUs of a coarse channel's job, or a part of one (0.1), or TPU chips [1 GPU, or all chips of a TPU VM]."""
+    cpus_per_channel: Annotated[int, Field(ge=1)] = 1
+    """CPU cores of a coarse channel's job."""
     resume: bool = False
     """Go on with the search in --out."""
 
 
 def main(options: Search) -> int:
-    from setibl_ray.core.errors import ConfigError
-    from setibl_ray.core.terminal import say
+    from setibl_ray.core import terminal
+    from setibl_ray.core.storage import absolute
     from setibl_ray.seti.observations.observation import find_files, open_observation, read_list
     from setibl_ray.seti.search.run import search
 
@@ -44,15 +51,26 @@ def main(options: Search) -> int:
         raise ConfigError("expected either --cadence with six files or --list with a CSV (see --help)")
     if options.resume and not options.out:
         raise ConfigError("--resume needs --out, the search to go on with")
+    # Workers may have another working folder.
     if options.list:
-        observations = read_list(options.list, n_coarse=options.coarse_channels)
+        observations = read_list(absolute(options.list), n_coarse=options.coarse_channels)
     else:
         files = [file for part in options.cadence for file in (find_files(part) if "*" in part else [part])]
-        observations = [open_observation(files, n_coarse=options.coarse_channels)]
-    settings = SearchSettings(**{name: getattr(options, name) for name in SearchSettings.model_fields})
-    out = options.out or time.strftime("searches/%Y%m%d-%H%M%S")
-    path = search(options.run, observations, out, settings, resume=options.resume, say=say)
-    say(f"candidates: {path}")
+        observations = [open_observation(list(map(absolute, files)), n_coarse=options.coarse_channels)]
+    path = search(
+        options.run,
+        observations,
+        options.out or time.strftime("searches/%Y%m%d-%H%M%S"),
+        SearchSettings(**{name: getattr(options, name) for name in SearchSettings.model_fields}),
+        where=options.where(),
+        changes={
+            "device": options.device,
+            "devices_per_fold": options.devices_per_channel,
+            "cpus_per_fold": options.cpus_per_channel,
+        },
+        resume=options.resume,
+    )
+    terminal.say(f"candidates: {path}")
     return 0
 
 

@@ -257,19 +257,17 @@ class LocalRunner:
     def __init__(self, spec: RunSpec, timeout_s: float | None = None) -> None:
         self._spec = spec
         self._timeout_s = timeout_s
-        self._jobs: deque[Job] = deque()
+        self._fits: deque[Job] = deque()
+        self._spans: deque[Job] = deque()
 
     slots, note = 1, ""
 
     def submit(self, job: Job) -> None:
-        if job.span is not None:  # while that fold's model is still in memory
-            self._jobs.appendleft(job)
-        else:
-            self._jobs.append(job)
+        (self._fits if job.span is None else self._spans).append(job)
 
     def events(self) -> Iterator[Event]:
-        while self._jobs:
-            job = self._jobs.popleft()
+        while self._spans or self._fits:
+            job = (self._spans or self._fits).popleft()  # a span while its fold's model is still in memory
             started = time.monotonic()
             with closing(events_of(self._spec, job)) as events:
                 for event in events:
@@ -280,4 +278,5 @@ class LocalRunner:
                         break
 
     def cancel(self) -> None:
-        self._jobs.clear()
+        self._fits.clear()
+        self._spans.clear()

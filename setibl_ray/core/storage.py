@@ -60,6 +60,11 @@ def location(name: str, given: object) -> str:
         raise ConfigError(f"{name}: {error}") from None
 
 
+def absolute(place: str) -> str:
+    """A path as any working folder takes it; a URL as it is."""
+    return place if "://" in place else os.path.abspath(place)
+
+
 def temporary_folder() -> str:
     """This process's folder for temporary files.
 

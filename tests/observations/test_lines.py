@@ -103,6 +103,17 @@ def test_fit_of_a_fast_line_from_a_coarse_guess():
     assert abs(fit.rate - rate) * SPAN_S < 4
 
 
+@pytest.mark.parametrize(("rate_hz_s", "passes"), [(1.2, True), (0.05, False)])
+def test_a_carrier_that_a_fast_line_crosses_in_an_off_panel_is_no_veto(rate_hz_s, passes):
+    z, rate = noise(6000, 1), rate_hz_s / 2.794
+    signals.paint(z, signals.line(TIME_S, 3000, rate, 40, 2))
+    carrier = signals.line(TIME_S, 3000 + rate * TIME_S[3].mean(), 0, 0, 2)
+    carrier.level[3] = 100.0
+    signals.paint(z, carrier)
+    fit = lines.fit(z, TIME_S, 3000, rate, step=1.0)
+    assert lines.passes(fit.snr, 3, 4) == passes
+
+
 def test_veto():
     assert lines.passes(np.array([5, 1, 5, 1, 5, 1.0]), 3, 4)
     assert not lines.passes(np.array([5, 1, 2, 1, 5, 1.0]), 3, 4)

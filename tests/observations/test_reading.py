@@ -106,8 +106,15 @@ def test_impossible_headers(tmp_path, changes, message):
 
 
 def test_an_unsupported_number_of_bits(tmp_path):
-    with pytest.raises(DataError, match="nbits: expected 8, 16 or 32, found 64"):
-        read_header(written(tmp_path / "a.h5", np.ones((4, 1, 64), np.float64)))
+    with pytest.raises(DataError, match="nbits: expected 8, 16, 32 or 64, found 128"):
+        read_header(written(tmp_path / "a.h5", np.ones((4, 1, 64), np.complex128)))
+
+
+@pytest.mark.parametrize("suffix", ["fil", "h5"])
+def test_64_bits_as_setigen_writes(tmp_path, suffix):
+    data = np.random.default_rng(0).chisquare(10, (4, 1, 64))
+    header = read_header(written(tmp_path / f"a.{suffix}", data, nbits=64))
+    np.testing.assert_array_equal(read_power(header, 3, 60)[:, ::-1], data[:, 0, 4:61].astype(np.float32))
 
 
 @pytest.mark.parametrize("suffix", ["fil", "h5"])

@@ -1,5 +1,6 @@
 """From files to candidates with a stand-in for the networks: every format, resuming, damage, what is written."""
 
+import io
 import json
 import shutil
 
@@ -8,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import standins
+from rich.console import Console
 from skies import SMALL
 
 from setibl_ray import search as command
-from setibl_ray.core.errors import ConfigError, DataError, RunFolderError
+from setibl_ray.core.errors import ConfigError, DataError, FoldFailedError, Interrupted, RunFolderError
 from setibl_ray.seti.observations.observation import read_list
 from setibl_ray.seti.observations.simulating import recall, simulate
 from setibl_ray.seti.search import run as running
 from setibl_ray.seti.search.channel import search_channel, to_text
-from setibl_ray.seti.search.run import search
 from setibl_ray.seti.search.settings import SearchSettings
 
 SETTINGS = SearchSettings(recover=6)
@@ -35,24 +36,32 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
-    """Counts how many times networks are built, and channels scored."""
-    calls = []
+    """Stand-ins for the networks; a list of when they are built, and channels scored in this process."""
+    monkeypatch.setattr(running, "SCORER", standins.scorer)
+    monkeypatch.setattr("setibl_ray.seti.search.task._built", {})
+    standins.calls.clear()
+    return standins.calls
 
-    def scorer(config, weights):
-        calls.append("built")
-        return lambda cuts: calls.append("scored") or standins.score(cuts)
 
-    monkeypatch.setattr(running, "_scorer", scorer)
-    return calls
+def search(run, observations, out, settings, **options):
+    return running.search(
+        str(run), observations, str(out), settings, **({"where": {"runner": "local"}} | options)
+    )
 
 
 @pytest.fixture(scope="module")
 def done(sky, run, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "_scorer", lambda config, weights: standins.score)
-        search(run, read_list(str(sky), n_coarse=2), str(out), SETTINGS)
+        patch.setattr(running, "SCORER", standins.scorer)
+        search(run, read_list(str(sky), n_coarse=2), out, SETTINGS)
     return out
+
+
+@pytest.fixture
+def console():
+    """A console that keeps what it is told."""
+    return Console(file=io.StringIO(), width=200)
 
 
 def frequencies(out):
@@ -100,7 +109,9 @@ def test_an_off_first_observation_gives_the_same_candidates(done, sky, run, tmp_
     np.testing.assert_allclose(ours["snr_on1"], theirs["snr_on3"], atol=0.02)
 
 
-def test_resume_searches_what_is_missing_and_ends_with_the_same_bytes(done, sky, run, tmp_path, networks):
+def test_resume_searches_what_is_missing_and_ends_with_the_same_bytes(
+    done, sky, run, tmp_path, networks, console
+):
     out = tmp_path / "out"
     shutil.copytree(done, out)
     first, second = sorted((out / "channels").iterdir())
@@ -108,17 +119,50 @@ def test_resume_searches_what_is_missing_and_ends_with_the_same_bytes(done, sky,
     second.write_bytes(second.read_bytes()[:-9])
     for name in ("candidates.csv", "search.json", "candidates.html"):
         (out / name).unlink()
-    said = []
     observations = read_list(str(sky), n_coarse=2)
-    search(run, observations, str(out), SETTINGS, resume=True, say=said.append)
+    search(run, observations, out, SETTINGS, resume=True, console=console)
     assert networks == ["built", "scored", "scored"]
-    assert "damaged" in said[0]
-    assert {path.name for path in (out / "channels").iterdir()} == {first.name, second.name}
+    assert "damaged" in console.file.getvalue()
+    assert_same_bytes(out, done)
+    networks.clear()
+    search(run, observations, out, SETTINGS, resume=True)
+    assert networks == []  # nothing to do, so no network is built
+
+
+def assert_same_bytes(out, done):
+    assert {path.name for path in (out / "channels").iterdir()} == {
+        path.name for path in (done / "channels").iterdir()
+    }
     for path in done.rglob("*.*"):
         assert (out / path.relative_to(done)).read_bytes() == path.read_bytes(), path.name
-    networks.clear()
-    search(run, observations, str(out), SETTINGS, resume=True)
-    assert networks == []  # nothing to do, so no network is built
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_killed_worker_on_ray_ends_with_the_bytes_of_the_plain_loop(
+    done, sky, run, tmp_path, monkeypatch, console
+):
+    monkeypatch.setattr(running, "SCORER", standins.dies_once)
+    (tmp_path / "once").touch()
+    monkeypatch.setattr(standins, "ONCE", str(tmp_path / "once"))
+    observations = read_list(str(sky), n_coarse=2)
+    search(run, observations, tmp_path / "out", SETTINGS, where={"workers": 1}, console=console)
+    assert not (tmp_path / "once").exists()
+    assert "worker-died: retry 1 of 3" in console.file.getvalue()
+    assert_same_bytes(tmp_path / "out", done)
+
+
+def test_a_channel_that_cannot_be_searched_leaves_the_others(done, sky, run, tmp_path, monkeypatch):
+    observations = read_list(str(sky), n_coarse=2)
+    monkeypatch.setattr(running, "SCORER", standins.refused_at_the_second)
+    with pytest.raises(
+        FoldFailedError, match=r"^1 of 2 channels .*sky  1901.977.*: file.h5: torn. Results .*--resume"
+    ):
+        search(run, observations, tmp_path / "out", SETTINGS)
+    assert len(list((tmp_path / "out" / "channels").iterdir())) == 1
+    assert json.loads((tmp_path / "out" / "search.json").read_text())["channels"] == 1
+    monkeypatch.setattr(running, "SCORER", standins.scorer)
+    search(run, observations, tmp_path / "out", SETTINGS, resume=True)
+    assert_same_bytes(tmp_path / "out", done)
 
 
 def test_resume_with_other_settings_or_into_a_full_folder_is_refused(done, sky, run):
@@ -129,22 +173,16 @@ def test_resume_with_other_settings_or_into_a_full_folder_is_refused(done, sky, 
         search(run, observations, str(done), SETTINGS)
 
 
-def test_an_interrupted_search_goes_on(sky, run, tmp_path, monkeypatch, done):
+def test_an_interrupted_search_goes_on(sky, run, tmp_path, monkeypatch, done, networks):
     observations = read_list(str(sky), n_coarse=2)
-    scored = []
-
-    def dies(cuts):
-        scored.append(len(cuts))
-        if len(scored) == 2:
-            raise KeyboardInterrupt
-        return standins.score(cuts)
-
-    monkeypatch.setattr(running, "_scorer", lambda config, weights: dies)
-    with pytest.raises(KeyboardInterrupt):
-        search(run, observations, str(tmp_path / "out"), SETTINGS)
+    monkeypatch.setattr(running, "SCORER", standins.interrupted_at_the_second)
+    networks.clear()
+    with pytest.raises(Interrupted, match=r"everything that was finished is kept. Go on with: .* --resume"):
+        search(run, observations, tmp_path / "out", SETTINGS)
     assert len(list((tmp_path / "out" / "channels").iterdir())) == 1
-    search(run, observations, str(tmp_path / "out"), SETTINGS, resume=True)
-    assert len(scored) == 3
+    monkeypatch.setattr(running, "SCORER", standins.scorer)
+    search(run, observations, tmp_path / "out", SETTINGS, resume=True)
+    assert networks.count("scored") == 3
     assert (tmp_path / "out" / "candidates.csv").read_bytes() == (done / "candidates.csv").read_bytes()
 
 
@@ -206,7 +244,7 @@ def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done
 
 def test_results(sky, done):
     summary = json.loads((done / "search.json").read_text())
-    assert summary["threshold"]["value"] == 0.5
+    assert summary["threshold"]["value"] == 0.8
     assert summary["channels"] == 2
     assert sum(row["injected"] for row in summary["recall"]) == 6
     assert summary["run"]["weights_sha256"]
@@ -228,7 +266,7 @@ def test_results(sky, done):
 
 
 def test_command_line(sky, run, tmp_path, capsys, networks):
-    given = [run, "--out", str(tmp_path / "out"), "--coarse-channels", "2"]
+    given = [run, "--out", str(tmp_path / "out"), "--coarse-channels", "2", "--runner", "local"]
     assert command.entry([*given]) == 2
     assert "either --cadence" in capsys.readouterr().err
     assert command.entry([*given, "--cadence", str(sky.parent / "*.h5"), "--threshold", "0.6"]) == 0

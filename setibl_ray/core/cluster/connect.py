@@ -76,9 +76,20 @@ def connected(
             nodes = sum(node["Alive"] for node in ray.nodes())
             yield f"joined the Ray cluster at {address}, {nodes} nodes"
         else:
+            global _is_own
+            _is_own = True
             yield "started Ray on this machine"
     finally:
+        _is_own = False
         ray.shutdown()
+
+
+_is_own = False
+
+
+def is_own() -> bool:
+    """Whether the connected Ray was started here, so that nobody else uses it."""
+    return _is_own
 
 
 @contextmanager

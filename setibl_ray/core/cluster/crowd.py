@@ -11,7 +11,9 @@ from ray._private import state
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
 
-PATIENCE_S = 5.0  # a job takes a moment from being submitted to being started on an idle cluster, too
+PATIENCE_S = (
+    20.0  # Ray counts what a job holds from before its process has started, which takes a busy node so long
+)
 
 
 def free_nodes() -> list[Node]:

@@ -21,6 +21,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from setibl_ray.core.cluster import connect
 from setibl_ray.core.cluster.crowd import Crowd
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
@@ -126,8 +127,8 @@ class RayRunner:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.note = ""
-        # In a placement group, what this run waits for is its own.
-        self._crowd = Crowd(request, say, busy_s) if spread else None
+        # In a placement group, and in a Ray of this process's own, what this run waits for is its own.
+        self._crowd = Crowd(request, say, busy_s) if spread and not connect.is_own() else None
         with _room_for("the run's rows"):
             self._spec = ray.put(spec)
         self._request = request

@@ -31,13 +31,13 @@ from setibl_ray.core.errors import (
     RunFolderError,
     RunStoppedError,
 )
-from setibl_ray.core.jobs import Event, LocalRunner, Runner, RunSpec, load_task
+from setibl_ray.core.jobs import Event, Job, LocalRunner, Runner, RunSpec, load_task
 from setibl_ray.core.run import gathering, stored
 from setibl_ray.core.run.folder import RunFolder, sha256
 from setibl_ray.core.run.manifest import FoldEntry, Manifest, versions
 from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.record import Record
-from setibl_ray.core.run.supervisor import Answer, Supervisor
+from setibl_ray.core.run.supervisor import Answer, Standing, Supervisor
 from setibl_ray.core.storage import location, temporary_folder
 from setibl_ray.core.task import FoldReport, Rows, Task
 from setibl_ray.core.where import Where
@@ -50,6 +50,18 @@ Say = Callable[[str], None]
 
 class Observer(Protocol):
     def on(self, event: Event, answer: Answer) -> None: ...
+
+
+class Kept(Observer, Protocol):
+    """What a run continues from, as `follow` sees it: a `Record`, or what else keeps the results of jobs."""
+
+    spec: RunSpec
+
+    def standings(self) -> dict[int, Standing]: ...
+
+    def ready(self, job: Job) -> Job: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,7 @@ def code_sums(spec: RunSpec) -> dict[str, str]:
 
 
 def follow(
-    runner: Runner, record: Record, max_retries: int, observers: Iterable[Observer] = ()
+    runner: Runner, record: Kept, max_retries: int, observers: Iterable[Observer] = ()
 ) -> Iterator[tuple[Event, Answer]]:
     """Run the unfinished work of every fold.
 
@@ -359,14 +371,25 @@ def run_folds(
     """
     task = load_task(record.spec.task)
     needs = {fold: task.needs(record.spec.config, fold) for fold in record.manifest.folds}
-    try:
+    with ending(record, how_to_resume):
         with Progress(needs, record.spec.n_test, task.shown, console, lambda: runner.note) as progress:
             for _ in follow(runner, record, where.max_retries, [progress, *observers]):
                 pass
         all_done(record.manifest)
+
+
+@contextmanager
+def ending(record: Kept, how_to_resume: str) -> Iterator[None]:
+    """However this block ends, the record is closed and the user told how to go on.
+
+    Raises:
+      FoldFailedError, RunStoppedError, Interrupted: as in `run_folds`.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         record.close()
-        raise Interrupted(f"interrupted; finished folds and epochs are kept. {how_to_resume}") from None
+        raise Interrupted(f"interrupted; everything that was finished is kept. {how_to_resume}") from None
     except (RunFolderError, RunStoppedError) as error:
         record.close()
         raise RunStoppedError(f"{error} Everything before is kept. {how_to_resume}") from error

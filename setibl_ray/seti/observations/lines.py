@@ -18,6 +18,8 @@ from setibl_ray.seti.observations.kernels import jit
 
 TIME_BINS = 16  # rows of a panel in the search; finer products are averaged
 CLIPPED = 9.0  # sigmas that one value may bring to a line: a burst in one row is no line
+# The same of OFF panels in a fit, after smoothing: what a carrier brings that a fast line crosses within two rows.
+CROSSING = 4.0
 _SMOOTH = np.float32(1 / np.sqrt(1.5))  # of (1/2, 1, 1/2), for unit noise
 _STRETCH = 2048  # reference channels searched at a time: their partial sums stay in the processor's cache
 
@@ -40,7 +42,7 @@ class Fit(NamedTuple):
     Attributes:
       centre: channel at the middle of the observation (time 0).
       rate: channels per second.
-      snr: (6,) of each panel along the line; of OFF panels the largest beside it too.
+      snr: (6,) of each panel along the line; of OFF panels the largest beside it too, values clipped at CROSSING.
       width: equivalent width of the profile along the line, channels.
     """
 
@@ -222,7 +224,8 @@ def fit(z: np.ndarray, time_s: np.ndarray, centre: float, rate: float, step: flo
     for panel in range(N_PANELS):
         reach = 0 if panel in ON else 2 * box
         beside = np.arange(-reach, reach + 1)
-        snr[panel] = max(_along(smooth[panel], fractions[panel], centre + by, drift) for by in beside)
+        along = smooth[panel] if panel in ON else np.minimum(smooth[panel], np.float32(CROSSING))
+        snr[panel] = max(_along(along, fractions[panel], centre + by, drift) for by in beside)
     return Fit(centre, drift / span, snr, _width(z, fractions, centre, drift, box))
 
 

@@ -20,7 +20,12 @@ from setibl_ray.core.errors import DataError, StorageError
 from setibl_ray.core.storage import filesystem, reaching
 from setibl_ray.core.terminal import one_line
 
-_DTYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<f4")}
+_DTYPES: dict[int, np.dtype] = {
+    8: np.dtype("u1"),
+    16: np.dtype("<u2"),
+    32: np.dtype("<f4"),
+    64: np.dtype("<f8"),
+}
 _FIELDS = ("fch1", "foff", "nchans", "tsamp", "tstart")
 
 
@@ -33,7 +38,7 @@ class Header:
       n_channels, n_ifs, n_times: shape of the data.
       tsamp_s: length of a spectrum.
       tstart_mjd: when the first one began.
-      n_bits: 8, 16 or 32.
+      n_bits: 8, 16, 32 or (what setigen writes) 64.
       ra_h, dec_deg: of the source; nan where they are not given.
     """
 
@@ -136,7 +141,7 @@ def _header(
             f"{path}: expected data (time, IF, {values['nchans']:.0f} channels), found {tuple(shape)}"
         )
     if n_bits not in _DTYPES:
-        raise DataError(f"{path}: nbits: expected 8, 16 or 32, found {n_bits}")
+        raise DataError(f"{path}: nbits: expected 8, 16, 32 or 64, found {n_bits}")
     for name in ("foff", "tsamp"):
         if not np.isfinite(values[name]) or values[name] == 0 or (name == "tsamp" and values[name] < 0):
             raise DataError(f"{path}: {name}: expected a number that is not 0, found {fields[name]}")

@@ -14,7 +14,9 @@ from setibl_ray.seti.observations.injection_recipe import Ranges
 from setibl_ray.seti.observations.observation import Observation
 from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
-THRESHOLD = 0.5  # where neither the user nor the null says anything
+# Where neither the user nor the null says anything: above it there was no false candidate in two observations of two
+# generators (docs/search.md).
+THRESHOLD = 0.8
 SAME_HZ = (
     40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
 )

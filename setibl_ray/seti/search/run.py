@@ -1,4 +1,4 @@
-"""A search through time: check, channels one after the other with each result on disk, then gather.
+"""A search from start to end: check, a job for each coarse channel with its result on disk, then gather.
 
 DIR/plan.json                              what is searched, with which weights and settings
 DIR/channels/OBS-CHANNEL-SHA.json          a channel's result, its checksum in its name
@@ -7,32 +7,42 @@ DIR/candidates.csv  *.dat  search.json  candidates.html
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from setibl_ray.core.errors import ConfigError, RunFolderError
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from setibl_ray.core import terminal
+from setibl_ray.core.errors import ConfigError, FoldFailedError, RunFolderError
+from setibl_ray.core.jobs import Event, Failed, Job, Predicted, RunSpec
+from setibl_ray.core.run import session
 from setibl_ray.core.run.folder import RunFolder, sha256, to_json
 from setibl_ray.core.run.manifest import versions
+from setibl_ray.core.run.supervisor import Answer, Standing
+from setibl_ray.core.storage import location
+from setibl_ray.core.task import Rows
+from setibl_ray.core.where import Where
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT
 from setibl_ray.seti.evaluation.finished import Run, load_run
 from setibl_ray.seti.observations import windows
 from setibl_ray.seti.observations.conditioning import definition
 from setibl_ray.seti.observations.injection import MAX_DRIFT, describe
 from setibl_ray.seti.observations.lines import span_s
-from setibl_ray.seti.observations.observation import Channel, Observation, channels_of, same_product
+from setibl_ray.seti.observations.observation import Observation, channels_of, same_product
 from setibl_ray.seti.search import gather, page, results
-from setibl_ray.seti.search.channel import Score, search_channel, shares, to_text
 from setibl_ray.seti.search.settings import SearchSettings
+from setibl_ray.seti.search.task import ChannelTask, Scorer, Searched
 
 FORMAT = 1
 _CHANNEL = re.compile(r"(\d+)-(\d+)-([0-9a-f]{32})\.json")
 
 Say = Callable[[str], None]
+SCORER: Scorer | str = "setibl_ray.seti.train.scoring:folds_scorer"
 
 
 def search(
@@ -41,65 +51,162 @@ def search(
     out: str,
     settings: SearchSettings,
     *,
+    where: Where | Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     resume: bool = False,
-    say: Say = lambda line: None,
+    command: str = "python -m setibl_ray.search",
+    console: Console | None = None,
 ) -> str:
-    """Search observations with every fold of a finished run.
+    """Search observations with every fold of a finished run: a job for each coarse channel.
 
     Args:
       run_path: folder or URL of the run.
       out: folder or URL to write.
+      where: where channels are searched; a `Where`, or a mapping of its fields.
+      changes: config fields that say what a job runs on; by default the best device of the cluster, and one core.
       resume: go on with the search in `out`.
-      say: takes a line for each observation's notes and each channel done.
+      command: what a user types to resume, in messages.
+      console: where a line for each observation's notes and each channel is shown.
 
     Returns:
       The path of candidates.csv.
 
     Raises:
-      ConfigError, DataError, RunFolderError: found before anything is searched, except damage inside a file.
+      ConfigError, DataError, RunFolderError: found before anything is searched.
+      FoldFailedError: a channel could not be searched; candidates of all others are written.
+      RunStoppedError, Interrupted: as in `session.run_folds`.
     """
-    run, folder = load_run(run_path), RunFolder(out)
-    config = run.config.model_copy(update={"layout": run.config.layout or DEFAULT_LAYOUT["cadence"]})
+    where, say = Where.of(where), session.sayer(console or terminal.console())
+    run, folder = load_run(run_path), RunFolder(location("out", out))
     check(run, observations)
     width = int(run.manifest["data"]["panel_shape"][1])
-    weights = [run.weights(fold) for fold in range(config.folds)]
+    weights = {str(fold): run.weights(fold) for fold in range(run.config.folds)}
     plan = {
         "format": FORMAT,
         "run": {
             "root": str(run.folder),
-            "weights_sha256": [sha256(content) for content in weights],
+            "weights_sha256": [sha256(content) for content in weights.values()],
         },
         "settings": settings.model_dump(mode="json"),
         "conditioning": definition(),
         "windows": windows.definition(width),
         "observations": [describe(observation) for observation in observations],
     }
+    spec = _spec(run, Searched(observations, settings, width), weights, plan, changes or {})
     for observation in observations:
         for note in observation.notes:
             say(f"{observation.name}: {note}")
     with folder.locked():
         _open(folder, plan, resume)
-        units = list(channels_of(observations))
-        recover = shares(settings.recover, len(units))
-        done = _done(folder, say)
-        score: Score | None = None
-        started = time.perf_counter()
-        texts = []
-        for number, ((observation, channel), n_recover) in enumerate(zip(units, recover), 1):
-            key = (observations.index(observation), channel.number)
-            if key not in done:
-                # TensorFlow is loaded here, and only where a channel is left to search.
-                score = score or _scorer(config, weights)
-                text = to_text(
-                    search_channel(observation, channel, score, settings, width=width, n_recover=n_recover)
-                )
-                folder.write(_channel_name(key, text), text)
-                done[key] = text
-                say(_progress(number, len(units), observation, channel, text, time.perf_counter() - started))
-            texts.append(done[key])
-        return finish(
-            folder, observations, plan, settings, [json.loads(text) for text in texts], config.folds
+        channels = _Channels(folder, spec, say)
+        if channels.missing:
+            how = f"Go on with: {command} {run_path} … --out {out} --resume"
+            with session.place(spec, where, say) as (runner, placed), session.ending(channels, how):
+                channels.spec = placed
+                for _ in session.follow(runner, channels, where.max_retries):
+                    pass
+        found = channels.results()
+        path = finish(folder, observations, plan, settings, found, run.config.folds) if found else ""
+        channels.check()
+        return path
+
+
+def _spec(
+    run: Run,
+    content: Searched,
+    weights: Mapping[str, bytes],
+    plan: Mapping[str, Any],
+    changes: Mapping[str, Any],
+) -> RunSpec:
+    config = run.config.model_copy(
+        update={
+            "layout": run.config.layout or DEFAULT_LAYOUT["cadence"],
+            "weights": "none",
+            "device": "auto",
+            "devices_per_fold": None,
+            "cpus_per_fold": 1,
+            **changes,
+        }
+    )
+    names = [
+        f"{observation.name} {channel.number}" for observation, channel in channels_of(content.observations)
+    ]
+    rows = Rows(
+        pd.DataFrame({"id": [], "target": []}),
+        pd.DataFrame({"id": names}),
+        fingerprint=sha256(to_json(plan).encode()),
+        content=content,
+    )
+    task = ChannelTask(content, SCORER)
+    return RunSpec(task, config, rows, np.empty(0, np.int16), session.scratch_of(rows), files=weights)
+
+
+class _Channels:
+    """What a search saves and continues from, to `session.follow`: every channel a row of a test set, one a job."""
+
+    def __init__(self, folder: RunFolder, spec: RunSpec, say: Say) -> None:
+        self.folder, self.spec, self._say = folder, spec, say
+        content = spec.rows.content
+        self._units = list(channels_of(content.observations))
+        numbers = {observation.name: i for i, observation in enumerate(content.observations)}
+        self._keys = [(numbers[observation.name], channel.number) for observation, channel in self._units]
+        self._texts = _done(folder, say)
+        self._failed: dict[int, str] = {}
+        self._began, self._n_before = time.perf_counter(), len(self._texts)
+
+    @property
+    def missing(self) -> bool:
+        return any(key not in self._texts for key in self._keys)
+
+    def standings(self) -> dict[int, Standing]:
+        done = {(row, row + 1) for row, key in enumerate(self._keys) if key in self._texts}
+        return {0: Standing("trained", span_rows=1, predicted=done)}
+
+    def ready(self, job: Job) -> Job:
+        return job
+
+    def on(self, event: Event, answer: Answer) -> None:
+        if isinstance(event, Predicted):
+            row, (text,) = event.span[0], event.prediction.facts["texts"]
+            self.folder.write(_channel_name(self._keys[row], text), text)
+            self._texts[self._keys[row]] = text
+            self._say(self._line(row, json.loads(text)))
+        elif isinstance(event, Failed) and event.span and answer.decision:
+            row, decision = event.span[0], answer.decision
+            if decision.action == "give-up":
+                self._failed[row] = event.message
+            self._say(f"{self._name(row)}: {event.message} -> {decision.action} ({decision.reason})")
+
+    def close(self) -> None:
+        """Nothing is open: each channel is written when it is done."""
+
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(self._texts[key]) for key in self._keys if key in self._texts]
+
+    def check(self) -> None:
+        """Raises:
+        FoldFailedError: a channel was given up.
+        """
+        if self._failed:
+            row, message = min(self._failed.items())
+            raise FoldFailedError(
+                f"{len(self._failed)} of {len(self._units)} channels could not be searched, the first "
+                f"{self._name(row)}: {message.rstrip('.')}. Results are of the others; --resume tries these again."
+            )
+
+    def _name(self, row: int) -> str:
+        observation, channel = self._units[row]
+        return (
+            f"{observation.name}  {observation.mhz(channel.low):.3f}–{observation.mhz(channel.high):.3f} MHz"
         )
+
+    def _line(self, row: int, result: Mapping[str, Any]) -> str:
+        n_done, n = len(self._texts), len(self._units)
+        a_channel_s = (time.perf_counter() - self._began) / (n_done - self._n_before)
+        left = f", {a_channel_s * (n - n_done) / 60:.0f} min to go" if n_done < n else ""
+        flags = "; ".join(sorted({flag for flag in result["flags"] if flag}))
+        counts = f"{result['n_windows']} windows, {len(result['hits'])} hits"
+        return f"{n_done}/{n}  {self._name(row)}: {counts}{left}" + (f"  {flags}" if flags else "")
 
 
 def check(run: Run, observations: Sequence[Observation]) -> None:
@@ -188,10 +295,6 @@ def _damage(observations: Sequence[Observation], channel: dict[str, Any]) -> lis
     ]
 
 
-def _scorer(config: Any, weights: Sequence[bytes]) -> Score:
-    return importlib.import_module("setibl_ray.seti.train.scoring").folds_scorer(config, weights)
-
-
 def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
     """Begin the folder, or take it up.
 
@@ -233,20 +336,3 @@ def _done(folder: RunFolder, say: Say) -> dict[tuple[int, int], str]:
                 say(f"{folder.path(f'channels/{name}')} is damaged: its channel is searched again")
                 folder.remove([f"channels/{name}"])
     return done
-
-
-def _progress(
-    number: int, n_channels: int, observation: Observation, channel: Channel, text: str, seconds: float
-) -> str:
-    result = json.loads(text)
-    left = ""
-    if number < n_channels and math.isfinite(seconds):
-        left = f", {seconds / number * (n_channels - number) / 60:.0f} min to go"
-    mhz = observation.mhz(channel.low), observation.mhz(channel.high)
-    flags = (
-        f"  {'; '.join(sorted({flag for flag in result['flags'] if flag}))}" if any(result["flags"]) else ""
-    )
-    return (
-        f"{number}/{n_channels}  {observation.name}  {mhz[0]:.3f}–{mhz[1]:.3f} MHz: {result['n_windows']} windows, "
-        f"{len(result['hits'])} hits{left}{flags}"
-    )
