@@ -9,11 +9,13 @@ PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_2.15) $(PYTHONS_current))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
-.PHONY: setup demo test soak test-cluster bench science lint sweep-demo search-demo lock clean
+.PHONY: setup demo test soak docs test-docs test-cluster bench science lint sweep-demo search-demo dist wheelhouse lock clean
 
 setup: $(INSTALLED)
 
-# uv where it is there, which can fetch a Python, too; else pip.
+# uv where it is there, which can fetch a Python, too; else pip. With WHEELHOUSE=DIR from the files of `make wheelhouse`,
+# and without a network.
+OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
 $(INSTALLED): pyproject.toml requirements-dev.lock requirements-current-dev.lock
 	@set -e; \
 	if [ -z "$(PYTHONS)" ]; then echo "STACK=$(STACK): expected 2.15 or current" >&2; exit 2; fi; \
@@ -31,14 +33,20 @@ $(INSTALLED): pyproject.toml requirements-dev.lock requirements-current-dev.lock
 	echo "make setup: Python $$version, stack $$stack ($$(grep -o '^tensorflow==[^ ]*' $$lock)), into $(VENV)"; \
 	if [ -n "$$uv" ]; then \
 	  uv venv --quiet --clear --python $$python $(VENV); \
-	  uv pip install --quiet --compile-bytecode --python $(PYTHON) --no-deps --require-hashes -r $$lock; \
+	  uv pip install --quiet --compile-bytecode $(OFFLINE) --python $(PYTHON) --no-deps --require-hashes -r $$lock; \
 	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .; \
 	else \
 	  $$python -m venv --clear $(VENV); \
-	  $(PYTHON) -m pip install --quiet --no-deps --require-hashes -r $$lock; \
+	  $(PYTHON) -m pip install --quiet $(OFFLINE) --no-deps --require-hashes -r $$lock; \
 	  $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .; \
 	fi; \
 	touch $(VENV)/.installed $(VENV)/.installed$$stack
+
+# Everything that the lock names for this machine's platform and Python, in one folder to carry to machines without a
+# network. There: WHEELHOUSE=DIR make setup.
+wheelhouse: $(INSTALLED)
+	$(PYTHON) -m pip download --quiet --no-deps --no-build-isolation --require-hashes --dest wheelhouse \
+	  -r $$($(PYTHON) -c 'import sys; print("requirements-dev.lock" if sys.version_info < (3, 12) else "requirements-current-dev.lock")')
 
 demo: $(INSTALLED)
 	$(PYTHON) -m setibl_ray.cv --folds 5
@@ -64,10 +72,18 @@ search-demo: $(INSTALLED)
 # Two at a time, as most tests wait for processes; each file in one of them, as fixtures are a file's. In the order of
 # their names: reordered, the longest single tests would come last and alone.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not soak' $(TESTS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not soak and not docs' $(TESTS)
 
 soak: $(INSTALLED)
 	$(PYTHON) -m pytest -m soak
+
+docs: $(INSTALLED)
+	$(PYTHON) docs/site/build.py
+	@echo build/site/index.html
+
+# Executes the notebooks of docs/ (with WRITE_DOCS=1 they are stored as executed); builds the site and looks at its pages.
+test-docs: $(INSTALLED)
+	$(PYTHON) -m pytest -m docs
 
 test-cluster: $(INSTALLED)
 	$(PYTHON) -m pytest -m cluster tests/cluster
@@ -83,6 +99,13 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/typos
+
+# The sdist and, from it, the wheel, which is then installed and used away from here.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(PYTHON) -m build --no-isolation --outdir dist .
+	PYTHON=$(PYTHON) .ci/wheel
 
 # The locks from pyproject.toml: pinned and hashed, without any index's address, and of nothing newer than two weeks, which
 # may yet be withdrawn. uv resolves for all Pythons from one on, so the first stack's lock is made from its own lines alone.
@@ -91,7 +114,7 @@ FIRST := build/first-stack
 lock:
 	mkdir -p $(FIRST)
 	sed "/python_version >= '3.12'/d; s/; python_version < '3.12'//" pyproject.toml >$(FIRST)/pyproject.toml
-	cp README.md $(FIRST)
+	cp README.md LICENSE $(FIRST)
 	$(LOCK) --python-version 3.10 $(FIRST)/pyproject.toml -o requirements.lock
 	$(LOCK) --python-version 3.10 --extra dev -c requirements.lock $(FIRST)/pyproject.toml -o requirements-dev.lock
 	$(LOCK) --python-version 3.12 pyproject.toml -o requirements-current.lock

@@ -1,7 +1,8 @@
 """Ray-distributed cross-validation, and the search for radio technosignatures built on it.
 
 from setibl_ray import cross_validate
-cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
+run = cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
+run.oof, run.metrics, run.plot_roc()      # and later, or elsewhere: Run("runs/b0")
 
 For another model and other data write a `Task`: `cross_validate(..., task=TASK)`, or `main(TASK)` at the end of a
 script. `setibl_ray.api` has `sweep` and `predict` as well.
@@ -22,20 +23,20 @@ if os.path.basename((getattr(sys, "argv", None) or [""])[0]) in ("-m", "setibl-r
 
 if TYPE_CHECKING:
     from setibl_ray.api import cross_validate, main
-    from setibl_ray.core.run.session import CrossValidation
     from setibl_ray.core.task import Fitted, Needs, Prediction, Rows, Score, Step, Task, Work
     from setibl_ray.core.where import Where
+    from setibl_ray.results import Run
     from setibl_ray.seti.config import Config
 
 __all__ = [
-    "Config", "CrossValidation", "Fitted", "Needs", "Prediction", "Rows", "Score", "Step", "Task", "Where", "Work",
+    "Config", "Fitted", "Needs", "Prediction", "Rows", "Run", "Score", "Step", "Task", "Where", "Work",
     "cross_validate", "main",
 ]  # fmt: skip
 
 _HOMES = {
     "Config": "setibl_ray.seti.config",
     "Where": "setibl_ray.core.where",
-    "CrossValidation": "setibl_ray.core.run.session",
+    "Run": "setibl_ray.results",
     **dict.fromkeys(("cross_validate", "main"), "setibl_ray.api"),
 }
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "one page about a run, or several side by side",
     "blend": "weights over runs that maximise out-of-fold AUC",
     "cluster": "check cluster files",
+    "completion": "a script with which bash or zsh complete these commands and their flags",
 }
 
 

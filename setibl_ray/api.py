@@ -16,9 +16,9 @@ from setibl_ray import cli, cv
 from setibl_ray.core import terminal
 from setibl_ray.core.config import config_of
 from setibl_ray.core.run import prediction, session
-from setibl_ray.core.run.session import CrossValidation
 from setibl_ray.core.task import Task
 from setibl_ray.core.where import Where
+from setibl_ray.results import Run
 from setibl_ray.seti import task as cadences
 
 Model = Callable[..., Any] | str
@@ -36,8 +36,12 @@ def cross_validate(
     on_bad_record: Literal["fail", "skip"] | None = None,
     check_all: bool = False,
     console: Console | None = None,
-) -> CrossValidation:
-    """Train every fold, and write out-of-fold and test predictions to a run folder: `session.cross_validate`.
+) -> Run:
+    """Train every fold, write out-of-fold and test predictions to a run folder, and return that, opened.
+
+    Works in scripts, without a `__main__` guard too, in notebooks and in threads; a Ray that the caller has started
+    (`ray.init`) is used and left running. Ctrl-C, or the notebook's stop button, raises `Interrupted` and keeps what
+    is finished: the same call with `resume=True` goes on.
 
     Args:
       task: of your own; None for networks on cadences.
@@ -51,9 +55,18 @@ def cross_validate(
     task, config = _with_model(task, config, model)
     options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
     options |= {"check_all": True} if check_all else {}
-    return session.cross_validate(
-        task, config, data=data, out=out, where=where, resume=resume, options=options, console=console
+    done = session.cross_validate(
+        task,
+        config,
+        data=data,
+        out=out,
+        where=where,
+        resume=resume,
+        options=options,
+        command="",
+        console=console,
     )
+    return Run(done.folder)
 
 
 def sweep(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import cadence_shards
 
-from setibl_ray import cli
+from setibl_ray import cli, completion
 from setibl_ray.blend import Blend
 from setibl_ray.cv import Cv
 from setibl_ray.data import Data
@@ -74,3 +74,25 @@ def test_the_console_script_runs_the_same_commands(tmp_path):
     refused = setibl_ray("cv", *hook, "--data", str(cadence_shards(tmp_path / "cadences")))
     assert refused.returncode == 2
     assert "hooks:same cannot be imported: module 'hooks' has no attribute 'same'" in refused.stderr
+
+
+def completed(script, *typed):
+    """What bash offers for the last word."""
+    words = " ".join(f"'{word}'" for word in ("setibl-ray", *typed))
+    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _setibl_ray; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_flags_and_files(tmp_path, monkeypatch, capsys):
+    assert completion.entry(["bash"]) == 0
+    script = capsys.readouterr().out
+    assert completed(script, "s") == ["sweep", "search"]
+    assert completed(script, "cv", "--image") == ["--image-size"]
+    assert completed(script, "cv", "--folds", "5", "--augment.sh") == ["--augment.shear"]
+    assert completed(script, "data", "") == ["synth", "inject", "simulate", "pack", "verify"]
+    assert completed(script, "data", "pack", "--kag") == ["--kaggle"]
+    assert "--data" in completed(script, "predict", "--")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-run").mkdir()
+    assert completed(script, "report", "a-") == ["a-run"]

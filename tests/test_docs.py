@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import setibl_ray
@@ -37,10 +38,14 @@ def reference():
     ]
     for thing in [*(getattr(setibl_ray, name) for name in setibl_ray.__all__), *MORE]:
         lines += entry(thing, thing.__name__, "##")
-        if inspect.isclass(thing) and thing.__name__ == "Task":
-            for name, method in vars(thing).items():
-                if inspect.isfunction(method) and not name.startswith("_"):
-                    lines += entry(method, f"Task.{name}", "###")
+        if inspect.isclass(thing) and thing.__name__ in ("Run", "Task"):
+            for name, own in vars(thing).items():
+                if name.startswith("_"):
+                    continue
+                if inspect.isfunction(own):
+                    lines += entry(own, f"{thing.__name__}.{name}", "###")
+                elif isinstance(own, cached_property):
+                    lines += [f"### {thing.__name__}.{name}", "", "```", inspect.getdoc(own), "```", ""]
     return "\n".join(lines)
 
 

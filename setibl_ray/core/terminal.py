@@ -7,9 +7,12 @@ codes and fifty lines. Everything that is printed goes through `say`, `console` 
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
+import time
 import unicodedata
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +70,8 @@ def headline(message: object, limit: int = LINE) -> str:
 def console(*, stderr: bool = False) -> Console:
     """A console that takes text as text, in tables too: no markup, no emoji names, no control characters.
 
-    A cell of a colour of its own is a `rich.text.Text(visible(text), colour)`.
+    A cell of a colour of its own is a `rich.text.Text(visible(text), colour)`. In a notebook it prints lines as any
+    other program does, not as rich's HTML.
     """
     from rich.console import Console
 
@@ -75,9 +79,48 @@ def console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(visible(text), **options)
 
-    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+    # Jupyter sets FORCE_COLOR, and runs a cell's `!command` on a terminal whose codes it does not follow.
+    terminal = False if in_notebook() or "JPY_PARENT_PID" in os.environ else None
+    return Plain(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_jupyter=False,
+        force_terminal=terminal,
+    )
 
 
 def say(text: object, on: Console | None = None) -> None:
     """Print lines of text, on any console."""
     (on or console()).print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel: Jupyter, Colab and others that show HTML."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
+class Cell:
+    """An output of a notebook cell that is replaced by what `get` returns: rich's `Live`, without its thread.
+
+    A notebook attributes what a thread shows to whichever cell runs at that moment.
+    """
+
+    def __init__(self, get: Callable[[], Any], every_s: float = 0.25) -> None:
+        self._get, self._every_s = get, every_s
+        self._last_s = 0.0
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._shown = display(self._get(), display_id=True)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._last_s >= self._every_s:
+            self._last_s = time.monotonic()
+            self._shown.update(self._get())
+
+    def stop(self) -> None:
+        self._shown.update(self._get())

@@ -37,6 +37,14 @@ for kind, threads in (("cpu", 1), ("gpu", 2), ("tpu", 2)):
     assert out == ["cpu 1 2", "cpus-per-fold", "device", "device"]
 
 
+def test_a_tensorflow_that_runs_already_is_taken_with_the_threads_it_has():
+    assert tf.constant(1) + 1 == 2
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    device._set_threads(threads, n_replicas=1)
+    with pytest.raises(ConfigError, match=f"Set cpus-per-fold to {threads}, restart the process"):
+        device._set_threads(threads + 1, n_replicas=1)
+
+
 def test_two_logical_devices_are_two_replicas_and_scale_batch_and_learning_rate():
     out = in_new_process("""
 import tempfile, warnings

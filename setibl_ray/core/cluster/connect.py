@@ -21,7 +21,7 @@ from ray._private import ray_constants, services
 
 from setibl_ray.core import host_memory
 from setibl_ray.core.cluster import surroundings
-from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.errors import ConfigError, PlacementError
 from setibl_ray.core.storage import temporary_folder
 from setibl_ray.core.terminal import one_line
 from setibl_ray.core.where import Where
@@ -46,7 +46,13 @@ def connected(
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
-        yield "joined the Ray of this process"
+        try:
+            yield "joined the Ray of this process"
+        except PlacementError as error:
+            raise PlacementError(
+                f"{error} This is the Ray of this process: start it with more, as in ray.init(num_cpus=4), or call "
+                "ray.shutdown(), and one with all cores is started."
+            ) from None
         return
     # Tracebacks reach the driver as values; other output of workers (TensorFlow's start-up) is not useful.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")

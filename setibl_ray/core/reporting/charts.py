@@ -1,4 +1,4 @@
-"""Building blocks of Plotly figures, as plain dictionaries that page.js draws.
+"""Building blocks of Plotly figures, as plain dictionaries that page.js draws, or `plotly_figure` in a notebook.
 
 Colours are names ("@needle", "@muted/0.3" with opacity), resolved in the browser, so that one figure serves light and
 dark. `colour` is that of a trace's line or marker.
@@ -6,10 +6,15 @@ dark. `colour` is that of a trace's line or marker.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Spec = dict[str, Any]
 
@@ -68,3 +73,45 @@ def figure(traces: Sequence[Spec], x: str, y: str, **more: Any) -> Spec:
     for name, value in more.items():
         layout[name] = layout.get(name, {}) | value if name in ("xaxis", "yaxis") else value
     return {"data": list(traces), "layout": layout}
+
+
+def plotly_figure(spec: Spec) -> Figure:
+    """A figure for notebooks: with the page's light colours, on white, as page.js lays it out."""
+    from plotly.graph_objects import Figure
+
+    css = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css.partition("}")[0]))
+    own: Spec = spec["layout"]
+    layout = {
+        "template": "plotly_white",
+        "height": 420,
+        "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
+        **own,
+    }
+    layout["legend"] = {"orientation": "h", "y": -0.2, "yanchor": "top"} | own.get("legend", {})
+    place = {
+        "type": "buttons",
+        "direction": "right",
+        "x": 1,
+        "xanchor": "right",
+        "y": 1.02,
+        "yanchor": "bottom",
+    }
+    if menus := own.get("updatemenus"):
+        layout["updatemenus"] = [place | menu for menu in menus]
+    return Figure(_painted(spec["data"], colours), _painted(layout, colours))
+
+
+def _painted(value: Any, colours: dict[str, str]) -> Any:
+    """`value` with each name of a colour replaced by the colour."""
+    if isinstance(value, dict):
+        return {key: _painted(item, colours) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_painted(item, colours) for item in value]
+    if not isinstance(value, str) or not (named := re.fullmatch(r"@(\w+)(?:/([\d.]+))?", value)):
+        return value
+    colour = colours[named[1]]
+    if not named[2]:
+        return colour
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {named[2]})"

@@ -1,7 +1,8 @@
-"""Progress while folds run: a live table on a terminal, one plain line per event elsewhere."""
+"""Progress while folds run: a live table on a terminal and in a notebook, one plain line per event elsewhere."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,11 +59,11 @@ class Progress:
         self._shown = shown
         self._n_predicted = dict.fromkeys(needs, 0)
         on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._live = (
-            Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
-            if on_terminal
-            else None
-        )
+        self._live: Live | terminal.Cell | None = None
+        if on_terminal:
+            self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+        elif terminal.in_notebook() and self.console.file is sys.stdout:
+            self._live = terminal.Cell(self._table)
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -78,6 +79,8 @@ class Progress:
 
     def on(self, event: Event, answer: Answer) -> None:
         line = self._apply(self._rows[event.fold], event, answer)
+        if isinstance(self._live, terminal.Cell):
+            self._live.refresh()
         if line and not self._live:
             self.say(f"fold {event.fold}  {line}")
 
@@ -123,12 +126,18 @@ class Progress:
         return f"step {row.step}  {values}" + (f"  ETA {row.eta}" if row.eta else "")
 
     def _table(self) -> Table:
-        table = Table(title="folds", title_justify="left", expand=False, caption=self._note() or None)
+        note = self._note()  # text as Text: a notebook's own console would take it for markup
+        table = Table(
+            title="folds",
+            title_justify="left",
+            expand=False,
+            caption=Text(terminal.visible(note)) if note else None,
+        )
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row.values))
         for name in ("fold", "state", "node", "device"):
             table.add_column(name)
         for name in ("step", *names, "ETA"):
-            table.add_column(name, justify="right")
+            table.add_column(Text(terminal.visible(name)), justify="right")
         colour = {"done": "green", "trained": "blue", "failed": "red", "retrying": "yellow", "waiting": "dim"}
         for fold, row in self._rows.items():
             state = Text(row.state, colour.get(row.state, "cyan"))

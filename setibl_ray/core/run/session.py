@@ -404,7 +404,10 @@ def all_done(manifest: Manifest) -> None:
     """
     failed = manifest.states("failed")
     if failed:
-        reasons = "; ".join(f"fold {fold}: {manifest.folds[fold].why_failed}" for fold in failed)
+        why: dict[str, list[str]] = {}
+        for fold in failed:
+            why.setdefault(manifest.folds[fold].why_failed, []).append(str(fold))
+        reasons = "; ".join(f"fold {', '.join(folds)}: {message}" for message, folds in why.items())
         raise FoldFailedError(f"{len(failed)} of {len(manifest.folds)} folds failed ({reasons}).")
 
 
@@ -431,7 +434,7 @@ def cross_validate(
       resume: continue the unfinished folds of the run at `out`. Fields that `config` leaves out are then the run's
         own; those that it sets must not contradict them.
       options: further arguments of the task's `open`; with `resume` the run's own where left out.
-      command: what a user types to resume, in messages.
+      command: what a user types to resume, in messages; empty where this call is what they wrote.
       console: where progress is shown.
 
     Raises:
@@ -458,7 +461,7 @@ def cross_validate(
             record = open_record(folder, spec, resume=resume, options=options, say=say)
             flags = shlex.join([str(folder), *where.flags()])
             how = f"Resume with: {command} --resume --out {flags}"
-            if load_task(task).code:
+            if not command or load_task(task).code:
                 how = "Resume with the same call and resume=True."
             run_folds(record, runner, where, console, how, [Draw(record)])
             return gather(record)

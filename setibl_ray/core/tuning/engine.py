@@ -398,6 +398,7 @@ def _run(
             callbacks=[desk, *callbacks],
             raise_on_failed_trial=False,
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # silent then, while that for notebooks shows an empty output
         )
     except Exception:
         raise

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,14 @@ class Results:
         if found.is_better:
             return f"{trial} beats the base config beyond noise: {found.figures}."
         return f"{trial} ranks first, but these rows cannot tell it from the base config: {found.figures}."
+
+    def __repr__(self) -> str:
+        return f"{self.root}: {self.verdict()}"
+
+    def _repr_html_(self) -> str:
+        done = self.table.sort_values(self.score.name, ascending=self.score.sign < 0, kind="stable")
+        shown = done[["trial", "state", self.score.name, *self.labels]].head(SHOWN)
+        return f"<div><p>{escape(repr(self))}</p>{shown.to_html(escape=True, border=0, index=False)}</div>"
 
     def lines(self) -> list[str]:
         """At most 20 lines."""

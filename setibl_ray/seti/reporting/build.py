@@ -42,7 +42,7 @@ def single(run: Run, pixels: Pixels | None, no_pixels: str = "") -> str:
     return page.render(
         __package__,
         "report.html",
-        figures=_figures(run, metrics),
+        figures=drawings(run, metrics),
         title=run.name,
         subtitle=f"{run.name} · {run.config.folds} folds of {', '.join(run.config.model)}",
         verdict=verdict(metrics) + caution,
@@ -68,7 +68,9 @@ def _metrics(run: Run) -> Mapping[str, Any]:
     return run.metrics if run.metrics is not None else scoring.summarise(run.oof, seed=run.config.seed)
 
 
-def _figures(run: Run, metrics: Mapping[str, Any]) -> dict[str, figures.Spec]:
+def drawings(run: Run, metrics: Mapping[str, Any] | None = None) -> dict[str, figures.Spec]:
+    """The figures of one run's report, by name; those that its data cannot fill are left out."""
+    metrics = metrics or _metrics(run)
     best, histories = run.best_epochs, run.histories
     drawn = {
         "roc": figures.roc(run.oof),

@@ -116,11 +116,12 @@ def _set_threads(threads: int, n_replicas: int) -> None:
         # Replicas wait for each other in an all-reduce: with fewer threads than replicas they would wait forever.
         config.set_inter_op_parallelism_threads(max(threads, 2 * n_replicas if n_replicas > 1 else 1))
     except RuntimeError:
-        running = config.get_intra_op_parallelism_threads()
+        running = config.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))  # 0: all cores
         if running != threads:
             raise ConfigError(
-                f"cpus-per-fold: this process's TensorFlow already runs with {running or 'all'} threads and cannot "
-                f"change to {threads}. Start a new process, or ask for the same number."
+                f"cpus-per-fold: this process's TensorFlow already runs with {running} threads and cannot change to "
+                f"{threads}. Set cpus-per-fold to {running}, restart the process (a notebook's kernel), or leave out "
+                "runner local."
             ) from None
 
 
