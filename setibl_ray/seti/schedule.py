@@ -69,7 +69,7 @@ def resolve(
         start = lr_start if lr_start is not None else 5e-6
         floor = lr_min if lr_min is not None else 1e-6
         ramp = ramp_epochs if ramp_epochs is not None else 5
-        factor = decay if decay is not None else 0.8
+        decay = decay if decay is not None else 0.8
     else:
         usual = min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
         usual, ramped = (usual, epochs > 1) if weights == "none" else (CADENCES_LR * usual, False)
@@ -77,5 +77,4 @@ def resolve(
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
         ramp = ramp_epochs if ramp_epochs is not None else int(ramped)
-        factor = decay
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor, epochs)
+    return LearningRate(start, peak, floor, ramp, sustain_epochs, decay, epochs)
