@@ -12,7 +12,7 @@ PRETRAINED_LR_PER_IMAGE = 1.25e-6
 SCRATCH_LR_PER_IMAGE = 1.25e-4
 SCRATCH_LR_LIMIT = 1.6e-2
 # The package's own weights know the task and learn the sky of other data.
-CADENCES_LR = 0.25  # of the peak from scratch
+CADENCES_LR = 0.5  # of the peak from scratch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def resolve(
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
     epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
     global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, then half a
-    cosine. Weights `cadences` get a quarter of that peak, from the first epoch on.
+    cosine. Weights `cadences` get half that peak, from the first epoch on.
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if weights not in ("none", "cadences"):
