@@ -1,6 +1,6 @@
 """What the promises are worth on a real GPU, in under eight minutes on one.
 
-    python benchmarks/gpu.py [--only demo,share,repeat,kill,speed,job] [--out benchmarks] [--seconds 480]
+    python benchmarks/gpu.py [--only demo,frameworks,share,repeat,kill,speed,job] [--out benchmarks] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
 
 Each part runs the commands that a user would. Writes gpu.json and gpu.md, with the card's name and the date; a row that
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -32,6 +33,8 @@ from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
 
 HERE = Path(__file__).parent
+# JAX would take three quarters of a device for itself, whoever shares it.
+ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(HERE.parent)}
 
 
 class Sizes(NamedTuple):
@@ -110,7 +113,7 @@ class Bench:
           CalledProcessError: it fails; with its last words.
         """
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
         return time.perf_counter() - start
 
     def demo(self) -> Iterator[Row]:
@@ -163,21 +166,63 @@ class Bench:
     def kill(self) -> Iterator[Row]:
         if not (self.work / "first/oof.csv").exists():
             self.run(self.small("first", 0.2))
+        yield self.killed("a worker killed in training", self.small("killed", 0.2), "first")
+
+    def killed(self, what: str, command: list[str], same_as: str) -> Row:
+        """A worker of this run, whose folder is `killed`, dies in training; the bytes must be those of another run."""
         out = self.work / "killed"
+        shutil.rmtree(out, ignore_errors=True)
         nowhere = subprocess.DEVNULL
-        with subprocess.Popen(self.small("killed", 0.2), stdout=nowhere, stderr=nowhere) as driver:
+        with subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=ENVIRONMENT) as driver:
             while driver.poll() is None:
-                running = [attempt for _, attempt in last_attempts(out) if attempt["outcome"] == "running"]
+                entries = [json.loads(file.read_text()) for file in out.glob("fold-*/fold.json")]
+                running = [
+                    own for entry in entries for own in entry["attempts"] if own["outcome"] == "running"
+                ]
                 if running and running[0].get("pid"):
                     os.kill(running[0]["pid"], signal.SIGKILL)
                     break
                 time.sleep(0.2)
-        killed = any(len(fold["attempts"]) > 1 for fold in manifest(out)["folds"].values())
-        same = digest(self.work / "first") == digest(out)
+        hit = any(len(fold["attempts"]) > 1 for fold in manifest(out)["folds"].values())
+        same = digest(self.work / same_as) == digest(out)
         text = f"exit code {driver.returncode}, {'same' if same else 'other'} bytes"
-        text += "" if killed else ", but nothing was hit"
-        holds = killed and same and driver.returncode == 0
-        yield Row("a worker killed in training", "exit code 0, same bytes", text, holds)
+        text += "" if hit else ", but nothing was hit"
+        return Row(what, "exit code 0, same bytes", text, hit and same and driver.returncode == 0)
+
+    def frameworks(self) -> Iterator[Row]:
+        """The example tasks of other frameworks: pinned, two to a device, one killed, memory given back."""
+        for name, module in (("digits_torch", "torch"), ("digits_keras", "jax")):
+            if importlib.util.find_spec(module) is None:
+                yield Row(f"examples/{name}.py", "it runs", f"not measured: no {module} here", False)
+                continue
+            device, cpus = self.sizes.device, os.cpu_count() or 1
+            flags = [
+                "--device",
+                device,
+                "--folds",
+                "4",
+                "--workers",
+                "2",
+                "--cpus-per-fold",
+                str(max(1, cpus // 2)),
+            ]
+            flags += ["--devices-per-fold", "0.5"] if device == "gpu" else []
+            command = [sys.executable, str(HERE.parent / "examples" / f"{name}.py"), *flags, "--out"]
+            before = used_mb()
+            took_s = self.run([*command, str(self.work / name)])
+            attempts = last_attempts(self.work / name)
+            where = "; ".join(
+                f"fold {fold}: {own['device']} {own.get('visible') or ''}" for fold, own in attempts
+            )
+            on_device = all(own["device"] == device for _, own in attempts)
+            yield Row(
+                f"{module}: where each fold ran ({took_s:.0f} s)", f"all on a {device}", where, on_device
+            )
+            what = f"{module}: a worker killed in training"
+            yield self.killed(what, [*command, str(self.work / "killed")], name)
+            if before is not None:
+                kept = (used_mb() or 0) - before
+                yield Row(f"{module}: device memory kept after the run", "none", f"{kept:.0f} MB", kept < 100)
 
     def speed(self) -> Iterator[Row]:
         sizes = self.sizes
@@ -304,6 +349,14 @@ def card() -> str | None:
     return "; ".join(done.stdout.splitlines()) if done.returncode == 0 and done.stdout.strip() else None
 
 
+def used_mb() -> float | None:
+    """Memory that is in use on all GPUs here."""
+    if card() is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return sum(map(float, subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()))
+
+
 def measure(bench: Bench, only: list[str], seconds: float) -> list[Row]:
     parts: dict[str, Callable[[], Iterator[Row]]] = {name: getattr(bench, name) for name in PARTS}
     rows: list[Row] = []
@@ -311,6 +364,9 @@ def measure(bench: Bench, only: list[str], seconds: float) -> list[Row]:
     for name in only:
         if time.perf_counter() - start > seconds:
             rows.append(Row(name, f"within {seconds:g} s", "not measured: no time left", False))
+            continue
+        if name != "frameworks" and importlib.util.find_spec("tensorflow") is None:
+            rows.append(Row(name, "measured", "not measured: no TensorFlow here", False))
             continue
         try:
             for row in parts[name]():
@@ -323,7 +379,7 @@ def measure(bench: Bench, only: list[str], seconds: float) -> list[Row]:
     return rows
 
 
-PARTS = ("demo", "share", "repeat", "kill", "speed", "job")
+PARTS = ("demo", "frameworks", "share", "repeat", "kill", "speed", "job")
 
 
 def main() -> None:

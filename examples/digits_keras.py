@@ -41,7 +41,7 @@ class Digits(Task):
         head = keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")
         model = keras.Sequential([keras.Input((8, 8, 1)), *layers, *head])
         optimizer = keras.optimizers.Adam(work.config.learning_rate)
-        model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         images, target = work.rows.content, work.rows.target
         held_out = images[work.valid], target[work.valid]
         for _ in range(work.config.epochs):

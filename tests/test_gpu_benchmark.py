@@ -25,7 +25,7 @@ def test_its_rehearsal_measures_every_part(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {row["what"]: row for row in json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]}
-    assert len(rows) == 9, done.stderr[-3000:]
+    assert len(rows) >= 11, done.stderr[-3000:]
     for what in (
         "demo: exit code",
         "two runs of five folds at once: oof.csv and submission.csv",

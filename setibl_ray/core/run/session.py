@@ -404,7 +404,10 @@ def all_done(manifest: Manifest) -> None:
     """
     failed = manifest.states("failed")
     if failed:
-        reasons = "; ".join(f"fold {fold}: {manifest.folds[fold].why_failed}" for fold in failed)
+        why: dict[str, list[str]] = {}
+        for fold in failed:
+            why.setdefault(manifest.folds[fold].why_failed, []).append(str(fold))
+        reasons = "; ".join(f"fold {', '.join(folds)}: {message}" for message, folds in why.items())
         raise FoldFailedError(f"{len(failed)} of {len(manifest.folds)} folds failed ({reasons}).")
 
 
