@@ -60,7 +60,7 @@ def _words() -> dict[str, list[str]]:
             for own in vars(module).values()
             if isclass(own) and issubclass(own, cli.Command) and own.__module__ == module.__name__
         )
-        found[name] = subcommands, flags = _offered(command)
+        subcommands, _ = found[name] = _offered(command)
         for subcommand in subcommands:
             found[f"{name} {subcommand}"] = _offered(command, subcommand)
     return {typed: subcommands or flags for typed, (subcommands, flags) in found.items()}

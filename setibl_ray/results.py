@@ -126,7 +126,8 @@ class Run:
                 traces.append(
                     charts.line(x, rows[column], f"fold {fold}, training", colour, showlegend=False, **pen)
                 )
-        return charts.plotly_figure(charts.figure(traces, "step", escape(column), xaxis={"tickformat": "d"}))
+        whole = {"dtick": 1} if len(steps) <= 20 * steps["fold"].nunique() else {"tickformat": "d"}
+        return charts.plotly_figure(charts.figure(traces, "step", escape(column), xaxis=whole))
 
     def plot_roc(self) -> charts.Figure:
         """ROC of each fold and of all rows together, with a logarithmic axis. Of runs of cadences, as all below."""

@@ -61,7 +61,7 @@ def test_it_runs(notebook, tmp_path, monkeypatch, request):
     )  # for !python
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(
-        notebook, timeout=900, coalesce_streams=True, record_timing=False, resources=place
+        notebook, timeout=1500, coalesce_streams=True, record_timing=False, resources=place
     ).execute()
     for output in outputs(notebook):
         assert output.get("name") != "stderr", f"{path.name}: {output}"

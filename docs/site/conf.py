@@ -12,5 +12,6 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 html_theme = "furo"
 html_title = "setibl_ray"
+html_static_path, html_css_files = ["static"], ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
