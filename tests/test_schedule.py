@@ -44,6 +44,6 @@ def test_from_scratch_the_peak_is_one_that_learns_and_is_bounded():
     assert small(1 + 11 / 2) == pytest.approx((2e-3 + 2e-5) / 2)
     assert parse({"weights": "none", "batch_size": 1024}).learning_rate(0, 8).peak == 1.6e-2
     tuned = parse({"weights": "cadences", "batch_size": 16}).learning_rate(0, 1)
-    assert tuned(0) == tuned.peak == pytest.approx(5e-4)
+    assert tuned(0) == tuned.peak == pytest.approx(1e-3)
     one_epoch = parse({"weights": "none", "batch_size": 16, "epochs": 1}).learning_rate(0, 1)
     assert one_epoch(0) == pytest.approx(2e-3)

@@ -118,7 +118,7 @@ class Schedule(Section):
     lr_start: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch, a quarter of it with weights
+    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch, half of it with weights
     cadences]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""

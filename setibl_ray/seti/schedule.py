@@ -12,7 +12,7 @@ PRETRAINED_LR_PER_IMAGE = 1.25e-6
 SCRATCH_LR_PER_IMAGE = 1.25e-4
 SCRATCH_LR_LIMIT = 1.6e-2
 # The package's own weights know the task and learn the sky of other data.
-CADENCES_LR = 0.25  # of the peak from scratch
+CADENCES_LR = 0.5  # of the peak from scratch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def resolve(
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
     epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
     global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, then half a
-    cosine. Weights `cadences` get a quarter of that peak, from the first epoch on.
+    cosine. Weights `cadences` get half that peak, from the first epoch on.
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if weights not in ("none", "cadences"):
@@ -69,7 +69,7 @@ def resolve(
         start = lr_start if lr_start is not None else 5e-6
         floor = lr_min if lr_min is not None else 1e-6
         ramp = ramp_epochs if ramp_epochs is not None else 5
-        factor = decay if decay is not None else 0.8
+        decay = decay if decay is not None else 0.8
     else:
         usual = min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
         usual, ramped = (usual, epochs > 1) if weights == "none" else (CADENCES_LR * usual, False)
@@ -77,5 +77,4 @@ def resolve(
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
         ramp = ramp_epochs if ramp_epochs is not None else int(ramped)
-        factor = decay
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor, epochs)
+    return LearningRate(start, peak, floor, ramp, sustain_epochs, decay, epochs)

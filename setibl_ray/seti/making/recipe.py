@@ -42,7 +42,12 @@ def _split_shape(value: object) -> object:
 
 
 def _split_kinds(value: object) -> object:
-    return [part for item in ([value] if isinstance(value, str) else value) for part in str(item).split(",")]
+    items = [value] if isinstance(value, str) else value
+    return (
+        [kind for item in items for kind in str(item).split(",")]
+        if isinstance(items, list | tuple)
+        else value
+    )
 
 
 Shape = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_shape)]

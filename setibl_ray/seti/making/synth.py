@@ -201,15 +201,15 @@ def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
     """
     n_freq = cadence.shape[-1]
     sigma = track.fwhm / _FWHM
-    smear = np.zeros(track.centre.shape) if track.smear is None else track.smear
-    reach = _REACH * sigma + smear.max() / 2
+    widest = 0.0 if track.smear is None else float(track.smear.max())
+    reach = _REACH * sigma + widest / 2
     centre, level = track.centre.ravel(), track.level.ravel()
     rows = np.flatnonzero((level > 0) & (centre > -reach) & (centre < n_freq - 1 + reach))
     if not len(rows):
         return
     centre = centre[rows].astype(np.float32)[:, None]
     level = (level[rows] * unit).astype(np.float32)[:, None]
-    smear = smear.ravel()[rows, None] if smear.max() > SMEAR else None
+    smear = track.smear.ravel()[rows, None] if track.smear is not None and widest > SMEAR else None
     if 2 * reach > n_freq / 4:  # wide: whole rows are cheaper than a window's indices
         columns = np.arange(n_freq, dtype=np.float32)
         cadence.reshape(-1, n_freq)[rows] += _profile(columns, centre, sigma, smear) * level
@@ -240,7 +240,7 @@ def draw_signal(rng: np.random.Generator, kind: str, snr: float, time_s: np.ndar
     level = np.zeros(time_s.shape)
     level[list(panels)] = snr
     if kind == "hard-uneven":
-        level *= np.exp(rng.uniform(*np.log(UNEVEN), size=(N_PANELS, 1)))
+        level *= np.exp(rng.uniform(np.log(UNEVEN[0]), np.log(UNEVEN[1]), (N_PANELS, 1)))
         level *= snr / level.max()
     if shape == "needle-pulsed":
         level *= _pulses(rng, time_s)
