@@ -9,7 +9,7 @@ PYTHONS := $(if $(STACK),$(PYTHONS_$(STACK)),$(PYTHONS_2.15) $(PYTHONS_current))
 INSTALLED := $(VENV)/.installed$(STACK)
 TESTS := tests
 
-.PHONY: setup demo test soak docs test-docs test-cluster bench lint sweep-demo search-demo dist wheelhouse lock clean
+.PHONY: setup demo test soak docs test-docs test-cluster bench science lint sweep-demo search-demo dist wheelhouse lock clean
 
 setup: $(INSTALLED)
 
@@ -90,6 +90,10 @@ test-cluster: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) benchmarks/run.py
+
+# What each part of the recipe brings, on three sets; finished rows are kept in runs/science.
+science: $(INSTALLED)
+	$(PYTHON) benchmarks/science.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

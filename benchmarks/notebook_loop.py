@@ -23,7 +23,7 @@ from sklearn.model_selection import KFold
 
 from setibl_ray.seti.config import Augment
 
-SETTINGS = Augment()  # the original notebook's
+SETTINGS = Augment(strength=1)  # the original notebook's
 SEED = 42
 
 
@@ -55,7 +55,7 @@ def dataset(
         normal = tf.random.normal([6])
         shear = SETTINGS.shear * normal[1] * np.pi / 180
         zoom = 1 + SETTINGS.height_zoom * normal[2:4]
-        shift = SETTINGS.height_shift * normal[4:6]
+        shift = SETTINGS.width_shift * 256 * normal[4:6]
         zero, one = tf.zeros([]), tf.ones([])
         turn = tf.eye(3)
         skew = tf.stack([[one, tf.sin(shear), zero], [zero, tf.cos(shear), zero], [zero, zero, one]])

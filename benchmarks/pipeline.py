@@ -38,7 +38,7 @@ BATCH = 32
 N_IMAGES = 192
 TURNS = 3
 SEED_SIZE = (273, 256)
-SETTINGS = Augment()  # the original notebook's
+SETTINGS = Augment(strength=1)  # the original notebook's
 
 
 @dataclass

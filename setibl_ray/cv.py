@@ -24,9 +24,8 @@ DEMO = {
     "model": "efficientnet-nano",
     "weights": "none",
     "image_size": "91x85",
-    "batch_size": 16,
-    "epochs": 15,
-    "augment": {"strength": 0.3},
+    "epochs": 7,
+    "tta": 4,
 }
 
 

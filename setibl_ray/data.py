@@ -173,10 +173,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _join_pairs(argv: list[str]) -> list[str]:
     """`--snr 30 100` as `--snr 30,100`, the one form that pydantic-settings reads."""
     number = re.compile(r"[-+.\d][\d.e+-]*")
-    for i in range(len(argv) - 2):
-        if argv[i] == "--snr" and number.fullmatch(argv[i + 1]) and number.fullmatch(argv[i + 2]):
-            return [*argv[: i + 1], f"{argv[i + 1]},{argv[i + 2]}", *argv[i + 3 :]]
-    return argv
+    joined, i = [], 0
+    while i < len(argv):
+        pair = argv[i + 1 : i + 3]
+        if argv[i] in ("--snr", "--hard-snr") and len(pair) == 2 and all(map(number.fullmatch, pair)):
+            joined += [argv[i], ",".join(pair)]
+            i += 3
+        else:
+            joined.append(argv[i])
+            i += 1
+    return joined
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from setibl_ray import cli
 from setibl_ray.core.storage import Location
 from setibl_ray.core.terminal import say
 from setibl_ray.core.text import number, percent, spread
-from setibl_ray.seti.evaluation import metrics
+from setibl_ray.seti.evaluation import metrics, selection
 from setibl_ray.seti.evaluation.finished import Run, load_run
 from setibl_ray.seti.evaluation.summary import summary_lines
 
@@ -53,6 +53,7 @@ def evaluate(run: Run, *, n_bootstrap: int = 500, seed: int = 0) -> dict[str, An
             "best_epoch": run.best_epochs[fold["fold"]],
             "val_auc": metrics.plain(past["val_auc"].to_numpy()),
         }
+    fresh["selection"] = selection.check(run.config.select, run.histories)
     return {**(run.metrics or {}), **fresh}
 
 

@@ -81,6 +81,15 @@ def test_fields(capsys, good, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_head_and_weights_for_six_panels_are_refused_for_three(capsys, tmp_path):
+    data = cadence_shards(tmp_path / "six")
+    arguments = [*BASE, "--data", data, "--out", tmp_path / "run", "--layout", "on3", "--folds", 3]
+    said = refused(capsys, *arguments, "--head", "on-off")
+    assert "head: on-off compares six panels, those of --layout all6; got on3" in said
+    said = refused(capsys, *arguments, "--weights", "cadences")
+    assert "weights: cadences are for the model, layout and head efficientnet-nano, all6, on-off; got" in said
+
+
 def test_layout_that_the_shards_cannot_give(capsys, good, tmp_path):
     data = png_shards(tmp_path / "png", good)
     said = refused(capsys, *BASE, "--data", data, "--out", tmp_path / "run", "--layout", "all6", "--folds", 3)

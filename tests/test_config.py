@@ -127,12 +127,21 @@ def test_scalars_hold_for_every_fold_and_lists_for_one_each():
     assert {config.for_fold(fold).image_size for fold in range(3)} == {(91, 85)}
 
 
+def test_a_config_of_version_0_1_0_means_what_it_meant():
+    own = {"strength": 0.5, "height_shift": 8.0, "width_shift": 4.0, "flip": 0.5, "shear": 2.0}
+    config = parse(Config.modernised({"image_size": ["91x80", "273x256"], "folds": 2, "augment": own}))
+    assert config.augment.of_views.strength == config.augment.strength == 0.5
+    assert (config.augment.height_shift, config.augment.width_shift) == (8 / 91, 4 / 80)
+    assert (config.augment.flip, config.select) == (0.25, "held-out")
+    assert parse(Config.modernised(config.model_dump())) == config
+
+
 def test_defaults_are_those_of_the_original_notebook():
     config = Config()
     assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6"))
     assert (config.tta, config.label_smoothing, config.seed) == (11, 0.01, 42)
     augment = config.augment
-    assert (augment.shear, augment.height_zoom, augment.width_shift) == (2.0, 1 / 8, 8.0)
+    assert (augment.shear, augment.height_zoom, augment.width_shift) == (2.0, 1 / 8, 8 / 256)
     assert (augment.dropout_probability, augment.dropout_count, augment.dropout_size) == (0.5, 8, 0.05)
 
 
@@ -141,6 +150,7 @@ def test_defaults_are_those_of_the_original_notebook():
     [
         ({"fold": 3}, "unknown field 'fold'"),
         ({"augment": {"strenth": 1}}, "unknown field 'augment.strenth'"),
+        ({"augment": {"width_shift": 8}}, "augment.width-shift: Input should be less than or equal to 1"),
         ({"folds": 1}, "folds: "),
         ({"image_size": "91"}, "image-size: expected HEIGHTxWIDTH"),
         ({"image_size": "8x8"}, "at least 32"),

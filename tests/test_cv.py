@@ -171,4 +171,4 @@ def test_how_a_run_is_computed_may_change_when_it_goes_on(shards, plain_run, tmp
 def test_resume_refuses_another_config_and_says_what_differs(shards, plain_run, capsys):
     arguments = [*QUICK, "--data", str(shards), "--out", str(plain_run), "--resume", "--runner", "local"]
     assert cv.entry([*arguments, "--augment.strength", "0.5", "--seed", "7"]) == 2
-    assert "augment.strength was 1.0, now 0.5; seed was 42, now 7" in capsys.readouterr().err
+    assert "augment.strength was 0.3, now 0.5; seed was 42, now 7" in capsys.readouterr().err

@@ -90,6 +90,11 @@ class Config(Section):
         """A copy with other values of some fields, validated like any other config."""
         return parse(type(self), self.model_dump() | values)
 
+    @classmethod
+    def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values of config.yaml of a finished run, which an earlier version may have written, in today's fields."""
+        return values
+
     def search_value(self, name: str) -> Any:
         """Value of a searched field, named like its flag; for an unset field, the value that will be used, if known."""
         value: Any = self

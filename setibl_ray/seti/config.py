@@ -70,24 +70,29 @@ PerFoldSize = Annotated[
 
 
 class Augment(Section):
-    """Random changes of a training image, and of each test-time view (except dropout). As in the original notebook."""
+    """Random changes of a training image, and of each test-time view (except dropout).
 
-    strength: NonNegative = 1.0
-    """Scales every magnitude below; 0 turns augmentation off."""
+    The magnitudes are those of the original notebook, and do the same to a panel at any image size.
+    """
+
+    strength: NonNegative = 0.3
+    """Scales every magnitude below in training; 1 is as in the original notebook, 0 turns augmentation off."""
+    view_strength: NonNegative = 0.3
+    """The same for test-time views."""
     rotation: NonNegative = 0.0
-    """Standard deviation of the rotation, degrees."""
+    """Standard deviation of the rotation, degrees on a panel of 273x256."""
     shear: NonNegative = 2.0
-    """Standard deviation of the shear, degrees."""
+    """Standard deviation of the shear, degrees on a panel of 273x256."""
     height_zoom: NonNegative = 0.125
     """Standard deviation of the zoom along time (1 is no zoom)."""
     width_zoom: NonNegative = 0.125
     """Standard deviation of the zoom along frequency."""
-    height_shift: NonNegative = 8.0
-    """Standard deviation of the shift along time, pixels of the network's image."""
-    width_shift: NonNegative = 8.0
-    """Standard deviation of the shift along frequency, pixels of the network's image."""
+    height_shift: Probability = 0.0293
+    """Standard deviation of the shift along time, as a fraction of the panel (0.0293 is 8 of 273 pixels)."""
+    width_shift: Probability = 0.03125
+    """Standard deviation of the shift along frequency, as a fraction of the panel (0.03125 is 8 of 256 pixels)."""
     flip: Probability = 0.5
-    """Probability of a left-right (frequency) flip."""
+    """Probability of a left-right (frequency) flip; not scaled."""
     saturation: NonNegative = 0.3
     """Channels move away from or towards their maximum by a factor in 1 +- this."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -101,6 +106,11 @@ class Augment(Section):
     dropout_size: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Side of a square as a fraction of the image's short side."""
 
+    @property
+    def of_views(self) -> Augment:
+        """What test-time views do."""
+        return self.model_copy(update={"strength": self.view_strength})
+
 
 class Schedule(Section):
     """Learning rate per epoch: ramp, sustain, decay. Unset fields follow `weights` (see seti/schedule.py)."""
@@ -108,15 +118,16 @@ class Schedule(Section):
     lr_start: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch]."""
+    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch, half of it with weights
+    cadences]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""
     ramp_epochs: Annotated[int, Field(ge=0)] | None = None
-    """Epochs from start to peak [5 pretrained, 1 from scratch]."""
+    """Epochs from start to peak [5 pretrained, 1 from scratch, 0 with weights cadences]."""
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor per epoch after that [0.8 pretrained, 0.95 from scratch]."""
+    """Factor per epoch after that [0.8 pretrained; from scratch and with weights cadences half a cosine down]."""
 
 
 class FoldConfig(NamedTuple):
@@ -143,10 +154,17 @@ class Config(core.Config):
     """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
     """Backbone, or module:function, a Keras model of your own; a list gives one per fold."""
+    head: Literal["plain", "on-off"] | None = None
+    """plain, or on-off: beside the backbone, a small encoder that all six panels share, and a comparison of ON with OFF
+    panels [on-off for layout all6 without ImageNet weights, otherwise plain]."""
     weights: str = "imagenet"
-    """imagenet, none, or a weights file (.h5) of an earlier run."""
+    """imagenet, cadences (for efficientnet-nano with six panels; they come with the package), none, or a weights file
+    (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
     """Epochs; a comma-separated list gives one per fold."""
+    select: Literal["last", "inner", "held-out"] = "last"
+    """Epoch whose weights are kept: the last one; the best on a tenth of the training rows, which are then not trained
+    on; or the best on the held-out rows, which makes their score too high."""
     batch_size: PerFoldInt = (32,)
     """Images per replica and step; a comma-separated list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
@@ -163,7 +181,7 @@ class Config(core.Config):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Targets 0 and 1 become s/2 and 1 - s/2 in the loss."""
     bn_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Momentum of every batch normalisation [the backbone's own with pretrained weights, 0.9 from scratch]."""
+    """Momentum of every batch normalisation [0.9 from scratch and with weights cadences, else the backbone's own]."""
     mixed_precision: bool = False
     """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
@@ -189,9 +207,10 @@ class Config(core.Config):
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         return self
 
-    @property
-    def pretrained(self) -> bool:
-        return self.weights != "none"
+    def with_layout(self, layout: str) -> Config:
+        """A copy with this layout and, where none is set, the head that goes with it."""
+        head = "on-off" if layout == "all6" and self.weights != "imagenet" else "plain"
+        return self.model_copy(update={"layout": layout, "head": self.head or head})
 
     def for_fold(self, fold: int) -> FoldConfig:
         def pick(values: tuple[Any, ...]) -> Any:
@@ -205,11 +224,23 @@ class Config(core.Config):
     def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
         return resolve(
-            pretrained=self.pretrained,
+            weights=self.weights,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,
             **self.schedule.model_dump(),
         )
+
+    @classmethod
+    def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """0.1.0 had shifts in pixels, views as strong as training, and the best epoch by the held-out rows."""
+        if "select" in values or "augment" not in values:
+            return values
+        own = dict(values["augment"])
+        sizes = values["image_size"]
+        height, width = map(int, (sizes if isinstance(sizes, str) else sizes[0]).split("x"))
+        own["height_shift"], own["width_shift"] = own["height_shift"] / height, own["width_shift"] / width
+        own["flip"], own["view_strength"] = own["flip"] * min(1, own["strength"]), own["strength"]
+        return {**values, "augment": own, "select": "held-out", "head": "plain"}
 
     def search_value(self, name: str) -> Any:
         if name == "schedule.lr-max":

@@ -41,3 +41,13 @@ MODELS = {
     "xception": Backbone("tensorflow:keras.applications.Xception", 20.9, 1000, 93959),
     "vit-tiny": Backbone("setibl_ray.seti.train.models:vit_tiny", 5.6, 360, 25112),
 }
+
+ON_OFF = Backbone("", 0.15, 125, 5500)  # what the on-off head adds, counted as above
+
+
+def with_head(model: str, head: str | None) -> Backbone:
+    """Sizes of a known model, with its head."""
+    backbone = MODELS[model]
+    if head != "on-off":
+        return backbone
+    return Backbone(backbone.builder, *(a + b for a, b in zip(backbone[1:], ON_OFF[1:], strict=True)))

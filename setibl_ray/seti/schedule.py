@@ -1,7 +1,8 @@
-"""The learning rate of each epoch, as in the original notebook: ramp, sustain, exponential decay. A pure function."""
+"""The learning rate of each epoch as a pure function: ramp, sustain, then exponential decay or half a cosine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
@@ -10,6 +11,8 @@ PRETRAINED_LR_PER_IMAGE = 1.25e-6
 # a global batch of 128 the linear rule gives rates at which Adam diverges, so the peak stops growing there.
 SCRATCH_LR_PER_IMAGE = 1.25e-4
 SCRATCH_LR_LIMIT = 1.6e-2
+# The package's own weights know the task and learn the sky of other data.
+CADENCES_LR = 0.5  # of the peak from scratch
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class LearningRate:
     floor: float
     ramp_epochs: float
     sustain_epochs: float
-    decay: float
+    decay: float | None
+    """Factor per epoch; None: half a cosine, which would reach the floor at `epochs`."""
+    epochs: int
 
     def __call__(self, epoch: int) -> float:
         """Learning rate of `epoch` (from 0)."""
@@ -29,14 +34,19 @@ class LearningRate:
             return self.start + (self.peak - self.start) / self.ramp_epochs * epoch
         if epoch < self.ramp_epochs + self.sustain_epochs:
             return self.peak
-        return self.floor + (self.peak - self.floor) * self.decay ** (
-            epoch - self.ramp_epochs - self.sustain_epochs
-        )
+        after = epoch - self.ramp_epochs - self.sustain_epochs
+        if self.decay is None:
+            part = (
+                1 + math.cos(math.pi * after / (self.epochs - self.ramp_epochs - self.sustain_epochs))
+            ) / 2
+        else:
+            part = self.decay**after
+        return self.floor + (self.peak - self.floor) * part
 
 
 def resolve(
     *,
-    pretrained: bool,
+    weights: str,
     global_batch: int,
     epochs: int,
     lr_start: float | None,
@@ -50,19 +60,21 @@ def resolve(
 
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
     epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
-    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, decay 0.95.
+    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, then half a
+    cosine. Weights `cadences` get half that peak, from the first epoch on.
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
-    if pretrained:
+    if weights not in ("none", "cadences"):
         peak = lr_max if lr_max is not None else PRETRAINED_LR_PER_IMAGE * global_batch
         start = lr_start if lr_start is not None else 5e-6
         floor = lr_min if lr_min is not None else 1e-6
         ramp = ramp_epochs if ramp_epochs is not None else 5
-        factor = decay if decay is not None else 0.8
+        decay = decay if decay is not None else 0.8
     else:
-        peak = lr_max if lr_max is not None else min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
+        usual = min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
+        usual, ramped = (usual, epochs > 1) if weights == "none" else (CADENCES_LR * usual, False)
+        peak = lr_max if lr_max is not None else usual
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
-        ramp = ramp_epochs if ramp_epochs is not None else (1 if epochs > 1 else 0)
-        factor = decay if decay is not None else 0.95
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, factor)
+        ramp = ramp_epochs if ramp_epochs is not None else int(ramped)
+    return LearningRate(start, peak, floor, ramp, sustain_epochs, decay, epochs)

@@ -12,7 +12,7 @@ from typing import Any
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
-from setibl_ray.seti.models import MODELS, Backbone
+from setibl_ray.seti.models import Backbone, with_head
 
 PREDICT_SPEEDUP = 3.0  # rate of prediction over that of training: a forward pass without a backward pass
 
@@ -29,7 +29,7 @@ def sizes(config: Config, fold: int, code: Mapping[str, Callable[..., Any]]) -> 
     """
     own = config.for_fold(fold)
     if ":" not in own.model:
-        return MODELS[own.model]
+        return with_head(own.model, config.head)
     shape = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     function = code.get(own.model)
     if (own.model, shape, function) not in _measured:

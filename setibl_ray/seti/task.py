@@ -17,9 +17,10 @@ from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.jobs import Cause
 from setibl_ray.core.task import Fitted, FoldReport, Needs, Outcome, Prediction, Rows, Score, Step, Task, Work
 from setibl_ray.seti import sizes as models
+from setibl_ray.seti import weights
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS, N_PANELS
 from setibl_ray.seti.config import Config
-from setibl_ray.seti.evaluation import metrics, postprocess
+from setibl_ray.seti.evaluation import metrics, postprocess, selection
 from setibl_ray.seti.formats.shards import DataIndex, Split, read_index
 from setibl_ray.seti.memory import fold_bytes
 
@@ -71,11 +72,19 @@ class CadenceTask(Task):
             )
         if config.weights == "imagenet" and "efficientnet-nano" in config.model:
             raise ConfigError(
-                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a weights file"
+                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none, cadences or a "
+                "weights file"
             )
         groups = {"training": index.train["group"], "test": index.test["group"]}
         postprocess.check(config.postprocess, groups)
-        return config.model_copy(update={"layout": layout.name})
+        if config.head == "on-off" and layout.name != "all6":
+            raise ConfigError(f"head: on-off compares six panels, those of --layout all6; got {layout.name}")
+        config = config.with_layout(layout.name)
+        network = (",".join(sorted(set(config.model))), config.layout, config.head)
+        if config.weights == "cadences" and network != weights.NETWORK:
+            wanted, got = (", ".join(map(str, parts)) for parts in (weights.NETWORK, network))
+            raise ConfigError(f"weights: cadences are for the model, layout and head {wanted}; got {got}")
+        return config
 
     def check(self, config: Config, rows: Rows, fold_of_row: np.ndarray) -> None:
         """Raises:
@@ -112,9 +121,11 @@ class CadenceTask(Task):
         """
         if config.weights in ("imagenet", "none"):
             return {}
+        if config.weights == "cadences":
+            return {config.weights: weights.read()}
         path, what = (
             Path(config.weights),
-            f"weights: expected imagenet, none or a weights file; {config.weights!r}",
+            f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",
         )
         if not path.is_file():
             raise ConfigError(f"{what} is no file")
@@ -153,6 +164,8 @@ class CadenceTask(Task):
             own = folds[entry["fold"]]
             val_auc = metrics.plain([row["val_auc"] for row in own.history])
             entry |= {"best_epoch": own.facts["best_epoch"], "val_auc": val_auc}
+        histories = {fold: pd.DataFrame(list(own.history)) for fold, own in folds.items()}
+        summary["selection"] = selection.check(config.select, histories)
         interval = summary["intervals"].get("oof_auc")
         summary["score"] = {"interval": interval}
         return Outcome(table["pred"].to_numpy(), np.asarray(done.test, np.float32), summary)
@@ -175,7 +188,8 @@ class CadenceTask(Task):
         own = config.for_fold(fold)
         height, width = own.image_size
         title = f"FOLD {fold} - image size {height}x{width}, {own.model}"
-        return {"training.png": training_plot.draw(history, title)}
+        ranks = [selection.rank(config.select, row) for row in history.to_dict("records")]
+        return {"training.png": training_plot.draw(history, title, int(np.argmax(ranks)))}
 
     def cause_of(self, error: BaseException) -> Cause:
         """TensorFlow's errors are recognised by name, as the driver has no TensorFlow."""

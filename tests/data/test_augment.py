@@ -19,6 +19,7 @@ from setibl_ray.seti.feeding import augment as module
 from setibl_ray.seti.feeding.augment import augment, draw, plain
 
 OFF = {
+    "strength": 1,
     "rotation": 0,
     "shear": 0,
     "height_zoom": 0,
@@ -31,7 +32,7 @@ OFF = {
     "brightness": 0,
     "dropout_probability": 0,
 }
-EVERYTHING = Augment(rotation=10, shear=5, height_shift=3, width_shift=3)
+EVERYTHING = Augment(strength=1, rotation=10, shear=5, height_shift=0.15, width_shift=0.15)
 UNIT = (0.0, 1.0)
 
 
@@ -60,8 +61,13 @@ def normals_and_uniforms(seeds: np.ndarray, count: int) -> tuple[np.ndarray, np.
     return stats.norm.ppf(uniform[:, :6]), uniform
 
 
-def naive_map(normal: np.ndarray, settings: Augment, height: int, width: int) -> np.ndarray:
-    """(H, W, 2) float64 source row and column of each output pixel, by the original notebook's 3x3 matrices."""
+def naive_map(
+    normal: np.ndarray, settings: Augment, height: int, width: int, panel: tuple[int, int] = (273, 256)
+) -> np.ndarray:
+    """(H, W, 2) float64 source row and column of each output pixel, by the original notebook's 3x3 matrices.
+
+    These work on a panel of `panel` pixels, whatever size the image was resized to.
+    """
     strength = settings.strength
     rotation = np.deg2rad(strength * settings.rotation * normal[0])
     shear = np.deg2rad(strength * settings.shear * normal[1])
@@ -69,7 +75,11 @@ def naive_map(normal: np.ndarray, settings: Augment, height: int, width: int) ->
         max(0.1, 1 + strength * s * z)
         for s, z in zip((settings.height_zoom, settings.width_zoom), normal[2:])
     ]
-    shifts = [strength * s * z for s, z in zip((settings.height_shift, settings.width_shift), normal[4:])]
+    shifts = [
+        strength * part * side * z
+        for part, side, z in zip((settings.height_shift, settings.width_shift), panel, normal[4:])
+    ]
+    step = np.array(panel) / (height, width)
     c1, s1, c2, s2 = np.cos(rotation), np.sin(rotation), np.cos(shear), np.sin(shear)
     matrix = (
         np.array([[c1, s1, 0], [-s1, c1, 0], [0, 0, 1]])
@@ -80,7 +90,8 @@ def naive_map(normal: np.ndarray, settings: Augment, height: int, width: int) ->
     source = np.empty((height, width, 2))
     for row in range(height):
         for column in range(width):
-            up, right, _ = matrix @ [(height - 1) / 2 - row, column - (width - 1) / 2, 1]
+            away = np.array([(height - 1) / 2 - row, column - (width - 1) / 2]) * step
+            up, right = (matrix @ [*away, 1])[:2] / step
             source[row, column] = (height - 1) / 2 - up, (width - 1) / 2 + right
     return source
 
@@ -93,7 +104,7 @@ def naive(image: np.ndarray, normal: np.ndarray, uniform: np.ndarray, settings: 
     nearest = np.floor(source + 0.5).astype(int)
     result = image[nearest[..., 0].clip(0, height - 1), nearest[..., 1].clip(0, width - 1)] / 255
     unsure = (np.abs(source - np.floor(source) - 0.5) < 1e-3).any(-1)
-    if uniform[6] < settings.flip * chance:
+    if strength and uniform[6] < settings.flip:
         result, unsure = result[:, ::-1].copy(), unsure[:, ::-1].copy()
 
     factor = max(0, 1 + strength * settings.saturation * (2 * uniform[7] - 1))
@@ -139,8 +150,8 @@ def assert_like_naive(images: np.ndarray, settings: Augment, seeds: np.ndarray) 
         only(shear=15),
         only(height_zoom=0.4),
         only(width_zoom=0.4),
-        only(height_shift=5),
-        only(width_shift=5),
+        only(height_shift=0.2),
+        only(width_shift=0.2),
         only(flip=0.5),
         only(saturation=0.9),
         only(contrast=0.8),
@@ -168,7 +179,7 @@ def test_each_operation_and_all_together_match_a_loop_over_pixels(
             "shear": st.floats(0, 20),
             "height_zoom": st.floats(0, 0.5),
             "width_zoom": st.floats(0, 0.5),
-            "width_shift": st.floats(0, 9),
+            "width_shift": st.floats(0, 0.5),
             "saturation": st.floats(0, 2),
             "contrast": st.floats(0, 1),
             "brightness": st.floats(0, 1),
@@ -213,7 +224,7 @@ def test_flip_is_tensorflows() -> None:
 
 def test_geometry_is_tensorflows_projective_transform() -> None:
     images = some_images(6, 41, 36, 3)
-    settings = only(rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=4, width_shift=4)
+    settings = only(rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=0.1, width_shift=0.1)
     draws = draw(some_seeds(6), settings, (41, 36), dropout=True)
     for image, affine, got in zip(images, draws.affine, run(images, settings)):
         row_r, row_c, row_0, column_r, column_c, column_0 = affine
@@ -230,11 +241,11 @@ def test_geometry_is_tensorflows_projective_transform() -> None:
 
 def test_geometry_is_the_seeds_but_for_its_centre_and_its_truncation() -> None:
     """The original notebook's coordinates: about its whole-number centre, ours are the same up to rounding."""
-    settings = only(rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=4, width_shift=4)
+    settings = only(rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=0.1, width_shift=0.1)
     normal, _ = normals_and_uniforms(some_seeds(5), 0)
     size = 33
     for numbers in normal:
-        source = naive_map(numbers, settings, size, size)
+        source = naive_map(numbers, settings, size, size, panel=(size, size))
         # The seed: rows count up from size // 2, columns from -(size // 2 + 1); its origin is pixel (16, 17).
         rotation, shear = np.deg2rad(20 * numbers[0]), np.deg2rad(10 * numbers[1])
         zoom = 1 + 0.2 * numbers[2:4]
@@ -242,11 +253,36 @@ def test_geometry_is_the_seeds_but_for_its_centre_and_its_truncation() -> None:
         skew = np.array([[1, np.sin(shear)], [0, np.cos(shear)]])
         up = np.repeat(np.arange(size // 2, -size // 2, -1), size)
         right = np.tile(np.arange(-size // 2, size // 2), size)
-        at = turn @ skew @ (np.stack([up + 4 * numbers[4], right + 4 * numbers[5]]) / zoom[:, None])
+        at = turn @ skew @ (np.stack([up + 3.3 * numbers[4], right + 3.3 * numbers[5]]) / zoom[:, None])
         seeds_source = np.stack([size // 2 - at[0], size // 2 - 1 + at[1]], -1).reshape(size, size, 2)
         # Its output column c sits at right = c - 17, ours at c - 16; and it reads two columns further left.
         np.testing.assert_allclose(seeds_source[:, 1:, 0], source[:, :-1, 0], atol=1e-9)
         np.testing.assert_allclose(seeds_source[:, 1:, 1] + 1, source[:, :-1, 1], atol=1e-9)
+
+
+def test_geometry_is_the_same_at_any_size_and_the_notebooks_at_its_own() -> None:
+    settings = only(
+        rotation=20, shear=10, height_zoom=0.2, width_zoom=0.2, height_shift=0.0293, width_shift=0.03125
+    )
+    sizes = ((273, 256), (91, 85), (32, 256))
+    affine = {size: draw(some_seeds(2000), settings, size, dropout=True).affine for size in sizes}
+
+    def source(size: tuple[int, int], point: tuple[float, float]) -> np.ndarray:
+        """(n, 2) where a point comes from, both as fractions of the panel from its middle."""
+        middle = (np.array(size) - 1) / 2
+        matrix = affine[size].reshape(-1, 2, 3)
+        return (matrix @ [*(middle + np.array(point) * size), 1] - middle) / size
+
+    for point in ((0, 0), (0.3, 0.2), (-0.4, 0.1), (0.2, -0.3)):
+        for size in sizes[1:]:
+            np.testing.assert_allclose(source(size, point), source(sizes[0], point), atol=1e-9)
+    shifts = draw(
+        some_seeds(2000),
+        Augment(strength=1, shear=0, height_zoom=0, width_zoom=0, flip=0),
+        sizes[0],
+        dropout=True,
+    )
+    np.testing.assert_allclose(shifts.affine[:, [2, 5]].std(axis=0), 8, rtol=0.05)
 
 
 @pytest.mark.parametrize("scale", [UNIT, (-4.0, 8.0)])
@@ -307,7 +343,7 @@ def test_a_read_only_store_and_a_given_array_are_fine_and_a_wrong_row_is_not() -
 
 
 def test_draws_have_the_distributions_that_the_settings_promise() -> None:
-    settings = Augment(dropout_size=0.25)
+    settings = Augment(strength=1, dropout_size=0.25)
     height, width = 200, 100
     draws = draw(some_seeds(20_000), settings, (height, width), dropout=True)
     flipped = draws.affine[:, 4] < 0
@@ -333,7 +369,7 @@ def test_draws_have_the_distributions_that_the_settings_promise() -> None:
 
 def test_strength_scales_every_magnitude() -> None:
     seeds = some_seeds(500)
-    settings = only(width_shift=8, saturation=0.3, contrast=0.2, brightness=0.1)
+    settings = only(width_shift=0.1, saturation=0.3, contrast=0.2, brightness=0.1)
     once = draw(seeds, settings, (50, 50), dropout=True)
     twice = draw(seeds, settings.model_copy(update={"strength": 2}), (50, 50), dropout=True)
     np.testing.assert_allclose(twice.affine[:, 5], 2 * once.affine[:, 5], atol=1e-9)

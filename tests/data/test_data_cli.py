@@ -28,7 +28,14 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("snr", [["--snr", "20", "40"], ["--snr", "20,40"]])
+@pytest.mark.parametrize(
+    "snr",
+    [
+        ["--snr", "20", "40"],
+        ["--snr", "20,40"],
+        ["--hard-snr", "30", "35", "--snr", "20", "40", "--without", "needle-sine,hard-one-on"],
+    ],
+)
 def test_synth_then_verify(tmp_path, capsys, snr):
     out = tmp_path / "set"
     assert main(["synth", "--out", str(out), *SIZES, *snr]) == 0

@@ -23,7 +23,7 @@ from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
 
 N = 11
-SETTINGS = Augment(height_shift=2, width_shift=2)
+SETTINGS = Augment(strength=1, height_shift=0.05, width_shift=0.05)
 KEYS = randomness.sample_keys(f"id{row}" for row in range(20))
 
 

@@ -77,6 +77,8 @@ def test_needles_show_where_their_kind_says():
     where = {kind: set(ON) for kind in NEEDLE_KINDS} | {
         "hard-all-panels": set(range(6)),
         "hard-off-only": set(OFF),
+        "hard-uneven": set(range(6)),
+        "hard-intermittent": set(range(6)),
     }
     generator = rng()
     for kind, panels in where.items():
@@ -84,13 +86,17 @@ def test_needles_show_where_their_kind_says():
             track = synth.draw_signal(generator, kind, 50.0, time_s, 256)
             shown = set(np.flatnonzero(track.level.max(axis=1) > 0))
             if kind == "needle-partial":
-                assert len(shown) == 2
                 assert shown < panels
+            elif kind == "hard-intermittent":
+                assert shown & set(ON)
+                assert shown & set(OFF)
             else:
                 assert shown == panels
             inside = (track.centre >= 0) & (track.centre <= 255)
             assert inside[sorted(shown)].mean() >= synth.IN_BAND
-            assert track.level[sorted(shown)].mean() == pytest.approx(50, rel=0.2)
+            means = track.level.mean(axis=1)[sorted(shown)]
+            assert means.max() == pytest.approx(50, rel=0.4)
+            assert means.min() >= means.max() * (0.7 * synth.UNEVEN[0] if kind == "hard-uneven" else 0.6)
 
 
 def test_tracks_go_on_through_the_slews():
@@ -110,6 +116,30 @@ def test_paint_equals_its_definition_at_any_width():
         away = np.arange(256) - centre[..., None]
         expected = 2 * level[..., None] * np.exp(-4 * np.log(2) * (away / fwhm) ** 2)
         np.testing.assert_allclose(cadence, expected, atol=10 * 0.0112)  # the profile's value at three sigmas
+
+
+def test_a_drift_within_a_row_is_smeared_over_it_and_keeps_its_energy():
+    centre = np.full((6, 16), 100.3)
+    smear = np.full((6, 16), 7.0)
+    cadence = np.zeros((6, 16, 256), np.float32)
+    synth.paint(cadence, synth.Track(centre, np.ones((6, 16)), 2.0, smear), 1.0)
+    steps = np.linspace(-3.5, 3.5, 4001)[:, None]
+    expected = np.exp(-4 * np.log(2) * ((np.arange(256) - 100.3 - steps) / 2) ** 2).mean(axis=0)
+    np.testing.assert_allclose(cadence[2, 5], expected, atol=1e-3)
+
+
+def test_kinds_left_out_are_not_made_and_look_alikes_have_their_own_snr():
+    recipe = Recipe(
+        train=200, shards=1, without="needle-sine,hard-one-on", snr=(5, 10), hard_snr=(50, 90), hard=0.5
+    )
+    planned = synth.plan(recipe, "train", 0)
+    assert {p.kind for p in planned} == {*NEEDLE_KINDS, *HARD_KINDS, HAYSTACK} - {
+        "needle-sine",
+        "hard-one-on",
+    }
+    for kind, low, high in (("needle-pulsed", 5, 10), ("hard-uneven", 50, 90)):
+        record = synth.synthesise(recipe, next(p for p in planned if p.kind == kind))
+        assert low <= record.snr <= high
 
 
 def test_level_and_track_are_setigens():
@@ -194,6 +224,9 @@ def test_concurrent_demo_calls_make_one_set(tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"snr": (50, 30)}, "the lower first"),
+    ({"hard_snr": (50, 30)}, "hard-snr: expected the lower first"),
+    ({"without": "needle-sin"}, "without: expected one of needle-constant"),
+    ({"without": HARD_KINDS}, "without: at least one"),
     ({"train": 3}, "do not fill 4 shards"),
     ({"dt_s": 0.1}, "must be above 0.5"),
     ({"positive": 1.2}, "less than or equal to 1"),

@@ -122,7 +122,7 @@ def test_what_is_refused(killed, local_cv, shards, tmp_path, capsys):
 
     assert "holds a run already. Add --resume" in refused()
     said = refused("--resume", "--seed", 7, "--augment.strength", 0.5)
-    assert "augment.strength was 1.0, now 0.5; seed was 42, now 7" in said
+    assert "augment.strength was 0.3, now 0.5; seed was 42, now 7" in said
 
     other = tmp_path / "other"
     shutil.copytree(shards, other)

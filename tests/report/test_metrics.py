@@ -262,3 +262,29 @@ def test_calibrators_mend_what_is_wrong_and_keep_the_order():
 def test_calibration_needs_both_classes():
     with pytest.raises(DataError, match="needs both classes"):
         calibration.fit("platt", np.zeros(5), np.full(5, 0.5))
+
+
+def test_optimism_is_what_choosing_by_the_scored_rows_adds():
+    from setibl_ray.seti.evaluation import selection
+
+    rng = np.random.default_rng(0)
+    noise = 0.01  # of an AUC over all rows; of half of them, sqrt(2) times as much
+    histories = {
+        fold: pd.DataFrame(0.9 + noise * np.sqrt(2) * rng.normal(size=(12, 2)), columns=selection.HALVES)
+        for fold in range(4000)
+    }
+    highest = rng.normal(size=(100_000, 12)).max(axis=1).mean() * noise
+    assert selection.optimism(histories) == pytest.approx(highest, rel=0.03)
+    steady = pd.DataFrame({name: [0.5, 0.7, 0.9] for name in selection.HALVES})
+    assert selection.optimism({0: steady, 1: steady}) == 0
+    assert selection.optimism({0: steady[["val_auc_half_1"]]}) is None
+    assert selection.check("held-out", {0: steady})["state"] == "look"
+    assert selection.check("last", {0: steady})["state"] == "ok"
+
+
+def test_a_diverged_epoch_ranks_behind_all_others():
+    from setibl_ray.seti.evaluation import selection
+
+    row = {"epoch": 3, "val_auc": 0.6, "inner_auc": 0.7}
+    assert [selection.rank(select, row) for select in ("last", "held-out", "inner")] == [3, 0.6, 0.7]
+    assert {selection.rank(select, row | {"val_auc": np.nan}) for select in selection.RANK} == {-1}

@@ -213,7 +213,7 @@ def test_command_reads_shards_and_writes_what_it_found(trained, capsys):
     assert evaluate.entry([str(trained), "--baselines", "--bootstrap", "20"]) == 0
     written = json.loads((trained / "metrics.json").read_text())
     assert len(written["baselines"]) == 2
-    assert len(written["trust"]) == 5
+    assert len(written["trust"]) == 6
     assert "de-Doppler" in capsys.readouterr().out
     states = {check["name"]: check["state"] for check in written["trust"]}
     assert states[DUPLICATES] == states[GROUPS] == "ok"

@@ -145,8 +145,9 @@ def test_a_curve_of_many_epochs_keeps_its_end():
 
 def test_training_plot_is_a_png_and_the_same_for_the_same_history():
     history = fake.history(6, np.random.default_rng(0))
-    image = training_plot.draw(history, "FOLD 0")
+    image = training_plot.draw(history, "FOLD 0", 1)
     assert image.startswith(b"\x89PNG")
-    assert image == training_plot.draw(history, "FOLD 0")
+    assert image == training_plot.draw(history, "FOLD 0", 1)
+    assert image != training_plot.draw(history, "FOLD 0", 0)
     history[["val_auc", "val_loss"]] = np.nan  # diverged from the start
-    assert training_plot.draw(history.head(1), "FOLD 0").startswith(b"\x89PNG")
+    assert training_plot.draw(history.head(1), "FOLD 0", 0).startswith(b"\x89PNG")

@@ -113,7 +113,7 @@ def test_the_default_space_lies_around_the_config():
     assert space.default(BASE) == {
         "schedule.lr-max": peak,
         "augment.dropout-size": 0.05,
-        "augment.strength": 1.0,
+        "augment.strength": BASE.augment.strength,
     }
     check_space(space, BASE)
 

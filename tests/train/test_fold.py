@@ -1,6 +1,7 @@
 """The real fold task: what it yields, and that a test set cut into spans gives the bytes of one in one piece."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from setibl_ray.core.jobs import Job, Place, Predicted, Started, Stepped, Traine
 from setibl_ray.core.run import session
 from setibl_ray.core.task import Work
 from setibl_ray.seti.config import parse
+from setibl_ray.seti.evaluation import selection
 from setibl_ray.seti.task import TASK
 from setibl_ray.seti.train import device
 from setibl_ray.seti.train.fold import FoldData
@@ -43,15 +45,29 @@ def events(spec):
     return list(events_of(spec, Job(1)))
 
 
-def test_a_fold_is_a_start_its_epochs_and_a_result_from_its_best_weights(spec, events):
+@pytest.mark.parametrize("select", ["last", "inner", "held-out"])
+def test_a_fold_is_a_start_its_epochs_and_a_result_from_the_chosen_one(spec, events, select):
+    if select != "last":
+        changed = replace(spec, config=spec.config.model_copy(update={"select": select}))
+        events = list(events_of(changed, Job(1)))
     assert [type(event) for event in events] == [Started, Stepped, Stepped, Trained]
-    fitted = events[-1].fitted
+    fitted, chosen = events[-1].fitted, events[-1].fitted.facts["best_epoch"]
     target = spec.rows.target[spec.valid(1)]
-    aucs = [event.row["val_auc"] for event in events[1:3]]
+    ranks = [event.row[selection.RANK[select]] for event in events[1:3]]
+    assert ranks[chosen] == max(ranks)
     plain = fitted.columns["pred_no_tta"]
-    assert roc_auc_score(target, plain) == pytest.approx(max(aucs))
-    assert aucs[fitted.facts["best_epoch"]] == max(aucs)
+    assert roc_auc_score(target, plain) == pytest.approx(events[1 + chosen].row["val_auc"])
     assert (fitted.pred != plain).any()
+
+
+def test_rows_that_choose_an_epoch_are_not_trained_on(spec):
+    work = Work(spec.config, spec.rows, 1, spec.fold_of_row, Place.here(spec.config), spec.scratch)
+    inner = replace(work, config=spec.config.model_copy(update={"select": "inner"}))
+    with closing(FoldData(inner, 1, 1)) as data:
+        assert len(data.inner_rows) == len(work.train) // 10 > 0
+        assert not set(data.inner_rows) & set(data.train_rows)
+        assert {*data.inner_rows, *data.train_rows} == set(work.train)
+        assert sorted(np.concatenate(data.valid_halves)) == list(range(len(work.valid)))
 
 
 def predict(spec, artifact, span):

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.seti import weights
 from setibl_ray.seti.config import parse
-from setibl_ray.seti.models import MODELS
+from setibl_ray.seti.models import MODELS, with_head
 from setibl_ray.seti.train import models
 
 BIG = {
@@ -46,6 +47,24 @@ def test_every_backbone_takes_six_channels(name):
 
 def test_nano_has_the_size_that_is_stated():
     assert 300_000 < build("efficientnet-nano", 3).count_params() < 400_000
+
+
+def test_the_on_off_head_compares_on_with_off_whatever_their_order():
+    image = tf.keras.Input((40, 36, 6))
+    head = tf.keras.Model(image, models._on_off(image, 0.9))
+    cadence = np.random.default_rng(0).normal(size=(1, 40, 36, 6)).astype(np.float32)
+    orders = [range(6), (4, 1, 0, 5, 2, 3), (1, 0, 3, 2, 5, 4)]
+    plain, reordered, exchanged = head(
+        np.concatenate([cadence[..., list(order)] for order in orders])
+    ).numpy()
+    assert plain.shape == (368,)
+    np.testing.assert_allclose(plain, reordered, atol=1e-5)
+    assert np.abs(plain - exchanged).max() > 0.1
+    parameters = MODELS["efficientnet-nano"].parameters, with_head("efficientnet-nano", "on-off").parameters
+    model = build("efficientnet-nano", 6, head="on-off")
+    assert model.count_params() - build("efficientnet-nano", 6).count_params() == pytest.approx(
+        1e6 * (parameters[1] - parameters[0]), rel=0.2
+    )
 
 
 def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():
@@ -191,3 +210,24 @@ def test_sizes_of_a_users_own_model_are_its_own():
     assert found.multiply_adds == pytest.approx(6)  # each of the six channels' pixels once
     with pytest.raises(ConfigError, match="got NoneType"):
         sizes(config, 0, {"mine:linear": lambda shape, config, own: None})
+
+
+def test_the_packages_weights_fit_any_size_and_find_a_line_in_on_panels():
+    size, files = (91, 85), {"cadences": weights.read()}
+    config = parse({"model": weights.NETWORK[0], "head": weights.NETWORK[2], "weights": "cadences"})
+    same, larger = (
+        models.build_model((factor * size[0], factor * size[1], 6), config, config.for_fold(0), files=files)
+        for factor in (1, 2)
+    )
+    for ours, theirs in zip(same.get_weights(), larger.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+    noise = np.random.default_rng(0).normal(size=(8, *size, 6)).astype(np.float32)
+    line = np.zeros((1, *size, 6), np.float32)
+    line[..., size[1] // 2, ::2] = 6  # an upright line in the ON panels
+    assert (same(noise + line, training=False).numpy() > same(noise, training=False).numpy()).all()
+
+
+def test_weights_that_are_not_those_of_this_version_are_refused(monkeypatch):
+    monkeypatch.setattr(weights, "SHA256", "0" * 64)
+    with pytest.raises(ConfigError, match=r"cadences.h5 is not the file that this version comes with"):
+        weights.read()

@@ -75,7 +75,7 @@ def test_a_state_travels_as_bytes_and_goes_on_in_a_new_trainer(trainer, batches)
     back = FoldState.from_bytes(state.to_bytes())
     equal(back.weights, weights)
     equal(back.optimizer, optimizer)
-    assert (back.epochs_done, back.best_auc, back.best_epoch, back.images_per_s) == (2, 0.7, 1, 240.5)
+    assert (back.epochs_done, back.best_rank, back.best_epoch, back.images_per_s) == (2, 0.7, 1, 240.5)
 
     fresh = make()
     fresh.restore(back)

@@ -31,7 +31,7 @@ def read_config(folder: RunFolder, kind: type[C]) -> C:
     RunFolderError: config.yaml is missing, or this version cannot read it.
     """
     try:
-        return parse(kind, yaml.safe_load(folder.read("config.yaml")))
+        return parse(kind, kind.modernised(yaml.safe_load(folder.read("config.yaml"))))
     except (ConfigError, yaml.YAMLError) as error:
         raise RunFolderError(
             f"{folder.path('config.yaml')} is not a config of this version: {one_line(error)}. Use the version of "

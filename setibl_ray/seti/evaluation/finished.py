@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from setibl_ray.core.errors import ConfigError, RunFolderError
+from setibl_ray.core.errors import RunFolderError
+from setibl_ray.core.run import stored
 from setibl_ray.core.run.folder import RunFolder
-from setibl_ray.seti.config import Config, parse
+from setibl_ray.seti.config import Config
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Run:
         pred_no_tta, the fold's model's own scores (mean over views, and plain image), before any post-processing
         or calibration; group ("" if none), snr (nan if unknown), kind ("" if none).
       submission: image_id, pred of the test set, sorted by id; no rows where there was no test set.
-      histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, images_per_s, duration_s.
+      histories: fold -> epoch, lr, loss, auc, val_loss, val_auc, val_auc_half_1, val_auc_half_2, images_per_s,
+        duration_s.
     """
 
     folder: RunFolder
@@ -85,25 +86,13 @@ def load_run(path: str) -> Run:
         )
     return Run(
         folder=folder,
-        config=config_of(folder),
+        config=stored.read_config(folder, Config),
         manifest=manifest,
         metrics=folder.read_json("metrics.json") if folder.exists("metrics.json") else None,
         oof=_oof(folder),
         submission=_submission(folder),
         histories={int(fold): _history(folder, int(fold)) for fold in manifest["folds"]},
     )
-
-
-def config_of(folder: RunFolder) -> Config:
-    """A run's config.
-
-    Raises:
-      RunFolderError: it is missing, not YAML, or not valid.
-    """
-    try:
-        return parse(yaml.safe_load(folder.read("config.yaml")))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{folder.path('config.yaml')}: {error}") from None
 
 
 def same_rows(runs: Sequence[Run]) -> None:

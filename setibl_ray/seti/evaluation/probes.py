@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from setibl_ray.core.text import gained
-from setibl_ray.seti.evaluation import baselines, metrics
+from setibl_ray.seti.evaluation import baselines, metrics, selection
 from setibl_ray.seti.evaluation.baselines import Measured
 from setibl_ray.seti.evaluation.pixels import Pixels
 
@@ -62,6 +62,7 @@ def examine(run: Run, pixels: Pixels, *, max_rows: int = 5000, seed: int = 0) ->
     pairs = near_duplicates(subject.train.background, fold)
     checks = [
         beats_baselines(rows, simple, seed),
+        selection.check(run.config.select, run.histories),
         gives_away(rows, subject, learned, seed),
         duplicates(rows, pairs),
         split_groups(rows, subject.train.background, seed),

@@ -59,6 +59,8 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"{label:24}{number(point['recall']):>10}  {spread(bounds)}")
     for label, name in (("Brier score", "brier"), ("calibration error", "ece")):
         lines.append(f"{label:24}{number(metrics[name]):>10}  {'':18}{number(metrics[f'{name}_no_tta']):>8}")
+    if own := metrics.get("selection"):
+        lines.append(f"epochs: {own['says']}")
     lines += [*finished, "", *_fold_lines(metrics["folds"])]
     snr = [row for row in metrics["recall_by_snr"] if row["kind"] == "all"]
     if snr:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from setibl_ray.core import randomness
+from setibl_ray.seti.cadence import PANEL_SHAPE
 from setibl_ray.seti.config import Augment
 
 MIN_ZOOM = 0.1  # without a limit, a normal draw may give a zoom of 0 or less
@@ -53,7 +54,8 @@ def draw(seeds: np.ndarray, settings: Augment, image_size: tuple[int, int], *, d
 
     Args:
       seeds: (n,) uint64, one per sample.
-      settings: magnitudes; `strength` multiplies all of them, and the probabilities only below 1.
+      settings: magnitudes; `strength` multiplies all of them, and the probability of dropout only below 1. A flipped
+        cadence is as likely as the cadence, so at any strength but 0 flips have their full probability.
       image_size: (height, width) in pixels.
       dropout: whether dropout squares may be drawn at all (training, not prediction).
     """
@@ -71,9 +73,9 @@ def draw(seeds: np.ndarray, settings: Augment, image_size: tuple[int, int], *, d
         shear=np.deg2rad(strength * settings.shear * normal[:, 1]),
         height_zoom=np.maximum(1 + strength * settings.height_zoom * normal[:, 2], MIN_ZOOM),
         width_zoom=np.maximum(1 + strength * settings.width_zoom * normal[:, 3], MIN_ZOOM),
-        height_shift=strength * settings.height_shift * normal[:, 4],
-        width_shift=strength * settings.width_shift * normal[:, 5],
-        flip=uniform[:, 6] < settings.flip * chance,
+        height_shift=strength * settings.height_shift * image_size[0] * normal[:, 4],
+        width_shift=strength * settings.width_shift * image_size[1] * normal[:, 5],
+        flip=uniform[:, 6] < settings.flip * (strength > 0),
         image_size=image_size,
     )
     return Draws(
@@ -104,15 +106,17 @@ def _affine(
     """(n, 6) coefficients of `Draws.affine`; angles (n,) in radians, shifts (n,) in pixels.
 
     The original notebook's map from output to source: rotation x shear x zoom x shift, on coordinates whose origin
-    is the image's centre, the first pointing up along rows and the second right along columns. Two differences: the
-    origin is the exact centre, where the notebook's whole-number one moves every image by one or two columns; and
-    the kernel takes the nearest pixel, where the notebook truncates towards the origin and so doubles its axes.
+    is the image's centre, the first pointing up along rows and the second right along columns. Three differences:
+    angles are those of a panel of 273x256 pixels, whatever the size of the image; the origin is the exact centre,
+    where the notebook's whole-number one moves every image by one or two columns; and the kernel takes the nearest
+    pixel, where the notebook truncates towards the origin and so doubles its axes.
     """
     height, width = image_size
     middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+    stretch = (height / PANEL_SHAPE[0]) / (width / PANEL_SHAPE[1])
     up_up = np.cos(rotation) / height_zoom
-    up_right = (np.cos(rotation) * np.sin(shear) + np.sin(rotation) * np.cos(shear)) / width_zoom
-    right_up = -np.sin(rotation) / height_zoom
+    up_right = (np.cos(rotation) * np.sin(shear) + np.sin(rotation) * np.cos(shear)) / width_zoom * stretch
+    right_up = -np.sin(rotation) / height_zoom / stretch
     right_right = (np.cos(rotation) * np.cos(shear) - np.sin(rotation) * np.sin(shear)) / width_zoom
     up, right = middle_row + height_shift, width_shift - middle_column  # of output pixel (0, 0), shifted
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 from platformdirs import user_cache_path
-from scipy.special import gammaincinv
+from scipy.special import gammaincinv, ndtr
 
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.randomness import stream_key
@@ -39,7 +39,7 @@ from setibl_ray.seti.formats.writer import (
 from setibl_ray.seti.making.recipe import DEMO, HARD_KINDS, HAYSTACK, NEEDLE_KINDS, Recipe
 
 # Raise it when equal recipes no longer give equal bytes: cached demo sets are then made again.
-SYNTH_VERSION = 2
+SYNTH_VERSION = 3
 
 CADENCES_PER_OBSERVATION = 10
 BANDS_PER_OBSERVATION = 4  # cadences are cut from a band this many times as wide, so cuts overlap
@@ -48,6 +48,8 @@ BURSTS = 0.2  # on average in a cadence
 SLEW_S = (20.0, 60.0)
 IN_BAND = 0.9  # least part of a needle's track that must lie inside
 NARROW_FWHM = (1.5, 4.0)  # frequency bins
+SMEAR = 0.5  # bins a row from which a drift is smeared; below, the profile keeps within 1 % of itself
+UNEVEN = (0.1, 1.0)  # levels of an uneven signal's panels, as parts of its S/N
 
 _FWHM = 2 * np.sqrt(2 * np.log(2))  # of a Gaussian, in standard deviations
 _REACH = 3.0  # standard deviations that a track is painted to
@@ -70,6 +72,7 @@ class Track(NamedTuple):
     centre: np.ndarray  # frequency bins
     level: np.ndarray  # in units of snr * sigma / sqrt(time bins)
     fwhm: float  # frequency bins
+    smear: np.ndarray | None = None  # frequency bins that it drifts in a row, (6, time)
 
 
 class Observation(NamedTuple):
@@ -84,8 +87,7 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
     """The cadences of one shard.
 
     Counts are exact: over any run of shards from the first, needles are `positive` of all and hard negatives
-      `hard` of
-    the others, rounded; kinds take turns. Each observation is within one shard, so folds over shards never
+    `hard` of the others, rounded; kinds take turns. Each observation is within one shard, so folds over shards never
     share one.
     """
 
@@ -97,8 +99,8 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
     first = sum(bounds[:shard])
     n_records = bounds[shard]
     (needles, hards), (needles_end, hards_end) = total(first), total(first + n_records)
-    kinds = [NEEDLE_KINDS[i % len(NEEDLE_KINDS)] for i in range(needles, needles_end)]
-    kinds += [HARD_KINDS[i % len(HARD_KINDS)] for i in range(hards, hards_end)]
+    kinds = [recipe.needle_kinds[i % len(recipe.needle_kinds)] for i in range(needles, needles_end)]
+    kinds += [recipe.hard_kinds[i % len(recipe.hard_kinds)] for i in range(hards, hards_end)]
     kinds += [HAYSTACK] * (n_records - len(kinds))
     order = _generator(recipe.seed, "plan", split, shard).permutation(n_records)
     # Observations are numbered consecutively, those of the test set after those of the training set.
@@ -119,10 +121,12 @@ def synthesise(recipe: Recipe, planned: Planned) -> Record:
 def synthesise_with_drift(recipe: Recipe, planned: Planned) -> tuple[Record, float]:
     """A cadence, and its signal's mean drift in Hz/s from the first row to the last; nan where it has no track."""
     rng = _generator(recipe.seed, "cadence", planned.split, planned.number)
-    low, high = recipe.snr
-    snr = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if planned.kind != HAYSTACK else float("nan")
+    snr = float("nan")
+    if planned.kind != HAYSTACK:
+        low, high = recipe.hard_snr or recipe.snr if planned.kind in HARD_KINDS else recipe.snr
+        snr = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     observation = observe(recipe, planned.split, planned.observation)
-    cadence, track = _painted(recipe, observation, planned.kind, snr, rng)
+    cadence, track = paint_cadence(recipe, observation, planned.kind, snr, rng)
     drift = float("nan")
     if track is not None:
         span_s = observation.time_s[-1, -1] - observation.time_s[0, 0]
@@ -145,15 +149,8 @@ def image_id(seed: int, split: Split, number: int) -> str:
 
 def paint_cadence(
     recipe: Recipe, observation: Observation, kind: str, snr: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Noise, interference and the signal of `kind` as power, float32 (6, time, frequency)."""
-    return _painted(recipe, observation, kind, snr, rng)[0]
-
-
-def _painted(
-    recipe: Recipe, observation: Observation, kind: str, snr: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, Track | None]:
-    """The cadence of `paint_cadence`, and its signal's track if it has one."""
+    """Noise, interference and the signal of `kind` as power, float32 (6, time, frequency); and the signal's track."""
     n_time, n_freq = recipe.shape
     cadence = noise(rng, (N_PANELS, n_time, n_freq), recipe.chi2_df, observation.noise_mean)
     sigma = observation.noise_mean * np.sqrt(2 / recipe.chi2_df)
@@ -200,24 +197,25 @@ def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
     """Add a track with a Gaussian profile in frequency to (6, time, frequency) in place.
 
     Level and profile are those of setigen's `get_intensity` and `gaussian_f_profile`; the profile ends at
-    three sigmas.
+    three sigmas. What drifts within a row is smeared over that row, its energy kept.
     """
     n_freq = cadence.shape[-1]
     sigma = track.fwhm / _FWHM
-    reach = _REACH * sigma
+    widest = 0.0 if track.smear is None else float(track.smear.max())
+    reach = _REACH * sigma + widest / 2
     centre, level = track.centre.ravel(), track.level.ravel()
     rows = np.flatnonzero((level > 0) & (centre > -reach) & (centre < n_freq - 1 + reach))
     if not len(rows):
         return
     centre = centre[rows].astype(np.float32)[:, None]
     level = (level[rows] * unit).astype(np.float32)[:, None]
+    smear = track.smear.ravel()[rows, None] if track.smear is not None and widest > SMEAR else None
     if 2 * reach > n_freq / 4:  # wide: whole rows are cheaper than a window's indices
-        cadence.reshape(-1, n_freq)[rows] += (
-            _gaussian(np.arange(n_freq, dtype=np.float32), centre, sigma) * level
-        )
+        columns = np.arange(n_freq, dtype=np.float32)
+        cadence.reshape(-1, n_freq)[rows] += _profile(columns, centre, sigma, smear) * level
         return
     columns = np.ceil(centre - np.float32(reach)).astype(np.int64) + np.arange(int(2 * reach) + 1)
-    values = _gaussian(columns.astype(np.float32), centre, sigma) * level
+    values = _profile(columns.astype(np.float32), centre, sigma, smear) * level
     inside = (columns >= 0) & (columns < n_freq)
     at = (rows[:, None] * n_freq + columns)[inside]
     cadence.reshape(-1)[at] += values[inside]
@@ -229,16 +227,21 @@ def draw_signal(rng: np.random.Generator, kind: str, snr: float, time_s: np.ndar
     Drifts are in bands per cadence, so that they fit any resolution.
     """
     panels: tuple[int, ...] = ON
-    if kind == "hard-all-panels":
+    if kind in ("hard-all-panels", "hard-uneven"):
         panels = tuple(range(N_PANELS))
     elif kind == "hard-off-only":
         panels = OFF
+    elif kind == "hard-intermittent":
+        panels = (*rng.permutation(ON)[: rng.integers(1, 4)], *rng.permutation(OFF)[: rng.integers(1, 4)])
     elif kind == "needle-partial":
-        panels = tuple(rng.permutation(ON)[:2])
+        panels = tuple(rng.permutation(ON)[: rng.integers(1, 3)])
     shape = kind if kind in NEEDLE_KINDS else NEEDLE_KINDS[rng.integers(5)]  # every shape but partial
 
     level = np.zeros(time_s.shape)
     level[list(panels)] = snr
+    if kind == "hard-uneven":
+        level *= np.exp(rng.uniform(np.log(UNEVEN[0]), np.log(UNEVEN[1]), (N_PANELS, 1)))
+        level *= snr / level.max()
     if shape == "needle-pulsed":
         level *= _pulses(rng, time_s)
     fwhm = n_freq * rng.uniform(0.06, 0.15) if shape == "needle-wideband" else rng.uniform(*NARROW_FWHM)
@@ -246,7 +249,7 @@ def draw_signal(rng: np.random.Generator, kind: str, snr: float, time_s: np.ndar
         centre = _path(rng, shape, time_s, n_freq)
         track = centre[list(panels)]
         if np.mean((track >= 0) & (track <= n_freq - 1)) >= IN_BAND:
-            return Track(centre, level, fwhm)
+            return Track(centre, level, fwhm, np.abs(np.gradient(centre, axis=1)))
 
 
 def _path(rng: np.random.Generator, shape: str, time_s: np.ndarray, n_freq: int) -> np.ndarray:
@@ -279,14 +282,17 @@ def observe(recipe: Recipe, split: Split, number: int) -> Observation:
     for _ in range(rng.poisson(RFI_TRACKS * BANDS_PER_OBSERVATION)):
         kind = rng.choice(("stationary", "drifting", "random-walk"))
         bands = np.full(time_s.shape, rng.uniform(0, BANDS_PER_OBSERVATION))
+        smear = None
         if kind == "drifting":
-            bands += rng.uniform(-1, 1) * u
+            drift = rng.uniform(-1, 1)
+            bands += drift * u
+            smear = np.full(time_s.shape, abs(drift) * n_freq * recipe.dt_s / time_s[-1, -1])
         elif kind == "random-walk":
             steps = rng.normal(0, rng.uniform(0.05, 0.3) / np.sqrt(time_s.size), time_s.size)
             bands += np.cumsum(steps).reshape(time_s.shape)
         low, high = recipe.snr
         level = np.full(time_s.shape, np.exp(rng.uniform(np.log(low), np.log(high))))
-        rfi.append(Track(bands * n_freq, level, rng.uniform(*NARROW_FWHM)))
+        rfi.append(Track(bands * n_freq, level, rng.uniform(*NARROW_FWHM), smear))
     means = _noise_means()
     return Observation(
         float(means[rng.integers(len(means))] * recipe.dt_s / _SAMPLE_DT_S), time_s, tuple(rfi)
@@ -384,9 +390,13 @@ def _generator(*names: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(stream_key("synth", *names)))
 
 
-def _gaussian(x: np.ndarray, centre: np.ndarray, sigma: float) -> np.ndarray:
+def _profile(x: np.ndarray, centre: np.ndarray, sigma: float, smear: np.ndarray | None) -> np.ndarray:
+    """A Gaussian of height 1, or its mean over centres from half of `smear` below to half of it above; float32."""
     away = (x - centre) * np.float32(1 / sigma)
-    return np.exp(np.float32(-0.5) * away * away)
+    if smear is None:
+        return np.exp(np.float32(-0.5) * away * away)
+    half = (np.maximum(smear, 1e-3) / (2 * sigma)).astype(np.float32)
+    return (ndtr(away + half) - ndtr(away - half)) * (np.float32(np.sqrt(np.pi / 2)) / half)
 
 
 @lru_cache(maxsize=1)

@@ -125,7 +125,7 @@ def _rows(
         raise ConfigError(f"assume.rows: {config.folds} folds need more than {n_train} training cadences")
     fold_of_row = np.arange(n_train) % config.folds
     check_batches(config, fold_of_row)
-    config = config.model_copy(update={"layout": config.layout or DEFAULT_LAYOUT["cadence"]})
+    config = config.with_layout(config.layout or DEFAULT_LAYOUT["cadence"])
     return config, Rows.of(fold_of_row, n_test)
 
 

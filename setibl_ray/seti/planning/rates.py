@@ -12,10 +12,10 @@ import pandas as pd
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
+from setibl_ray.core.run.stored import read_config
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config, FoldConfig
-from setibl_ray.seti.evaluation.finished import config_of
-from setibl_ray.seti.models import MODELS
+from setibl_ray.seti.models import with_head
 from setibl_ray.seti.planning.assume import Assume, device_of
 
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
@@ -67,7 +67,7 @@ def flop(config: Config, fold: int) -> float:
     """FLOP of a forward pass of one image."""
     own = config.for_fold(fold)
     height, width, _ = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    return 2 * MODELS[own.model].multiply_adds * height * width
+    return 2 * with_head(own.model, config.head).multiply_adds * height * width
 
 
 def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
@@ -137,7 +137,7 @@ def measure(path: str) -> Measured:
     """
     folder = RunFolder(path)
     manifest = Manifest.load(folder).plain()
-    config = config_of(folder)
+    config = read_config(folder, Config)
     n_valid = folder.read_csv("folds.csv")["fold"].astype(int).value_counts()
     jobs = list(_jobs(manifest))
     trained = [

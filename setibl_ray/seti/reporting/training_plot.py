@@ -13,8 +13,14 @@ LOSS_COLOURS = {"loss": "#33ad96", "val_loss": "#7a45e0"}
 LABELS = {"auc": "train AUC", "val_auc": "valid AUC", "loss": "train loss", "val_loss": "valid loss"}
 
 
-def draw(history: pd.DataFrame, title: str) -> bytes:
-    """PNG of a fold's history: columns epoch, auc, val_auc, loss, val_loss; a diverged epoch may be nan."""
+def draw(history: pd.DataFrame, title: str, chosen: int) -> bytes:
+    """PNG of a fold's history: columns epoch, auc, val_auc, loss, val_loss; a diverged epoch may be nan.
+
+    Args:
+      history: one row per epoch.
+      title: above the plot.
+      chosen: row of the epoch whose weights are kept.
+    """
     # The object interface, not pyplot: no global state, no display, safe in a driver's thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,11 +39,10 @@ def draw(history: pd.DataFrame, title: str) -> bytes:
                 epoch, history[name], style, marker="o", ms=4, color=colour, label=LABELS[name]
             )
     if np.isfinite(history["val_auc"]).any():
-        best = int(np.nanargmax(history["val_auc"]))
-        value = history["val_auc"].iloc[best]
-        left.axvline(epoch[best], color=AUC_COLOURS["val_auc"], lw=8, alpha=0.12)
-        left.plot(epoch[best], value, "o", ms=12, color=AUC_COLOURS["val_auc"])
-        _name(left, f"chosen: {value:.3f}", epoch, best, value, 10)
+        value = history["val_auc"].iloc[chosen]
+        left.axvline(epoch[chosen], color=AUC_COLOURS["val_auc"], lw=8, alpha=0.12)
+        left.plot(epoch[chosen], value, "o", ms=12, color=AUC_COLOURS["val_auc"])
+        _name(left, f"chosen: {value:.3f}", epoch, chosen, value, 10)
     if np.isfinite(history["val_loss"]).any():
         lowest = int(np.nanargmin(history["val_loss"]))
         value = history["val_loss"].iloc[lowest]

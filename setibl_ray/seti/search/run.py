@@ -118,16 +118,9 @@ def _spec(
     plan: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> RunSpec:
-    config = run.config.model_copy(
-        update={
-            "layout": run.config.layout or DEFAULT_LAYOUT["cadence"],
-            "weights": "none",
-            "device": "auto",
-            "devices_per_fold": None,
-            "cpus_per_fold": 1,
-            **changes,
-        }
-    )
+    settled = run.config.with_layout(run.config.layout or DEFAULT_LAYOUT["cadence"])
+    anew = {"weights": "none", "device": "auto", "devices_per_fold": None, "cpus_per_fold": 1}
+    config = settled.model_copy(update=anew | dict(changes))
     names = [
         f"{observation.name} {channel.number}" for observation, channel in channels_of(content.observations)
     ]

@@ -16,10 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.randomness import sample_keys, stream_key
+from setibl_ray.core.randomness import generator, sample_keys, stream_key
 from setibl_ray.core.task import Fitted, Prediction, Span, Step, Work
 from setibl_ray.seti.cadence import DEFAULT_LAYOUT, LAYOUTS
-from setibl_ray.seti.evaluation import metrics
+from setibl_ray.seti.config import Config
+from setibl_ray.seti.evaluation import metrics, selection
 from setibl_ray.seti.feeding.panels import PanelStore, open_store
 from setibl_ray.seti.feeding.pipeline import prediction_views, training_epoch
 from setibl_ray.seti.formats.shards import DataIndex
@@ -47,10 +48,24 @@ class FoldData:
         self._stores: dict[str, PanelStore] = {}
         self._keys = sample_keys(self._index.train["image_id"])
         targets = self._index.train["target"].to_numpy(np.float32)
-        self.train_rows = work.train
+        self.train_rows, self.inner_rows = self._split(work.train)
         self.valid_rows = work.valid
         self.train_targets = targets[self.train_rows]
+        self.inner_targets = targets[self.inner_rows]
         self.valid_targets = targets[self.valid_rows]
+        if config.select == "inner" and len(np.unique(self.inner_targets)) < 2:
+            raise ConfigError(
+                "select: inner needs both classes in the tenth of the training rows that chooses the epoch; in fold "
+                f"{work.fold} these {len(self.inner_rows)} rows lack one. Take --select last, or more rows."
+            )
+        order = generator(config.seed, "halves", work.fold).permutation(len(self.valid_rows))
+        self.valid_halves = np.array_split(order, 2)
+
+    def _split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, and rows to choose the epoch by: with `select` inner, a random tenth."""
+        n_inner = len(rows) // 10 if self._config.select == "inner" else 0
+        order = generator(self._config.seed, "inner", self._fold).permutation(len(rows))
+        return rows[np.sort(order[n_inner:])], rows[np.sort(order[:n_inner])]
 
     def open(self, split: str) -> PanelStore:
         """The node's panels of a split, decoded on first use."""
@@ -98,6 +113,9 @@ class FoldData:
             threads=self._threads,
         )
 
+    def inner(self) -> tf.data.Dataset:
+        return self._views(self.open("train"), self.inner_rows, self._keys[self.inner_rows], [None])
+
     def valid_views(self, views: Sequence[int | None]) -> tf.data.Dataset:
         return self._views(self.open("train"), self.valid_rows, self._keys[self.valid_rows], views)
 
@@ -118,7 +136,7 @@ class FoldData:
                 None if view is None else stream_key(self._config.seed, "view", self._fold, view)
                 for view in views
             ],
-            settings=self._config.augment,
+            settings=self._config.augment.of_views,
             threads=self._threads,
         )
 
@@ -158,7 +176,7 @@ def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
         learning_rate = config.learning_rate(work.fold, device.n_replicas)
         row: dict[str, float] = {}
         for epoch in range(state.epochs_done, own.epochs):
-            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config.seed, work.fold)
+            row = _train_epoch(trainer, data, state, epoch, learning_rate(epoch), config, work.fold)
             clock.lap("train_s")
             yield Step(row, state.to_bytes())
 
@@ -222,11 +240,11 @@ def _begin(trainer: Trainer, work: Work) -> FoldState:
 
 
 def _train_epoch(
-    trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, seed: int, fold: int
+    trainer: Trainer, data: FoldData, state: FoldState, epoch: int, lr: float, config: Config, fold: int
 ) -> dict[str, float]:
     """Train and validate one epoch, update `state`, and return the epoch's row of history.csv."""
     started = time.perf_counter()
-    key = stream_key(seed, "dropout", fold, epoch)
+    key = stream_key(config.seed, "dropout", fold, epoch)
 
     def undo() -> None:
         state.n_parts = trainer.n_parts
@@ -245,17 +263,24 @@ def _train_epoch(
         "auc": logs["auc"],
         "val_loss": trainer.loss_of(data.valid_targets, pred),
         "val_auc": auc,
+        **{
+            column: _auc(data.valid_targets[half], pred[half])
+            for column, half in zip(selection.HALVES, data.valid_halves)
+        },
         "images_per_s": data.n_steps * trainer.global_batch / duration_s,
         "duration_s": duration_s,
     }
+    if config.select == "inner":
+        (inner,) = trainer.predict(data.inner(), len(data.inner_rows))
+        row["inner_auc"] = _auc(data.inner_targets, inner)
     if state.n_parts > 1:
         row["parts"] = state.n_parts
     state.epochs_done = epoch + 1
     state.weights, state.optimizer = trainer.capture()
     state.images_per_s = row["images_per_s"]
-    # A diverged epoch has no AUC and is never the best, except the first, so that there are weights to report.
-    if auc > state.best_auc or state.best_epoch < 0:
-        state.best_auc, state.best_epoch = (auc if np.isfinite(auc) else -1.0), epoch
+    # A diverged epoch is never the best, except the first, so that there are weights to report.
+    if (rank := selection.rank(config.select, row)) > state.best_rank:
+        state.best_rank, state.best_epoch = rank, epoch
         state.best_weights, state.best_valid_pred = state.weights, pred
     return row
 

@@ -62,7 +62,7 @@ def build_model(
       image_shape: (height, width, channels).
       config, own: of the run and of the fold.
       code: the user's own builders by the name that `own.model` has for them; others are imported.
-      files: the user's weights files by the name that `config.weights` has for them.
+      files: weights files by the name that `config.weights` has for them.
 
     Raises:
       ConfigError: ImageNet weights cannot be downloaded, a weights file does not fit, the image is too small, or the
@@ -110,7 +110,7 @@ def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -
 
 def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
     backbone = _with_weights(own.model, image_shape, "imagenet" if config.weights == "imagenet" else None)
-    momentum = config.bn_momentum or (None if config.pretrained else SCRATCH_BN_MOMENTUM)
+    momentum = config.bn_momentum or (SCRATCH_BN_MOMENTUM if config.weights in ("none", "cadences") else None)
     if momentum is not None:
         for layer in backbone.submodules:
             if isinstance(layer, tf.keras.layers.BatchNormalization):
@@ -120,10 +120,43 @@ def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras
         x = tf.keras.layers.GlobalAveragePooling2D()(x)
     elif x.shape.rank == 3:  # a transformer's tokens
         x = tf.keras.layers.GlobalAveragePooling1D()(x)
+    if config.head == "on-off":
+        x = tf.keras.layers.Concatenate()(
+            [x, _on_off(backbone.input, config.bn_momentum or SCRATCH_BN_MOMENTUM)]
+        )
     x = tf.keras.layers.Dense(32, activation="relu")(x)
     # float32 whatever the policy: a sigmoid in 16 bits cannot tell probabilities near 1 apart.
     x = tf.keras.layers.Dense(1, activation="sigmoid", dtype="float32")(x)
     return tf.keras.Model(backbone.input, x, name=own.model)
+
+
+def _on_off(image: tf.Tensor, momentum: float) -> tf.Tensor:
+    """(n, 368) features of six panels (n, h, w, 6): what one small encoder sees in ON panels against OFF panels.
+
+    A backbone has to learn for each panel anew what a track is, and then that it must not be in OFF panels. With an
+    encoder that all panels share, each cadence is six examples of the first, and the second is a comparison.
+    """
+
+    def convolved(x: tf.Tensor, filters: int, kernel: int, stride: int) -> tf.Tensor:
+        x = tf.keras.layers.Conv2D(
+            filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal"
+        )(x)
+        return tf.keras.layers.ReLU()(tf.keras.layers.BatchNormalization(momentum=momentum)(x))
+
+    height, width, n_panels = image.shape[1:]
+    x = tf.reshape(tf.transpose(image, (0, 3, 1, 2)), (-1, height, width, 1))
+    for filters, kernel in ((16, 5), (32, 3), (48, 3)):
+        x = convolved(x, filters, kernel, 2)
+    maps = tf.reshape(x, (-1, n_panels, *x.shape[1:]))
+    on, off = maps[:, ::2], maps[:, 1::2]
+    # Where: in the same place, up to drifts that two more convolutions bridge.
+    x = tf.concat([reduce(part, 1) for part in (on, off) for reduce in (tf.reduce_mean, tf.reduce_max)], -1)
+    x = convolved(convolved(x, 64, 3, 1), 64, 3, 2)
+    # Whether: anywhere in a panel.
+    on, off = tf.reduce_max(on, (2, 3)), tf.reduce_max(off, (2, 3))
+    anywhere = [tf.reduce_mean(on, 1), tf.reduce_max(on, 1), tf.reduce_min(on, 1)]
+    anywhere += [tf.reduce_mean(off, 1), tf.reduce_max(off, 1)]
+    return tf.concat([tf.reduce_mean(x, (1, 2)), tf.reduce_max(x, (1, 2)), *anywhere], -1)
 
 
 def _build(model: str, shape: ImageShape, weights: str | None) -> tf.keras.Model:

@@ -32,7 +32,7 @@ class FoldState:
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
     best_weights: list[np.ndarray]
-    best_auc: float
+    best_rank: float
     best_epoch: int
     best_valid_pred: np.ndarray
     images_per_s: float = 0.0
@@ -45,7 +45,7 @@ class FoldState:
             arrays |= {f"{name}/{i:05d}": value for i, value in enumerate(getattr(self, name))}
         numbers = {
             name: getattr(self, name)
-            for name in ("epochs_done", "best_auc", "best_epoch", "images_per_s", "n_parts")
+            for name in ("epochs_done", "best_rank", "best_epoch", "images_per_s", "n_parts")
         }
         arrays["numbers"] = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
         buffer = io.BytesIO()
@@ -166,7 +166,14 @@ def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: De
     """The process's trainer, reset to its initial state; a new one if that of the last fold does not fit."""
     global _kept
     config = work.config
-    compiled = (config.weights, config.loss, config.label_smoothing, config.bn_momentum, config.seed)
+    compiled = (
+        config.head,
+        config.weights,
+        config.loss,
+        config.label_smoothing,
+        config.bn_momentum,
+        config.seed,
+    )
     steps = (config.mixed_precision, config.jit_compile, own.batch_size, device.kind, device.n_replicas)
     key = (own.model, image_shape, *compiled, *steps, code.get(own.model))
     if _kept is None or _kept[0] != key:
