@@ -150,5 +150,7 @@ def test_a_signal_while_a_command_starts(tmp_path, command, imported, number):
         capture_output=True,
         text=True,
         timeout=60,
+        # A shell starts background jobs, of which these tests may be one, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
