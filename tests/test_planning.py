@@ -22,7 +22,7 @@ from setibl_ray.core.run.folder import FORMAT
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.feeding import panels
 from setibl_ray.seti.memory import fold_bytes
-from setibl_ray.seti.models import MODELS
+from setibl_ray.seti.models import MODELS, with_head
 from setibl_ray.seti.planning import assume
 from setibl_ray.seti.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
 from setibl_ray.seti.planning.rates import NAMES, Rates, Share, assumed, flop, measure
@@ -197,12 +197,12 @@ def run_as_planned(folder, values, rows, share=CORE):
     folds = [fold for fold, n in rows.valid.items() for _ in range(n)]
     pd.DataFrame({"image_id": range(len(folds)), "fold": folds}).to_csv(folder / "folds.csv", index=False)
     entries = {str(fold): {"state": "done", "attempts": [], "predictions": []} for fold in range(own.folds)}
-    for number, job in enumerate(plan.assignments):
+    for job in plan.assignments:
         laps, entry = dict(job.laps), entries[str(job.fold)]
         traced = 5.0 if "build" in laps else 0.0
         attempt = {
             "node": "a", "device": share.kind, "n_replicas": 1, "cpus": 1, "outcome": "done", "attempt": 0,
-            "pid": job.slot if share.kind == "cpu" else number,
+            "pid": job.slot if share.kind == "cpu" else job.fold,  # whose process goes on with its test set
             "started_s": 1000 + job.start_s + laps.get("start", 0), "ended_s": 1000 + job.end_s,
         }  # fmt: skip
         timings = {
@@ -240,13 +240,10 @@ def run_as_planned(folder, values, rows, share=CORE):
 def test_a_run_gives_back_the_rates_that_it_went_by(values, share, tmp_path):
     own = run_as_planned(tmp_path, values, rows_of(1000, 96, values["folds"]), share)
     found = measure(str(tmp_path)).of(own, 0, share)
-    hidden = set()
-    if share.kind == "cpu":
-        hidden.add("build_test_s")  # no process there begins with predicting
-    else:
-        # Without a fold in a warm process, what comes between epochs cannot be told from building; a run without
-        # views has no prediction by itself to go by.
-        hidden |= {"epoch_s", "build_s"} | ({"predict", "build_test_s"} if not own.tta else set())
+    hidden = {"build_test_s"}  # no process here begins with predicting
+    if share.kind != "cpu":
+        # Without a fold in a warm process, what comes between epochs cannot be told from building.
+        hidden |= {"epoch_s", "build_s"}
     for name in set(NAMES) - hidden:
         assert getattr(found, name) == pytest.approx(getattr(KNOWN, name), rel=0.01), name
         assert found.source[name] == f"measured in {tmp_path}"
@@ -363,7 +360,8 @@ def test_panels_of_a_node_take_each_others_room():
 
 
 def test_every_backbone_has_its_sizes():
-    assert all(min(sizes) > 0 for _, *sizes in MODELS.values())
+    assert all(min(sizes) > 0 for _, *sizes in map(MODELS.get, set(MODELS) - {"none"}))
+    assert min(with_head("none", "on-off")[1:]) > 0
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from hypothesis.stateful import (
 )
 from tasks import Made, spec_of, zeros
 
-from setibl_ray.core.jobs import Cause, Failed, Place, Predicted, Started, Stepped, Trained
+from setibl_ray.core.jobs import Cause, Failed, Job, Place, Predicted, Started, Stepped, Trained
 from setibl_ray.core.run import session
 from setibl_ray.core.run.failures import ACTIONS
 from setibl_ray.core.run.folder import RunFolder
-from setibl_ray.core.run.supervisor import SPAN_S, Standing, Supervisor, cut, span_rows
+from setibl_ray.core.run.supervisor import Standing, Supervisor
+from setibl_ray.core.spans import SPAN_S, cut, fit_goes_on, span_rows
 from setibl_ray.core.task import Fitted, Prediction
 
 PLACE = Place("here", 1, "cpu", 1, node_id="n1")
@@ -96,20 +97,25 @@ class Runs(RuleBasedStateMachine):
         job=consumes(jobs),
         row_s=st.sampled_from([0.0, SPAN_S / 5, SPAN_S]),
         batch=st.integers(1, 4),
+        device=st.sampled_from(["cpu", "gpu"]),
     )
-    def ends_well(self, job, row_s, batch):
+    def ends_well(self, job, row_s, batch, device):
         if not self._alive(job):
             return multiple()
         self.pending.discard((job.fold, job.span, job.attempt))
         standing = self.disk[job.fold]
         if job.span is None:
             self.fits[job.fold] += 1
-            answer = self.supervisor.on(
-                Trained(job.fold, Fitted(np.zeros(1), batch=batch, row_s=row_s)), self.slots
-            )
+            goes_on = self.n_test and fit_goes_on(device, row_s * self.n_test)
+            whole = (0, self.n_test) if goes_on else None
+            fitted = Fitted(np.zeros(1), batch=batch, row_s=row_s)
+            answer = self.supervisor.on(Trained(job.fold, fitted, whole), self.slots)
             standing.state, standing.span_rows = answer.state, answer.span_rows
             if self.n_test:
                 assert standing.span_rows % batch == 0
+            if whole:
+                assert answer.jobs == ()
+                return multiple(*self._take([Job(job.fold, whole)]))
         else:
             answer = self.supervisor.on(Predicted(job.fold, job.span, Prediction(np.zeros(1))), self.slots)
             self.rows_predicted[job.fold] += range(*job.span)

@@ -1,8 +1,9 @@
 """What travels between a driver and a worker: a run's specification and a job one way, events the other way.
 
 `events_of` runs a job where it is: `Started`, then for a fit a `Stepped` after each of its steps and one `Trained`, for
-a span of the test set one `Predicted`. Any failure is a `Failed`, the last event of its attempt. A runner (a
-plain loop or Ray) passes events to the driver in the order in which they happen, and knows nothing else about a job.
+a span of the test set one `Predicted`. On an accelerator a fit goes on with a test set that is one span. Any failure is
+a `Failed`, the last event of its attempt. A runner (a plain loop or Ray) passes events to the driver in the order in
+which they happen, and knows nothing else about a job.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from setibl_ray.core.errors import SetiblError
+from setibl_ray.core.spans import fit_goes_on
 from setibl_ray.core.task import Fitted, Prediction, Rows, Span, Step, Task, Work
 from setibl_ray.core.terminal import headline
 
@@ -147,8 +149,11 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Trained:
+    """A fit is over; its process goes on with `next_span` of the test set, or ends."""
+
     fold: int
     fitted: Fitted
+    next_span: Span | None = None
 
     span = None
 
@@ -184,24 +189,30 @@ Event: TypeAlias = Started | Stepped | Trained | Predicted | Failed
 def events_of(spec: RunSpec, job: Job) -> Generator[Event, None, None]:
     """Run a job; an exception becomes its last event, as the objects of a traceback may not be picklable."""
     task: Task | None = None
+    span, artifact = job.span, job.payload
     try:
         task = load_task(spec.task)
         place = Place.here(spec.config)
-        yield Started(job.fold, place, job.span)
+        yield Started(job.fold, place, span)
         work = Work(spec.config, spec.rows, job.fold, spec.fold_of_row, place, spec.scratch, files=spec.files)
-        if job.span is None:
-            yield from _fit(task, replace(work, step=job.step, state=job.payload))
-        else:
-            work = replace(work, span=job.span, artifact=job.payload or b"")
-            yield Predicted(job.fold, job.span, _predict(task, work))
+        if span is None:
+            fitted = yield from _fit(task, replace(work, step=job.step, state=job.payload))
+            if spec.n_test and fit_goes_on(place.device, fitted.row_s * spec.n_test):
+                span, artifact = (0, spec.n_test), fitted.artifact
+            yield Trained(job.fold, fitted, span)
+            if span:
+                yield Started(job.fold, place, span)
+        if span:
+            work = replace(work, span=span, artifact=artifact or b"")
+            yield Predicted(job.fold, span, _predict(task, work))
     except Exception as error:
         cause = task.cause_of(error) if task else "code"
         text = f"{error}" if isinstance(error, SetiblError) else f"{type(error).__name__}: {headline(error)}"
         details = "".join(traceback.format_exception(error))
-        yield Failed(job.fold, cause, text, details, span=job.span)
+        yield Failed(job.fold, cause, text, details, span=span)
 
 
-def _fit(task: Task, work: Work) -> Iterator[Event]:
+def _fit(task: Task, work: Work) -> Generator[Event, None, Fitted]:
     step = work.step
     for found in task.fit(work):
         if isinstance(found, Step):
@@ -212,8 +223,7 @@ def _fit(task: Task, work: Work) -> Iterator[Event]:
         if not isinstance(found, Fitted) or len(found.pred) != expected:
             got = f"{len(found.pred)} predictions" if isinstance(found, Fitted) else type(found).__name__
             raise TypeError(f"fit: expected a Step, or a Fitted with {expected} predictions; got {got}")
-        yield Trained(work.fold, found)
-        return
+        return found
     raise TypeError("fit ended without a Fitted")
 
 
@@ -272,9 +282,11 @@ class LocalRunner:
             with closing(events_of(self._spec, job)) as events:
                 for event in events:
                     yield event
+                    if isinstance(event, Trained):
+                        started = time.monotonic()  # the span that may follow is an attempt of its own
                     late = self._timeout_s and time.monotonic() - started > self._timeout_s
                     if late and isinstance(event, Started | Stepped):
-                        yield Failed.late(job, self._timeout_s)
+                        yield Failed.late(replace(job, span=event.span), self._timeout_s)
                         break
 
     def cancel(self) -> None:

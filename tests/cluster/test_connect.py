@@ -46,6 +46,16 @@ def test_a_cluster_that_is_gone(listener, form):
     assert time.monotonic() - began < 10
 
 
+def test_another_address_than_that_of_the_ray_of_this_process(monkeypatch):
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: True)
+    here = SimpleNamespace(gcs_address="127.0.0.1:6379")
+    monkeypatch.setattr(connect.ray, "get_runtime_context", lambda: here)
+    assert "this process has joined the Ray at 127.0.0.1:6379; got 10.0.0.1:6379" in refused("10.0.0.1:6379")
+    for same in (None, "auto", "127.0.0.1:6379"):
+        with connect.connected(same) as greeting:
+            assert greeting == "joined the Ray of this process"
+
+
 def test_the_address_in_the_environment(listener, monkeypatch):
     port = listener.getsockname()[1]
     listener.close()

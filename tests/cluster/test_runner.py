@@ -16,8 +16,10 @@ from setibl_ray.core.cluster.placement import Request, cluster_nodes
 from setibl_ray.core.cluster.runner import EVENTS_AHEAD, RayRunner
 from setibl_ray.core.errors import DataError
 from setibl_ray.core.jobs import Failed, Job, LocalRunner, Predicted, Started, Stepped, Trained
+from setibl_ray.core.run import session
 from setibl_ray.core.run.failures import ACTIONS
-from setibl_ray.core.task import Fitted, Step
+from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.task import Fitted, Prediction, Step
 
 
 def stepped():
@@ -210,21 +212,24 @@ def test_nodes_report_their_totals():
 
 
 FULL = """
-import ray
 from tasks import Made, spec_of
 
+from setibl_ray.core.cluster import connect
 from setibl_ray.core.cluster.placement import Request
 from setibl_ray.core.cluster.runner import EVENTS_AHEAD, RayRunner
 from setibl_ray.core.errors import RunStoppedError
 from setibl_ray.core.jobs import Job
 from setibl_ray.core.task import Step
 
-ray.init(
-    include_dashboard=False,
-    num_cpus=1,
-    object_store_memory=80 << 20,
-    log_to_driver=False,
-    _system_config={"local_fs_capacity_threshold": 0.0001, "local_fs_monitor_interval_ms": 10},
+connect._init(
+    None,
+    {
+        "include_dashboard": False,
+        "num_cpus": 1,
+        "object_store_memory": 80 << 20,
+        "log_to_driver": False,
+        "_system_config": {"local_fs_capacity_threshold": 0.0001, "local_fs_monitor_interval_ms": 10},
+    },
 )
 
 
@@ -253,6 +258,7 @@ def test_an_object_store_and_a_disk_that_are_full():
     done = subprocess.run(
         [sys.executable, "-c", FULL], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
     fold, run = done.stdout.splitlines()
     assert fold.startswith(
         "storage: no room for a fold's result of 100 MB: Ray's object store is full, and so is the"
@@ -282,3 +288,44 @@ def test_a_job_does_not_run_ahead_of_whoever_takes_its_events(tmp_path):
         time.sleep(0.3)  # time enough to go on without us
         assert len(steps.read_text()) <= taken + 2 + EVENTS_AHEAD
     assert isinstance(list(events)[-1], Trained)
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("dies", [False, True])
+def test_on_an_accelerator_the_process_of_a_fit_goes_on_with_its_test_set(dies, tmp_path):
+    """Of the fit's own process, or, if that dies of it, of the next."""
+    mark = str(tmp_path / "tried")
+
+    def predict(work):
+        if dies and not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert work.artifact == b"w" * (work.fold + 1)
+        return Prediction(np.full(len(work.rows.test), work.fold, np.float32))
+
+    spec = spec_of(Made(zeros, predict), folds=2, n_test=5, device="gpu")
+    record = session.open_record(RunFolder(str(tmp_path / "run")), spec, resume=False)
+    runner = RayRunner(spec, Request("cpu", 1), max_parallel=1)
+    events = [event for event, _ in session.follow(runner, record, max_retries=1)]
+    assert record.manifest.states("done") == [0, 1]
+    for fold in (0, 1):
+        np.testing.assert_array_equal(record.predicted[fold].pred, np.full(5, fold))
+        own = [event for event in events if event.fold == fold]
+        pids = [event.place.pid for event in own if isinstance(event, Started)]
+        went_on = not (dies and fold == 0)
+        assert [type(event) for event in own] == [Started, Trained, Started] + (
+            [Predicted] if went_on else [Failed, Started, Predicted]
+        )
+        assert pids[0] == pids[1]
+        assert [event.span for event in own][1:] == [None] + [(0, 5)] * (len(own) - 2)
+        outcomes = [attempt.outcome for attempt in record.manifest.folds[fold].predictions]
+        assert outcomes == (["done"] if went_on else ["failed", "done"])
+
+
+def test_a_span_that_a_plain_loop_goes_on_with_fails_as_a_span():
+    def predict(work):
+        raise DataError("shard test00-5.tfrec: record 2 is truncated")
+
+    spec = spec_of(Made(zeros, predict), folds=2, n_test=5, device="gpu")
+    *_, failed = collect(LocalRunner(spec), [Job(0)])
+    assert (failed.cause, failed.span) == ("data", (0, 5))

@@ -44,6 +44,7 @@ def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, script=STANDIN, **more):
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 

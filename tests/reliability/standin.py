@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ray import cloudpickle
 
-from setibl_ray.core.run.supervisor import SPAN_S
+from setibl_ray.core.spans import SPAN_S
 from setibl_ray.core.task import Fitted, Prediction, Step
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.feeding.panels import open_store

@@ -29,8 +29,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 CASES = {}
 COMMANDS = {
     "cv": cv.entry,
-    "data pack": data_command.main,
-    "data verify": data_command.main,
+    "data pack": data_command.entry,
+    "data verify": data_command.entry,
     "predict": predict.entry,
 }
 
@@ -73,6 +73,8 @@ flags("fold weights that sum to nothing", "--folds", 3, "--fold-weights", "0,0,0
 flags("a batch larger than a fold's training set", "--batch-size", 512)
 flags("a weights file that is not there", "--weights", "absent.h5")
 flags("pretrained weights that nobody trained", "--weights", "imagenet")
+flags("no backbone and the plain head", "--model", "none", "--head", "plain")
+flags("ImageNet weights of no backbone", "--model", "none", "--weights", "imagenet")
 flags("a weight that is no number", "--folds", 3, "--fold-weights", "1,nan,1")
 flags("a flag without its value", "--epochs")
 flags("a value for a switch", "--resume", "yes")
@@ -585,9 +587,8 @@ def no_keys(monkeypatch):
 def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn())  # for the one that is not refused
-    monkeypatch.setattr(
-        "ray.is_initialized", lambda: False
-    )  # an earlier test's Ray would be joined, whatever --address
+    # An earlier test's Ray is not this user's.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     rows, groups = [], {}
     for number, ((group, what), build) in enumerate(CASES.items()):
         folder = tmp_path / f"case-{number}"

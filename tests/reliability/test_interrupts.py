@@ -24,16 +24,22 @@ from harness import (
 
 
 @pytest.mark.parametrize(
-    ("number", "runner"), [(signal.SIGINT, "local"), (signal.SIGTERM, "local"), (signal.SIGTERM, "ray")]
+    ("number", "runner", "to"),
+    [
+        (signal.SIGINT, "local", "driver"),
+        (signal.SIGTERM, "local", "driver"),
+        (signal.SIGTERM, "ray", "driver"),
+        (signal.SIGTERM, "ray", "its group"),  # as `timeout` and batch systems do
+    ],
 )
-def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, number, runner):
+def test_an_interrupted_run_is_whole_and_gone(shards, tmp_path, undisturbed, number, runner, to):
     out, mark = tmp_path / "run", f"interrupt-{os.getpid()}-{number}-{runner}"
     with (tmp_path / "log").open("w") as log:
         process = start(
             *RUN, "--data", shards, "--out", out, "--runner", runner, epoch_s=0.5, log=log, MARK=mark
         )
         wait_for(lambda: list(out.glob("fold-*/state-001*")) or process.poll() is not None)
-        process.send_signal(number)
+        (os.killpg if to == "its group" else os.kill)(process.pid, number)
         code = process.wait(timeout=DEADLINE_S)
     said = (tmp_path / "log").read_text()
     assert code == 130, said

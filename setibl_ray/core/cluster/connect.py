@@ -11,13 +11,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 from ray._common import utils as ray_utils
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
+from ray._private.utils import detect_fate_sharing_support_linux
 
 from setibl_ray.core import host_memory
 from setibl_ray.core.cluster import surroundings
@@ -27,6 +29,7 @@ from setibl_ray.core.terminal import one_line
 from setibl_ray.core.where import Where
 
 ATTEMPTS = 3  # at starting Ray here
+_is_own = False
 
 
 @contextmanager
@@ -44,8 +47,14 @@ def connected(
     Raises:
       ConfigError: nothing answers at `address`, it refuses this client, or Ray cannot start on this machine.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    global _is_own
     if ray.is_initialized():  # a caller's Ray, from Python: use it and leave it running
+        joined = ray.get_runtime_context().gcs_address
+        if address and "://" not in address and address not in ("auto", joined):
+            raise ConfigError(
+                f"address: this process has joined the Ray at {joined}; got {address}. Leave address out, or call "
+                "ray.shutdown() first."
+            )
         try:
             yield "joined the Ray of this process"
         except PlacementError as error:
@@ -54,6 +63,7 @@ def connected(
                 "ray.shutdown(), and one with all cores is started."
             ) from None
         return
+    address = address or os.environ.get("RAY_ADDRESS") or None
     # Tracebacks reach the driver as values; other output of workers (TensorFlow's start-up) is not useful.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     # The driver retries and counts; Ray's own retries for lack of memory have no limit.
@@ -76,7 +86,6 @@ def connected(
             nodes = sum(node["Alive"] for node in ray.nodes())
             yield f"joined the Ray cluster at {address}, {nodes} nodes"
         else:
-            global _is_own
             _is_own = True
             yield "started Ray on this machine"
     finally:
@@ -84,12 +93,22 @@ def connected(
         ray.shutdown()
 
 
-_is_own = False
-
-
 def is_own() -> bool:
     """Whether the connected Ray was started here, so that nobody else uses it."""
     return _is_own
+
+
+def lost() -> str:
+    """Which of its processes has ended of a Ray that this process started and cannot do without; empty if none has.
+
+    Ray ends a driver with them and without a word: a moment after its raylet, which goes with either of its agents, and
+    60 s after its gcs. Asking Ray anything hastens that.
+    """
+    started: dict[str, Any] = worker._global_node.all_processes if worker._global_node else {}
+    for name in ("gcs_server", "raylet"):
+        if any(each.process.poll() is not None for each in started.get(name, ())):
+            return name
+    return ""
 
 
 @contextmanager
@@ -108,7 +127,7 @@ def _init(address: str | None, options: dict) -> None:
                 ray.init(address=address, **options)
             else:
                 private_token()
-                with _loopback_only():
+                with _loopback_only(), _in_its_own_session():
                     ray.init(address="local", **options)
             return
         # Ray raises bare Exceptions when a busy machine takes over 30 s to start its raylet; the next try mostly works.
@@ -182,6 +201,22 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _in_its_own_session() -> Iterator[None]:
+    """Ray started here gets no signal that goes to this process's whole group.
+
+    `timeout`, batch systems and a terminal that closes signal the group: without raylet and gcs the driver could stop
+    nothing in order, and would wait for them for a minute. They still end with the driver: the kernel sees to that.
+    """
+    before = services.ConsolePopen
+    if detect_fate_sharing_support_linux():
+        services.ConsolePopen = partial(before, start_new_session=True)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
 
 
 def private_token() -> None:

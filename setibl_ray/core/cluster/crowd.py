@@ -11,9 +11,8 @@ from ray._private import state
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
 
-PATIENCE_S = (
-    20.0  # Ray counts what a job holds from before its process has started, which takes a busy node so long
-)
+# Ray counts what a job holds from before its process has started, and on a busy node that takes so long.
+PATIENCE_S = 20.0
 
 
 def free_nodes() -> list[Node]:

@@ -160,6 +160,7 @@ class RayRunner:
 
     def events(self) -> Iterator[Event]:
         while self._waiting or self._waiting_spans or self._running:
+            _check_ray()
             while self._waiting and len(self._running) < self._max_parallel:
                 self._start(self._waiting.popleft())
             while self._waiting_spans and len(self._running) < max(self.slots, 1):
@@ -168,6 +169,7 @@ class RayRunner:
                 ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0, fetch_local=False)
             except (exceptions.LocalRayletDiedError, exceptions.RaySystemError) as error:
                 raise RunStoppedError(f"the Ray cluster was lost: {headline(error)}") from error
+            _check_ray()
             for stream in ready:
                 yield from self._next_of(stream)
             yield from self._overdue()
@@ -231,7 +233,10 @@ class RayRunner:
         elif isinstance(event, Started):
             yield replace(event, place=replace(event.place, node_id=attempt.node_id))
         else:
-            if isinstance(event, Trained | Predicted):
+            if isinstance(event, Trained) and event.next_span:
+                attempt.job = replace(job, span=event.next_span, payload=None)
+                attempt.ends_by = time.monotonic() + (self._timeout_s or math.inf)
+            elif isinstance(event, Trained | Predicted):
                 del self._running[stream]
                 self._forget_artifact(job.fold)
             yield event
@@ -302,7 +307,7 @@ class RayRunner:
     def cancel(self) -> None:
         self._waiting.clear()
         self._waiting_spans.clear()
-        attempts = self._running
+        attempts = {} if connect.lost() else self._running
         self._running = {}
         # Waiting tasks first: they would start as soon as a running one ends.
         for has_begun in (False, True):
@@ -321,6 +326,14 @@ def _owned(event: Any) -> Any:
 def _copied(found: Fitted | Prediction) -> Any:
     columns = {name: np.array(value) for name, value in found.columns.items()}
     return replace(found, pred=np.array(found.pred), columns=columns)
+
+
+def _check_ray() -> None:
+    """Raises:
+    RunStoppedError: a process of this Ray has ended, without which it cannot go on.
+    """
+    if name := connect.lost():
+        raise RunStoppedError(f"the Ray of this process was lost: its {name} has ended.")
 
 
 def _stop(streams: list[Any]) -> None:
@@ -344,6 +357,8 @@ def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
       What it returned, by node id; nodes that failed or took longer are left out.
     """
     answers: dict[str, Any] = {}
+    if connect.lost():
+        return answers
     with suppress(exceptions.RayError):  # the cluster is gone
         here = ray.get_runtime_context().get_node_id()
         others = [node.node_id for node in cluster_nodes() if node.node_id != here]

@@ -25,7 +25,7 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import FoldEntry, Manifest
 from setibl_ray.core.run.record import Record
 from setibl_ray.core.run.session import code_sums, new_manifest, place, run_folds, sayer, scratch_of
-from setibl_ray.core.run.supervisor import span_rows
+from setibl_ray.core.spans import span_rows
 from setibl_ray.core.storage import location
 from setibl_ray.core.task import Fitted, Task
 from setibl_ray.core.where import Where

@@ -13,7 +13,8 @@ from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import Event, Failed, Job, Predicted, RunSpec, Started, Stepped, Trained, load_task
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import FoldEntry, Manifest
-from setibl_ray.core.run.supervisor import Answer, Standing, cut
+from setibl_ray.core.run.supervisor import Answer, Standing
+from setibl_ray.core.spans import cut
 from setibl_ray.core.tables import to_csv
 from setibl_ray.core.task import Fitted, Prediction, Span, prediction_columns, prediction_names
 

@@ -380,7 +380,7 @@ def run_folds(
 
 @contextmanager
 def ending(record: Kept, how_to_resume: str) -> Iterator[None]:
-    """However this block ends, the record is closed and the user told how to go on.
+    """If this block ends early, the record is closed and the user is told how to go on.
 
     Raises:
       FoldFailedError, RunStoppedError, Interrupted: as in `run_folds`.

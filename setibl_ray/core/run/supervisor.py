@@ -1,6 +1,7 @@
 """The folds of a run as a state machine: it is told what happened, and returns the jobs to submit.
 
-    waiting ── Job ──> fitted ── a Job for each span of the test set ──> done
+    waiting ── Job ──> fitted ── a Job for each span of the test set, unless it is one
+                                 that the process of the fit goes on with ──> done
          └─ Failed: decided by `failures.decide`; again from the last finished step, or given up ─> failed
 
 It reads and writes nothing: `session.follow` records each event before it submits the resulting jobs, so that after
@@ -13,31 +14,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from setibl_ray.core.jobs import Event, Failed, Job, Predicted, Stepped, Trained
 from setibl_ray.core.run.failures import Decision, decide
+from setibl_ray.core.spans import cut, span_rows
 from setibl_ray.core.task import Span
-
-SPAN_S = 60.0  # a process on an accelerator takes about 20 s to start and compile: more than a shorter span
 
 State = str  # waiting, trained, done, failed
 Work = tuple[int, Span | None]  # a fold and a piece of its work: its fit, or a span of the test set
-
-
-def span_rows(n_test: int, seconds: float, slots: int, batch: int) -> int:
-    """Rows of a span: as many spans as take about `SPAN_S` each, at most one for each slot, cut between batches.
-
-    Args:
-      seconds: of the whole test set on one slot.
-      batch: rows that must stay together.
-    """
-    n_spans = int(np.clip(round(seconds / SPAN_S), 1, slots))
-    return -(-n_test // (n_spans * batch)) * batch
-
-
-def cut(n_test: int, rows: int) -> list[Span]:
-    return [(start, min(start + rows, n_test)) for start in range(0, n_test, rows)]
 
 
 @dataclass
@@ -110,6 +93,9 @@ class Supervisor:
             if self._n_test:
                 seconds = event.fitted.row_s * self._n_test
                 fold.span_rows = span_rows(self._n_test, seconds, slots, event.fitted.batch)
+            if event.next_span:
+                self._count(event.fold, event.next_span)
+                return Answer(state=fold.state, span_rows=fold.span_rows)
             return Answer(tuple(self._spans(event.fold)), state=fold.state, span_rows=fold.span_rows)
         elif isinstance(event, Predicted):
             fold.predicted.add(event.span)
@@ -133,10 +119,14 @@ class Supervisor:
         return Answer((self._job(*work),), decision, fold.state)
 
     def _job(self, number: int, span: Span | None) -> Job:
-        fold = self.folds[number]
-        attempt = fold.attempts.get(span, 0)
-        fold.attempts[span] = attempt + 1
-        return Job(number, span, attempt, fold.step if span is None else 0, self._avoid[number, span])
+        step = self.folds[number].step if span is None else 0
+        return Job(number, span, self._count(number, span), step, self._avoid[number, span])
+
+    def _count(self, number: int, span: Span | None) -> int:
+        """The number of this attempt, from 0."""
+        attempts = self.folds[number].attempts
+        attempts[span] = attempts.get(span, 0) + 1
+        return attempts[span] - 1
 
     def _lacking(self, number: int) -> list[Span]:
         fold = self.folds[number]

@@ -34,7 +34,7 @@ from setibl_ray.core.run import session, stored
 from setibl_ray.core.storage import location
 from setibl_ray.core.task import Rows, Task
 from setibl_ray.core.tuning.desk import Desk
-from setibl_ray.core.tuning.ladder import Step, ladder, slots_for
+from setibl_ray.core.tuning.ladder import Step, first_compared, ladder, slots_for
 from setibl_ray.core.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
 from setibl_ray.core.tuning.pruning import Pruning
 from setibl_ray.core.tuning.results import Results, confirm_root, confirm_seeds, write_results
@@ -332,7 +332,7 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], options: Options) -> Trial
         return FIFOScheduler()
     n_epochs = sum(step.folds == steps[0].folds for step in steps)
     grace = options.grace_epochs or math.ceil(n_epochs / options.reduction_factor)
-    before = next((step for step in steps if step.epoch + 1 >= grace), steps[-1])
+    before = first_compared(steps, grace, ledger.score)
     pruning = Pruning(
         ledger,
         grace=before.fold_epochs,

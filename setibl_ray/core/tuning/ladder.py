@@ -49,6 +49,17 @@ def ladder(epochs: Sequence[int], slots: int) -> list[Step]:
     return steps
 
 
+def first_compared(steps: Sequence[Step], grace_epochs: int, score: Score) -> Step:
+    """The first step at which a trial may be stopped: after the grace, but not before there are scores to compare.
+
+    A score without a column of its own in a fit's steps is only known when the first wave has ended.
+    """
+    return next(
+        (step for step in steps if step.epoch + 1 >= grace_epochs and (score.step or step.ends_wave)),
+        steps[-1],
+    )
+
+
 def slots_for(folds: int, available: int) -> int:
     """Folds that a trial runs at once: the most that fit and divide the folds, so that all slots end together."""
     return max(slots for slots in range(1, folds + 1) if folds % slots == 0 and slots <= max(available, 1))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from setibl_ray.core.run.supervisor import span_rows
+from setibl_ray.core.spans import fit_goes_on, span_rows
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.feeding.panels import Policy, room_needed
@@ -161,12 +161,13 @@ def cost_of(
     batch = own.batch_size * (1 if share.kind == "cpu" else share.count)
     images = (rows.train - n_valid) // batch * batch
     epoch_s = images / rates.train + n_valid / rates.predict + rates.epoch_s
-    spans = []
+    spans, goes_on = [], False
     if rows.test:
         # When the driver cuts the test set, it does not know the rate of prediction yet and uses that of training.
         by_training_s = (config.tta + 1) * rows.test / (PREDICT_SPEEDUP * rates.train)
         per_span = span_rows(rows.test, by_training_s, n_slots, 2 * batch)
         spans = [min(per_span, rows.test - start) for start in range(0, rows.test, per_span)]
+        goes_on = fit_goes_on(share.kind, by_training_s)
     return FoldCost(
         fold,
         start_s=rates.start_s,
@@ -180,6 +181,7 @@ def cost_of(
         model=(own.model, own.image_size, own.batch_size),
         panels=own.image_size,
         trained=epochs_done >= own.epochs,
+        goes_on=goes_on,
     )
 
 

@@ -67,7 +67,7 @@ def flop(config: Config, fold: int) -> float:
     """FLOP of a forward pass of one image."""
     own = config.for_fold(fold)
     height, width, _ = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    return 2 * with_head(own.model, config.head).multiply_adds * height * width
+    return 2 * with_head(own.model, own.head).multiply_adds * height * width
 
 
 def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:

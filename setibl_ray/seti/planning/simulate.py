@@ -3,7 +3,7 @@
 A slot is a fold's share of a node. The cost of a job depends on where it runs and on what ran there before: the first
 job that needs a node's panels decodes them while others wait, and on a CPU a process continues with the next job with
 TensorFlow loaded and the last model built. An accelerator is only freed when its process ends, so there each job has
-its own process.
+its own process, which goes on with a test set that is one span.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class FoldCost:
       model: what is built; a process keeps the last one.
       panels: what is decoded.
       trained: only the test set remains.
+      goes_on: the process that trained predicts the test set, too.
     """
 
     fold: int
@@ -43,6 +44,7 @@ class FoldCost:
     model: Hashable = None
     panels: Hashable = None
     trained: bool = False
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ def simulate(
     def start(cost: FoldCost, span: int | None) -> None:
         # Ray spreads jobs over nodes, and reuses an idle process of a node before it starts another.
         slot = min(free, key=lambda slot: (busy[nodes[slot]], built.get(slot) != cost.model, slot))
+        run(cost, span, slot, warm=keep_processes and slot in built)
+
+    def run(cost: FoldCost, span: int | None, slot: int, *, warm: bool) -> None:
         free.remove(slot)
         busy[nodes[slot]] += 1
-        warm = keep_processes and slot in built
         split, open_s, build_s = (
             ("train", cost.open_s, cost.build_s)
             if span is None
@@ -134,6 +138,8 @@ def simulate(
             _, _, ended, cost = heapq.heappop(running)
             free.add(ended.slot)
             busy[nodes[ended.slot]] -= 1
-            if ended.span is None:
+            if ended.span is None and cost.goes_on:
+                run(cost, 0, ended.slot, warm=True)
+            elif ended.span is None:
                 spans.extend((cost, span) for span in range(len(cost.spans_s)))
     return assignments
