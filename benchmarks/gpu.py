@@ -1,6 +1,6 @@
 """What the promises are worth on a real GPU, in under eight minutes on one.
 
-    python benchmarks/gpu.py [--only demo,frameworks,share,repeat,kill,speed,job] [--out benchmarks] [--seconds 480]
+    python benchmarks/gpu.py [--only share,repeat,kill,demo,speed,frameworks,job] [--out benchmarks] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
 
 Each part runs the commands that a user would. Writes gpu.json and gpu.md, with the card's name and the date; a row that
@@ -27,14 +27,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from run import Row, png_shards
+from run import JOB, Row, png_shards
 
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
 
 HERE = Path(__file__).parent
-# JAX would take three quarters of a device for itself, whoever shares it.
-ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(HERE.parent)}
+ENVIRONMENT = {
+    **os.environ,
+    # JAX would take three quarters of a device for itself, whoever shares it, and compute in another order each time.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # likewise PyTorch
+    "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
+
+# Ways to train that a fold does not take: it computes in float32, deterministically, operation by operation.
+WAYS = {"mixed": "in mixed precision", "free": "without determinism", "xla": "compiled by XLA"}
+WAY_S = 100.0  # no way may take longer: eight minutes are for everything
 
 
 class Sizes(NamedTuple):
@@ -43,10 +53,10 @@ class Sizes(NamedTuple):
     device: str
     small: Mapping[str, str]  # nano, for sharing, repeating and killing
     small_data: Recipe
-    models: tuple[str, ...]  # against the bare model
+    models: tuple[str, ...]  # folds of each against the bare model; the first also in other ways
     image_size: str
-    batch: int
     speed_data: Recipe
+    job_data: Recipe
     epochs: int
     views: int
 
@@ -59,8 +69,8 @@ class Sizes(NamedTuple):
             Recipe(train=1200, test=200, shards=10, test_shards=2, shape=(91, 85)),
             ("efficientnet-b0", "efficientnet-b4"),
             "273x256",
-            32,
             Recipe(train=1600, test=8, shards=4, test_shards=1),
+            JOB,
             3,
             3,
         )
@@ -74,8 +84,8 @@ class Sizes(NamedTuple):
             Recipe(train=100, test=20, shards=10, test_shards=2, shape=(32, 32), positive=0.5),
             ("efficientnet-nano",),
             "32x32",
-            8,
             Recipe(train=80, test=8, shards=4, test_shards=1, shape=(32, 32), positive=0.5),
+            Recipe(train=80, test=20, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100)),
             2,
             1,
         )
@@ -85,6 +95,7 @@ class Bench:
     def __init__(self, work: Path, sizes: Sizes) -> None:
         self.work, self.sizes = work, sizes
         self._data: dict[Recipe, Path] = {}
+        self._together_s: float | None = None
 
     def data(self, recipe: Recipe) -> Path:
         if recipe not in self._data:
@@ -101,10 +112,10 @@ class Bench:
 
     def small(self, out: str, share: float = 1) -> list[str]:
         """Five folds of the smallest model, each with a share of the device."""
-        # CPUs are not shared out: folds run one after another, or five at once.
-        shared = {"devices-per-fold": share} if self.sizes.device == "gpu" else {"workers": round(1 / share)}
         data = self.data(self.sizes.small_data)
-        return self.command(out, data=data, folds=5, model="efficientnet-nano", **self.sizes.small, **shared)
+        return self.command(
+            out, data=data, folds=5, model="efficientnet-nano", **self.sizes.small, **self.shared(share)
+        )
 
     def run(self, command: list[str]) -> float:
         """Seconds that it takes.
@@ -116,33 +127,36 @@ class Bench:
         subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
         return time.perf_counter() - start
 
+    def shared(self, share: float) -> dict[str, float]:
+        """Flags for folds that have a share of the device each; CPUs are not shared out, so as many folds at once."""
+        return {"devices-per-fold": share} if self.sizes.device == "gpu" else {"workers": round(1 / share)}
+
     def demo(self) -> Iterator[Row]:
-        flags: dict[str, Any] = {"folds": 5}
+        flags: dict[str, Any] = {"folds": 5, **self.shared(0.2), "image-size": "91x85", "epochs": 8, "tta": 3}
+        flags["model"] = "efficientnet-b0"
         if self.sizes.device == "cpu":
             flags |= {
                 "data": self.data(self.sizes.small_data),
                 "model": "efficientnet-nano",
                 **self.sizes.small,
             }
-        else:
-            flags |= {"model": "efficientnet-b0", "image-size": "91x85", "epochs": 8, "tta": 3}
-        done = subprocess.run(self.command("demo", **flags), capture_output=True, text=True)
-        if done.returncode:
-            yield Row("demo: exit code", "0", f"{done.returncode}: {done.stderr.strip()[-300:]}", False)
-            return
-        auc = json.loads((self.work / "demo/metrics.json").read_text())["oof_auc"]
-        attempts = last_attempts(self.work / "demo")
+        self.run(self.command("demo", **flags))
         yield Row("demo: exit code", "0", "0", True)
+        auc = oof_auc(self.work / "demo")
         yield Row("demo: AUC of out-of-fold predictions", "at least 0.8", f"{auc:.3f}", auc >= 0.8)
+        attempts = last_attempts(self.work / "demo")
         where = "; ".join(
-            f"fold {fold}: {each['device']} {each.get('visible') or ''}" for fold, each in attempts
+            f"fold {fold}: {own['device']} {own.get('visible') or ''}" for fold, own in attempts
         )
-        on_device = all(each["device"] == self.sizes.device for _, each in attempts)
+        on_device = all(own["device"] == self.sizes.device for _, own in attempts)
         yield Row("demo: where each fold ran", f"all on a {self.sizes.device}", where, on_device)
+        self.run([*self.command("mixed", **flags), "--mixed-precision"])
+        mixed = oof_auc(self.work / "mixed")
+        yield Row("demo in mixed precision: AUC", "as before", f"{mixed:.3f}", abs(mixed - auc) <= 0.01)
 
     def share(self) -> Iterator[Row]:
         alone_s = self.run(self.small("alone"))
-        together_s = self.run(self.small("together", 0.2))
+        together_s = self.together()
         alone, together = (train_seconds(self.work / name) for name in ("alone", "together"))
         ratio = together / alone
         text = f"{ratio:.2f} x ({together:.1f} s, {alone:.1f} s)"
@@ -156,17 +170,22 @@ class Bench:
         what = "the same run, a fifth of a device a fold against a whole one"
         yield Row(what, "less", text, together_s < alone_s)
 
+    def together(self) -> float:
+        """Seconds of the run of five folds at once, which several parts compare with."""
+        if self._together_s is None:
+            self._together_s = self.run(self.small("together", 0.2))
+        return self._together_s
+
     def repeat(self) -> Iterator[Row]:
-        for name in ("first", "second"):
-            self.run(self.small(name, 0.2))
-        same = digest(self.work / "first") == digest(self.work / "second")
+        self.together()
+        self.run(self.small("again", 0.2))
+        same = digest(self.work / "together") == digest(self.work / "again")
         what = "two runs of five folds at once: oof.csv and submission.csv"
         yield Row(what, "same bytes", "same" if same else "other", same)
 
     def kill(self) -> Iterator[Row]:
-        if not (self.work / "first/oof.csv").exists():
-            self.run(self.small("first", 0.2))
-        yield self.killed("a worker killed in training", self.small("killed", 0.2), "first")
+        self.together()
+        yield self.killed("a worker killed in training", self.small("killed", 0.2), "together")
 
     def killed(self, what: str, command: list[str], same_as: str) -> Row:
         """A worker of this run, whose folder is `killed`, dies in training; the bytes must be those of another run."""
@@ -225,39 +244,40 @@ class Bench:
                 yield Row(f"{module}: device memory kept after the run", "none", f"{kept:.0f} MB", kept < 100)
 
     def speed(self) -> Iterator[Row]:
-        sizes = self.sizes
-        data = self.data(sizes.speed_data)
-        for model in sizes.models:
-            common = {"model": model, "image-size": sizes.image_size, "batch-size": sizes.batch}
-            command = self.command(model, data=data, folds=2, epochs=sizes.epochs, tta=0, workers=1, **common)
-            self.run(command)
-            histories = [pd.read_csv(file) for file in sorted((self.work / model).glob("fold-*/history.csv"))]
-            fold = max(
-                history["images_per_s"].iloc[1:].max() for history in histories
-            )  # the first epoch traces
-            flags = [word for name, value in common.items() for word in (f"--{name}", str(value))]
-            done = subprocess.run(
-                [sys.executable, HERE / "gpu.py", "--bare", sizes.device, *flags],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            bare = float(done.stdout.split()[-1])
-            text = f"{fold / bare:.2f} ({fold:.0f} of {bare:.0f} images/s)"
-            what = f"a fold's speed over the bare model's: {model}, {sizes.image_size}"
-            yield Row(what, "at least 0.9", text, fold >= 0.9 * bare)
+        """What a fold reaches on the whole device, and what other ways to compute would reach."""
+        first, *others = self.sizes.models
+        speeds = {}
+        for model, way in [*((model, "fold") for model in (first, *others)), *((first, way) for way in WAYS)]:
+            what = f"{model}, {self.sizes.image_size}: {WAYS.get(way, 'a fold')}"
+            flags = ["--speed", way, "--device", self.sizes.device, "--model", model]
+            flags += ["--image-size", self.sizes.image_size, "--data", str(self.data(self.sizes.speed_data))]
+            command = [sys.executable, str(HERE / "gpu.py"), *flags]
+            try:
+                done = subprocess.run(
+                    command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=WAY_S
+                )
+            except subprocess.SubprocessError as error:
+                why = "took too long" if isinstance(error, subprocess.TimeoutExpired) else "failed"
+                yield Row(what, "measured", f"not measured: {why}", False)
+                continue
+            found = speeds[model, way] = json.loads(done.stdout.splitlines()[-1])
+            bare = found["bare"]
+            if way == "fold":
+                text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s)"
+                yield Row(f"{what}, over the bare model", "at least 0.9", text, found["fold"] >= 0.9 * bare)
+                text = f"{found['input']:.0f} images/s with {found['threads']} threads"
+                yield Row(
+                    f"{what}, its input alone", "more than the model takes", text, found["input"] > bare
+                )
+            elif as_a_fold := speeds.get((model, "fold")):
+                text = f"{bare / as_a_fold['bare']:.2f} x"
+                yield Row(f"{what}, over the bare model as a fold trains it", "for the record", text, True)
 
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
-        data = png_shards(self.work)
-        plain = [
-            sys.executable,
-            str(HERE / "notebook_loop.py"),
-            "--data",
-            str(data),
-            "--out",
-            str(self.work / "plain"),
-        ]
+        data = png_shards(self.work, self.sizes.job_data)
+        loop, out = str(HERE / "notebook_loop.py"), str(self.work / "plain")
+        plain = [sys.executable, loop, "--data", str(data), "--out", out]
         plain_s = self.run([*plain, "--epochs", epochs, "--tta", views])
         flags = {
             "data": data,
@@ -266,6 +286,7 @@ class Bench:
             "image-size": "91x85",
             "batch-size": 32,
         }
+        flags |= self.shared(0.2) if self.sizes.device == "gpu" else {}
         ours_s = self.run(self.command("job", **flags, epochs=epochs, tta=views))
         text = f"{plain_s / ours_s:.1f} x ({plain_s:.0f} s, {ours_s:.0f} s)"
         yield Row(
@@ -280,6 +301,10 @@ def manifest(out: Path) -> dict[str, Any]:
         return {"folds": {}}
 
 
+def oof_auc(out: Path) -> float:
+    return float(json.loads((out / "metrics.json").read_text())["oof_auc"])
+
+
 def last_attempts(out: Path) -> list[tuple[str, dict[str, Any]]]:
     folds = manifest(out)["folds"]
     return [(number, fold["attempts"][-1]) for number, fold in folds.items() if fold.get("attempts")]
@@ -288,7 +313,7 @@ def last_attempts(out: Path) -> list[tuple[str, dict[str, Any]]]:
 def train_seconds(out: Path) -> float:
     """Mean over folds of the seconds of all epochs but the first, which traces."""
     files = sorted(out.glob("fold-*/history.csv"))
-    return sum(pd.read_csv(file)["duration_s"].iloc[1:].sum() for file in files) / len(files)
+    return float(sum(pd.read_csv(file)["duration_s"].iloc[1:].sum() for file in files)) / len(files)
 
 
 def digest(out: Path) -> str:
@@ -296,48 +321,67 @@ def digest(out: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 
 
-def bare(device: str, model: str, image_size: str, batch: int) -> float:
-    """Images per second of the plain Keras model on batches that lie in the device's memory."""
-    import efficientnet.model
-    import numpy as np
+def measure_speed(way: str, device: str, model: str, image_size: str, data: str) -> dict[str, float]:
+    """Images per second in training: `bare`, of the model on a batch in memory; of a fold also `fold` and its `input`.
 
+    Args:
+      way: `fold`, or one of `WAYS`.
+    """
     import setibl_ray.seti.train  # noqa: F401  (sets TensorFlow up)
 
     # isort: split
-    import efficientnet.tfkeras as efn
     import tensorflow as tf
 
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if device == "gpu":
-        tf.config.experimental.enable_op_determinism()  # as a fold does
-        tf.keras.utils.set_random_seed(0)
-    height, width = map(int, image_size.split("x"))
-    image = tf.keras.Input((height, width, 6))
-    if model == "efficientnet-nano":
-        build = efn.inject_tfkeras_modules(efficientnet.model.EfficientNet)
-        backbone = build(0.35, 0.35, 91, include_top=False, weights=None, input_tensor=image)
-    else:
-        build = getattr(efn, f"EfficientNet{model[-2:].upper()}")
-        backbone = build(include_top=False, weights=None, input_tensor=image)
-    x = tf.keras.layers.GlobalAveragePooling2D()(backbone.output)
-    x = tf.keras.layers.Dense(1, activation="sigmoid")(tf.keras.layers.Dense(32, activation="relu")(x))
-    net = tf.keras.Model(image, x)
-    net.compile(
-        tf.keras.optimizers.legacy.Adam(1e-3), "binary_crossentropy", metrics=[tf.keras.metrics.AUC()]
+    from setibl_ray.core.jobs import Place
+    from setibl_ray.core.task import Work
+    from setibl_ray.seti.config import parse
+    from setibl_ray.seti.formats.shards import read_index
+    from setibl_ray.seti.task import rows_of
+    from setibl_ray.seti.train import device as devices
+    from setibl_ray.seti.train.fold import FoldData
+    from setibl_ray.seti.train.trainer import trainer_for
+
+    if way == "free":
+        tf.config.experimental.enable_op_determinism = lambda: None
+    index, threads = read_index(data), len(os.sched_getaffinity(0))
+    config = parse(
+        {"folds": 2, "weights": "none", "layout": "all6", "model": model, "image_size": image_size}
+        | {
+            "device": device,
+            "cpus_per_fold": threads,
+            "mixed_precision": way == "mixed",
+            "jit_compile": way == "xla",
+        }
     )
-    rng = np.random.default_rng(0)
-    images = tf.constant(rng.normal(size=(batch, height, width, 6)).astype(np.float32))
-    targets = tf.constant(rng.integers(2, size=(batch, 1)).astype(np.float32))
-    steps = 4 if device == "cpu" else 40
-    data = tf.data.Dataset.from_tensors((images, targets)).cache().repeat(steps).prefetch(2)
-    net.fit(data, verbose=0)  # traces, and chooses convolutions
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        net.fit(data, verbose=0)
-        seconds.append(time.perf_counter() - start)
-    return steps * batch / min(seconds)
+    fold_of_row = index.train["shard"].to_numpy() % 2
+    work = Work(config, rows_of(index), 0, fold_of_row, Place.here(config), tempfile.gettempdir())
+    acquired = devices.acquire(device, threads)
+    fold = FoldData(work, threads, acquired.n_replicas)
+    trainer = trainer_for(work, config.for_fold(0), fold.image_shape, acquired, {})
+    n_images = fold.n_steps * trainer.global_batch
+
+    def train(batches: tf.data.Dataset) -> None:
+        trainer.train_epoch(batches, learning_rate=1e-4, key=0)
+
+    def speed(turn: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            turn()
+            seconds.append(time.perf_counter() - start)
+        return n_images / min(seconds)
+
+    batch = next(iter(fold.epoch(0)))
+    train(tf.data.Dataset.from_tensors(batch))  # traces, and chooses convolutions
+    in_memory = tf.data.Dataset.from_tensors(batch).cache().repeat(fold.n_steps).prefetch(2)
+    found = {"threads": threads, "bare": speed(lambda: train(in_memory))}
+    if way == "fold":
+        found |= {
+            "fold": speed(lambda: train(fold.epoch(1))),
+            "input": speed(lambda: [None for _ in fold.epoch(1)]),
+        }
+    fold.close()
+    return found
 
 
 def card() -> str | None:
@@ -372,14 +416,15 @@ def measure(bench: Bench, only: list[str], seconds: float) -> list[Row]:
             for row in parts[name]():
                 rows.append(row)
                 print(f"{row.what}: {row.reached} (goal: {row.goal})", flush=True)
-        except subprocess.CalledProcessError as error:
-            words = str(error.stderr or "").strip().splitlines()[-1:]
-            rows.append(Row(name, "exit code 0", f"{error.returncode}: {' '.join(words)}", False))
-            print(f"{name} failed: {error.stderr}", file=sys.stderr, flush=True)
+        except subprocess.SubprocessError as error:
+            said = getattr(error, "stderr", None) or ""
+            words = " ".join(str(said).strip().splitlines()[-1:])
+            rows.append(Row(name, "exit code 0", f"{error}: {words}", False))
+            print(f"{name} failed: {said}", file=sys.stderr, flush=True)
     return rows
 
 
-PARTS = ("demo", "frameworks", "share", "repeat", "kill", "speed", "job")
+PARTS = ("share", "repeat", "kill", "demo", "speed", "frameworks", "job")
 
 
 def main() -> None:
@@ -388,13 +433,12 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=480.0, help="begin no part after this long")
     parser.add_argument("--rehearse", action="store_true", help="small, on the CPU; writes gpu-rehearsal.*")
-    parser.add_argument("--bare", help=argparse.SUPPRESS)
-    for flag in ("--model", "--image-size"):
+    for flag in ("--speed", "--device", "--model", "--image-size", "--data"):
         parser.add_argument(flag, help=argparse.SUPPRESS)
-    parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.bare:
-        print(bare(options.bare, options.model, options.image_size, options.batch_size))
+    if options.speed:
+        found = measure_speed(options.speed, options.device, options.model, options.image_size, options.data)
+        print(json.dumps(found))
         return
     here = card()
     if here is None and not options.rehearse:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_its_rehearsal_measures_every_part(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {row["what"]: row for row in json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]}
-    assert len(rows) >= 11, done.stderr[-3000:]
+    others = sum(2 if find_spec(module) else 1 for module in ("torch", "jax"))
+    assert len(rows) == 14 + others, done.stderr[-3000:]
     for what in (
         "demo: exit code",
         "two runs of five folds at once: oof.csv and submission.csv",
