@@ -54,9 +54,9 @@ def timed(*command: str | Path) -> float:
     return time.perf_counter() - start
 
 
-def png_shards(folder: Path) -> Path:
-    """600 training and 200 test records as three-channel PNG shards."""
-    index = read_index(str(write_synthetic(JOB, folder / "cadences")))
+def png_shards(folder: Path, recipe: Recipe = JOB) -> Path:
+    """A synthetic set as three-channel PNG shards, which the notebook's loop reads."""
+    index = read_index(str(write_synthetic(recipe, folder / "cadences")))
     out = folder / "png"
     out.mkdir()
     for shard in index.shards:

@@ -36,6 +36,7 @@ class Digits(Task):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(work.place.cpus)
         torch.manual_seed(work.config.seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)  # the same bytes on a GPU, too
         layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
         model = nn.Sequential(*layers).to(device)
         optimizer = torch.optim.SGD(model.parameters(), work.config.learning_rate * 30)

@@ -18,14 +18,13 @@ from setibl_ray.__main__ import COMMANDS
 
 SCRIPT = """\
 _setibl_ray() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} typed="${{COMP_WORDS[*]:1:COMP_CWORD-1}} " words
+  local word=${{COMP_WORDS[COMP_CWORD]}} typed="${{COMP_WORDS[*]:1:$((COMP_CWORD - 1))}} " words
   case $typed in
 {cases}
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  [[ $word == -* || ${{#COMPREPLY[@]}} -gt 0 ]] || COMPREPLY=($(compgen -f -- "$word"))
 }}
-complete -o filenames -F _setibl_ray setibl-ray
+complete -o default -F _setibl_ray setibl-ray
 """
 
 

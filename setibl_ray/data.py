@@ -157,7 +157,7 @@ class Data(cli.Command):
     verify: CliSubCommand[Verify]
 
 
-def run(options: Data) -> int:
+def main(options: Data) -> int:
     command = get_subcommand(options, is_required=False)
     if not isinstance(command, Synth | Inject | Simulate | Pack | Verify):
         raise ConfigError("expected a command: synth, inject, simulate, pack or verify (see --help)")
@@ -165,9 +165,9 @@ def run(options: Data) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def entry(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a known error is one line on stderr."""
-    return cli.run(Data, run, _join_pairs(list(sys.argv[1:] if argv is None else argv)))
+    return cli.run(Data, main, _join_pairs(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _join_pairs(argv: list[str]) -> list[str]:
@@ -212,4 +212,4 @@ def _say_written(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

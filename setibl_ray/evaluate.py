@@ -78,7 +78,8 @@ def study(run: Run, n_haystacks: int, n_needles: int, seed: int) -> dict[str, An
 
     recipe = sensitivity.recipe_for(n_haystacks, n_needles, seed=seed, data=run.manifest["data"])
     say(f"making and scoring {recipe.train:,} cadences …")
-    table = sensitivity.score(run, recipe, n_processes=n_cores())
+    weights = [run.weights(fold) for fold in range(run.config.folds)]
+    table = sensitivity.score(run.config, weights, recipe, n_processes=n_cores())
     run.folder.write_csv("sensitivity.csv", table)
     return sensitivity.examine(table, seed=seed)
 

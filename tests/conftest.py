@@ -18,9 +18,8 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") 
 # What XLA computes does not change, compiling takes a third of the time.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ.update(
-    RAY_worker_niceness="0"
-)  # with Ray's 15, workers starve beside whatever else the machine does
+# With Ray's 15, workers starve beside whatever else the machine does.
+os.environ.update(RAY_worker_niceness="0")
 os.environ.pop("RAY_ADDRESS", None)
 # An example may take as long as it likes: other tests run beside it.
 settings.register_profile("setibl_ray", deadline=None)

@@ -72,7 +72,9 @@ def test_fields(capsys, good, tmp_path):
         capsys, *base[:6], *base[8:], "--config", tmp_path / "batch.yaml"
     )
     assert "no file" in refused(capsys, *base, "--weights", tmp_path / "absent.h5")
-    assert "nobody has trained efficientnet-nano" in refused(capsys, *base, "--weights", "imagenet")
+    assert "no ImageNet weights for --model efficientnet-nano" in refused(
+        capsys, *base, "--weights", "imagenet"
+    )
     assert "--resume needs --out" in refused(capsys, *BASE, "--data", good, "--resume")
     assert "holds no run" in refused(capsys, *base, "--resume")
     (tmp_path / "typo.yaml").write_text("augment: {strenght: 1}\n")

@@ -138,7 +138,7 @@ def test_a_config_of_version_0_1_0_means_what_it_meant():
 
 def test_defaults_are_those_of_the_original_notebook():
     config = Config()
-    assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6"))
+    assert (config.folds, config.for_fold(0)) == (5, (12, 32, (273, 256), "efficientnet-b6", "plain"))
     assert (config.tta, config.label_smoothing, config.seed) == (11, 0.01, 42)
     augment = config.augment
     assert (augment.shear, augment.height_zoom, augment.width_shift) == (2.0, 1 / 8, 8 / 256)

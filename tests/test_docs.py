@@ -1,17 +1,22 @@
-"""Docs that are code: the task of docs/task.md runs, and docs/api.md says what the docstrings say."""
+"""Docs that are code: the task of docs/task.md runs, docs/api.md says what the docstrings say, commands are real."""
 
+import importlib
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
 
+import pytest
+
 import setibl_ray
-from setibl_ray import api
+from setibl_ray import api, cli
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
 MORE = (api.sweep, api.predict)
 
 
@@ -85,6 +90,38 @@ def test_the_reference_says_what_the_docstrings_say():
 
 
 def test_links_of_the_docs_lead_somewhere():
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+    for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def commands():
+    """What indented lines of the docs type, by page: words of each, without comments and with joined lines."""
+    for page in PAGES:
+        text = re.sub(r"\\\n +", " ", page.read_text())
+        for line in re.findall(
+            r"^    ((?:[A-Z_]+=\S+ )*(?:python|make|ray|setibl-ray) .*)$", text, re.MULTILINE
+        ):
+            yield page, shlex.split(line.replace("…", ""), comments=True)
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in commands()}), ids=lambda page: page.name)
+def test_documented_commands_take_their_flags(page, monkeypatch):
+    """They are parsed, not run: what they do has tests of its own; clusters, clouds and GPUs are not here."""
+    parsed = []
+    monkeypatch.setattr(cli, "run", lambda command, main, argv: parsed.append(cli.parse(command, argv)) or 0)
+    targets = re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(), re.MULTILINE)
+    for words in [words for where, words in commands() if where == page]:
+        line = " ".join(words)
+        program, *rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+        ours = next((i for i, word in enumerate(rest) if re.fullmatch(r"setibl_ray\.\w+", word)), None)
+        if program == "make":
+            assert rest[0] in targets, line
+        elif ours is not None:  # by itself, or after what Ray starts it with
+            before = len(parsed)
+            importlib.import_module(rest[ours]).entry(rest[ours + 1 :])
+            assert len(parsed) == before + 1, line
+        elif program == "python":
+            assert (DOCS.parent / rest[0]).exists(), line
+        else:
+            assert program == "ray", line

@@ -6,7 +6,7 @@ from setibl_ray import blend, cv, evaluate, predict, report, sweep
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.storage import without_credentials
-from setibl_ray.data import main as data_main
+from setibl_ray.data import entry as data_entry
 from setibl_ray.seti.formats.shards import read_index
 
 SECRET = "kUxLzPq7"
@@ -30,7 +30,7 @@ URLS = (
         (blend.entry, "run", "--out", "URL"),
         (report.entry, "URL"),
         (evaluate.entry, "URL"),
-        (data_main, "verify", "URL"),
+        (data_entry, "verify", "URL"),
     ],
 )
 @pytest.mark.parametrize("url", URLS)

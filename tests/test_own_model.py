@@ -101,3 +101,27 @@ def test_what_is_no_model_is_refused_before_anything_is_decoded(shards, tmp_path
     assert "could not build a model" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+WORKER = """
+import pickle, sys
+task = pickle.loads(sys.stdin.buffer.read())
+print(*task.code["first:build"]())
+"""
+
+
+def test_a_worker_prepares_tensorflow_before_a_module_of_the_users_imports_it(tmp_path, monkeypatch):
+    (tmp_path / "first.py").write_text(
+        "from tensorflow import keras\n"
+        "import sys\n"
+        "prepared = 'setibl_ray.seti.train' in sys.modules\n"
+        "def build(): return prepared, issubclass(keras.Model, sys.modules['tensorflow'].keras.Model)\n"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    )
+    make = "import first, pickle, sys; from setibl_ray.seti.task import CadenceTask; "
+    make += "sys.stdout.buffer.write(pickle.dumps(CadenceTask({'first:build': first.build})))"
+    task = subprocess.run([sys.executable, "-c", make], capture_output=True, check=True).stdout
+    worker = subprocess.run([sys.executable, "-c", WORKER], input=task, capture_output=True, check=True)
+    assert worker.stdout.split() == [b"True", b"True"]

@@ -43,6 +43,11 @@ def test_from_scratch_the_peak_is_one_that_learns_and_is_bounded():
     assert all(small(epoch) > small(epoch + 1) for epoch in range(1, 11))
     assert small(1 + 11 / 2) == pytest.approx((2e-3 + 2e-5) / 2)
     assert parse({"weights": "none", "batch_size": 1024}).learning_rate(0, 8).peak == 1.6e-2
+    on_off = parse(
+        {"weights": "none", "head": "on-off", "batch_size": 16, "model": "none,mine:own", "folds": 2}
+    )
+    assert on_off.learning_rate(0, 1).peak == 8e-3
+    assert on_off.learning_rate(1, 1).peak == 2e-3
     tuned = parse({"weights": "cadences", "batch_size": 16}).learning_rate(0, 1)
     assert tuned(0) == tuned.peak == pytest.approx(1e-3)
     one_epoch = parse({"weights": "none", "batch_size": 16, "epochs": 1}).learning_rate(0, 1)

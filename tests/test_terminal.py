@@ -82,7 +82,7 @@ def test_what_a_terminal_lacks_is_replaced(encoding):
     script = (
         "import sys; from setibl_ray import data; from setibl_ray.core import terminal\n"
         "terminal.prepare(); terminal.say('5 – 7 …'); print('Ω', file=sys.stderr)\n"
-        "sys.exit(data.main(['verify', 'nowhere-Ω']))"
+        "sys.exit(data.entry(['verify', 'nowhere-Ω']))"
     )
     environment = {"PYTHONIOENCODING": encoding, "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(

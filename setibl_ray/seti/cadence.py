@@ -7,10 +7,7 @@ A cadence is (6, time, frequency): five-minute pointings in the order ABACAD, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Literal
 
 N_PANELS = 6
 ON = (0, 2, 4)
@@ -39,13 +36,6 @@ class Layout:
         if self.stacked:
             return height * len(self.panels), width, 1
         return height, width, len(self.panels)
-
-    def arrange(self, panels: np.ndarray) -> np.ndarray:
-        """Turn (n, height, width, panels) into (n, *image_shape); stacking keeps each panel as it is."""
-        if not self.stacked:
-            return panels
-        n, height, width, count = panels.shape
-        return panels.transpose(0, 3, 1, 2).reshape(n, count * height, width, 1)
 
 
 LAYOUTS = {

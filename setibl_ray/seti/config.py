@@ -118,8 +118,8 @@ class Schedule(Section):
     lr_start: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Peak [1.25e-6 x global batch pretrained, 1.25e-4 x global batch from scratch, half of it with weights
-    cadences]."""
+    """Peak [per image of the global batch: 1.25e-6 pretrained, 5e-4 from scratch with the on-off head, 1.25e-4 from
+    scratch without it, 6.25e-5 with weights cadences]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""
     ramp_epochs: Annotated[int, Field(ge=0)] | None = None
@@ -137,6 +137,8 @@ class FoldConfig(NamedTuple):
     batch_size: int
     image_size: tuple[int, int]
     model: str
+    head: str
+    """A model of one's own is plain: it brings all its layers."""
 
 
 class Config(core.Config):
@@ -153,7 +155,8 @@ class Config(core.Config):
     image_size: PerFoldSize = ("273x256",)
     """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
-    """Backbone, or module:function, a Keras model of your own; a list gives one per fold."""
+    """Backbone, none for the on-off head alone, or module:function, a Keras model of your own; a list gives one per
+    fold."""
     head: Literal["plain", "on-off"] | None = None
     """plain, or on-off: beside the backbone, a small encoder that all six panels share, and a comparison of ON with OFF
     panels [on-off for layout all6 without ImageNet weights, otherwise plain]."""
@@ -217,14 +220,15 @@ class Config(core.Config):
             return values[fold if len(values) > 1 else 0]
 
         height, width = pick(self.image_size).split("x")
-        return FoldConfig(
-            pick(self.epochs), pick(self.batch_size), (int(height), int(width)), pick(self.model)
-        )
+        model = pick(self.model)
+        head = "plain" if ":" in model else self.head or "plain"
+        return FoldConfig(pick(self.epochs), pick(self.batch_size), (int(height), int(width)), model, head)
 
     def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
         return resolve(
             weights=self.weights,
+            head=own.head,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,
             **self.schedule.model_dump(),

@@ -30,7 +30,7 @@ COPIES = 30
 def fold_bytes(config: Config, fold: int, device: str, cpus: int, sizes: Backbone | None = None) -> int:
     """The estimate for one fold, by the formula above; `sizes` of a model that is not one of this package's."""
     own = config.for_fold(fold)
-    backbone = sizes or with_head(own.model, config.head)
+    backbone = sizes or with_head(own.model, own.head)
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
     activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
@@ -49,7 +49,7 @@ def device_bytes(config: Config, fold: int, batch: int | None = None, sizes: Bac
       sizes: as in `fold_bytes`.
     """
     own = config.for_fold(fold)
-    backbone = sizes or with_head(own.model, config.head)
+    backbone = sizes or with_head(own.model, own.head)
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = (batch or own.batch_size) * height * width
     activations = pixels * backbone.kept * (2 if config.mixed_precision else 4)

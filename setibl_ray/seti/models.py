@@ -39,13 +39,14 @@ MODELS = {
     "resnet50": Backbone("tensorflow:keras.applications.ResNet50", 23.6, 660, 77726),
     "inception-v3": Backbone("tensorflow:keras.applications.InceptionV3", 21.8, 400, 63758),
     "xception": Backbone("tensorflow:keras.applications.Xception", 20.9, 1000, 93959),
+    "none": Backbone("setibl_ray.seti.train.models:no_backbone", 0, 0, 0),  # the on-off head alone
     "vit-tiny": Backbone("setibl_ray.seti.train.models:vit_tiny", 5.6, 360, 25112),
 }
 
 ON_OFF = Backbone("", 0.15, 125, 5500)  # what the on-off head adds, counted as above
 
 
-def with_head(model: str, head: str | None) -> Backbone:
+def with_head(model: str, head: str) -> Backbone:
     """Sizes of a known model, with its head."""
     backbone = MODELS[model]
     if head != "on-off":

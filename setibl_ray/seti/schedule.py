@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 # The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
 PRETRAINED_LR_PER_IMAGE = 1.25e-6
-# From scratch, Adam needs about 2e-3 at batch 16 (measured on the demo set with the nano model). Beyond
-# a global batch of 128 the linear rule gives rates at which Adam diverges, so the peak stops growing there.
-SCRATCH_LR_PER_IMAGE = 1.25e-4
-SCRATCH_LR_LIMIT = 1.6e-2
-# The package's own weights know the task and learn the sky of other data.
-CADENCES_LR = 0.5  # of the peak from scratch
+# From scratch, Adam needs far more, and the on-off head four times what a backbone alone takes (docs/science.md has the
+# figures). The package's own weights know the task and learn the sky of other data. Beyond the limit, Adam learns less
+# or diverges, so the linear rule stops there.
+LR_PER_IMAGE = {"plain": 1.25e-4, "on-off": 5e-4, "cadences": 6.25e-5}
+LR_LIMIT = 1.6e-2
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class LearningRate:
 def resolve(
     *,
     weights: str,
+    head: str,
     global_batch: int,
     epochs: int,
     lr_start: float | None,
@@ -59,9 +59,9 @@ def resolve(
     """Fill in the values that the config leaves open.
 
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
-    epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 1.25e-4 x
-    global batch (at most 1.6e-2), start a quarter and floor a hundredth of the peak, one epoch of ramp, then half a
-    cosine. Weights `cadences` get half that peak, from the first epoch on.
+    epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 5e-4 x global
+    batch with the on-off head, 1.25e-4 without it (at most 1.6e-2), start a quarter and floor a hundredth of the peak,
+    one epoch of ramp, then half a cosine. Weights `cadences` begin at their peak, 6.25e-5 x global batch.
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if weights not in ("none", "cadences"):
@@ -71,10 +71,10 @@ def resolve(
         ramp = ramp_epochs if ramp_epochs is not None else 5
         decay = decay if decay is not None else 0.8
     else:
-        usual = min(SCRATCH_LR_PER_IMAGE * global_batch, SCRATCH_LR_LIMIT)
-        usual, ramped = (usual, epochs > 1) if weights == "none" else (CADENCES_LR * usual, False)
-        peak = lr_max if lr_max is not None else usual
+        tuned = weights == "cadences"
+        usual = LR_PER_IMAGE["cadences" if tuned else head] * global_batch
+        peak = lr_max if lr_max is not None else min(usual, LR_LIMIT)
         start = lr_start if lr_start is not None else peak / 4
         floor = lr_min if lr_min is not None else peak / 100
-        ramp = ramp_epochs if ramp_epochs is not None else int(ramped)
+        ramp = ramp_epochs if ramp_epochs is not None else int(epochs > 1 and not tuned)
     return LearningRate(start, peak, floor, ramp, sustain_epochs, decay, epochs)

@@ -29,7 +29,7 @@ def sizes(config: Config, fold: int, code: Mapping[str, Callable[..., Any]]) -> 
     """
     own = config.for_fold(fold)
     if ":" not in own.model:
-        return with_head(own.model, config.head)
+        return with_head(own.model, own.head)
     shape = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     function = code.get(own.model)
     if (own.model, shape, function) not in _measured:

@@ -6,6 +6,7 @@ The part that computes is only named: `WORKER` is imported where a fold runs.
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,20 @@ class CadenceTask(Task):
     def __init__(self, code: Mapping[str, Callable[..., Any]] | None = None) -> None:
         self.code = code or {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        from ray import cloudpickle  # a function from a notebook or a script exists here only
+
+        pickled = {name: cloudpickle.dumps(function) for name, function in self.code.items()}
+        return {**self.__dict__, "code": pickled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["code"]:
+            # Before a module of the user's imports TensorFlow, which would not find what is set for it there: which
+            # Keras `tf.keras` is, for one.
+            importlib.import_module(WORKER)
+        code = {name: pickle.loads(function) for name, function in state["code"].items()}
+        self.__dict__.update(state, code=code)
+
     def open(
         self,
         data: str,
@@ -70,16 +85,22 @@ class CadenceTask(Task):
                 f"layout: {layout.name} needs all six panels, but the PNG shards in {index.root} hold the three ON "
                 "panels only. Take --layout on3 or on_stack, or pack cadences with `python -m setibl_ray.data pack`."
             )
-        if config.weights == "imagenet" and "efficientnet-nano" in config.model:
-            raise ConfigError(
-                "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none, cadences or a "
-                "weights file"
-            )
+        for model in ("efficientnet-nano", "none"):
+            if model in config.model and config.weights == "imagenet":
+                raise ConfigError(
+                    f"weights: there are no ImageNet weights for --model {model}; take --weights none, cadences or a "
+                    "weights file"
+                )
         groups = {"training": index.train["group"], "test": index.test["group"]}
         postprocess.check(config.postprocess, groups)
         if config.head == "on-off" and layout.name != "all6":
             raise ConfigError(f"head: on-off compares six panels, those of --layout all6; got {layout.name}")
         config = config.with_layout(layout.name)
+        if "none" in config.model and config.head == "plain":
+            raise ConfigError(
+                f"model: none is the on-off head alone, and this run's head is plain (layout {layout.name}); take "
+                "--head on-off with --layout all6, or a backbone"
+            )
         network = (",".join(sorted(set(config.model))), config.layout, config.head)
         if config.weights == "cadences" and network != weights.NETWORK:
             wanted, got = (", ".join(map(str, parts)) for parts in (weights.NETWORK, network))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from setibl_ray.core.terminal import visible
-from setibl_ray.data import main
+from setibl_ray.data import entry
 from setibl_ray.seti.formats.records import Record
 from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.formats.writer import ShardWriter
@@ -38,12 +38,12 @@ SIZES = [
 )
 def test_synth_then_verify(tmp_path, capsys, snr):
     out = tmp_path / "set"
-    assert main(["synth", "--out", str(out), *SIZES, *snr]) == 0
+    assert entry(["synth", "--out", str(out), *SIZES, *snr]) == 0
     assert "12 train (6 needles) and 4 test cadences" in capsys.readouterr().out
     index = read_index(out)
     assert index.panel_shape == (32, 24)
     assert index.train["snr"].dropna().between(20, 40).all()
-    assert main(["verify", str(out)]) == 0
+    assert entry(["verify", str(out)]) == 0
     captured = capsys.readouterr()
     assert "4 shards, 16 records: sound" in captured.out
     assert "needle-constant" in captured.out
@@ -53,7 +53,7 @@ def test_synth_then_verify(tmp_path, capsys, snr):
 def test_damage_is_exit_2_and_listed(small_set, tmp_path, capsys):
     for path in small_set.glob("*.tfrec"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-1])
-    assert main(["verify", str(tmp_path)]) == 2
+    assert entry(["verify", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 7
     assert "6 problems, listed above" in lines[-1]
@@ -67,25 +67,25 @@ def test_damage_is_exit_2_and_listed(small_set, tmp_path, capsys):
 ])  # fmt: skip
 def test_errors_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
+    assert entry(argv) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
 def test_unknown_flags_and_missing_ones_are_exit_2(capsys):
-    assert main(["synth", "--out", "x", "--trian", "1"]) == 2
+    assert entry(["synth", "--out", "x", "--trian", "1"]) == 2
     assert "--trian" in capsys.readouterr().err
-    assert main(["synth"]) == 2
+    assert entry(["synth"]) == 2
     assert capsys.readouterr().err.endswith("synth.train: expected, but not given (see --help)\n")
-    assert main([]) == 2
+    assert entry([]) == 2
     assert "expected a command: synth, inject, simulate, pack or verify" in capsys.readouterr().err
 
 
 def test_help_loads_neither_pandas_nor_numpy():
     code = (
-        "import sys; from setibl_ray.data import main\n"
-        "try: main(['--help'])\n"
+        "import sys; from setibl_ray.data import entry\n"
+        "try: entry(['--help'])\n"
         "except SystemExit: print(*[m for m in ('numpy', 'pandas', 'tensorflow') if m in sys.modules], 'end')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -104,7 +104,7 @@ def test_markup_in_data_is_shown_as_it_stands(tmp_path, capsys):
                 writer.write(Record(f"{split}{text}", i % 2 if labelled else None, text, 9.0, text, panels))
     with ShardWriter(tmp_path, "train", 1) as writer:
         writer.write(Record(f"train{MARKUP[1]}", 1, None, 9.0, None, panels))
-    assert main(["verify", str(tmp_path)]) == 2
+    assert entry(["verify", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     for text in MARKUP[:3]:
         assert visible(text) in captured.out

@@ -94,9 +94,12 @@ def test_needles_show_where_their_kind_says():
                 assert shown == panels
             inside = (track.centre >= 0) & (track.centre <= 255)
             assert inside[sorted(shown)].mean() >= synth.IN_BAND
-            means = track.level.mean(axis=1)[sorted(shown)]
-            assert means.max() == pytest.approx(50, rel=0.4)
-            assert means.min() >= means.max() * (0.7 * synth.UNEVEN[0] if kind == "hard-uneven" else 0.6)
+            if kind == "hard-uneven":
+                peaks = track.level.max(axis=1)
+                assert peaks.max() > 50 - 1e-6
+                assert synth.UNEVEN[0] * peaks.max() <= peaks.min() < 0.9 * peaks.max()
+            else:
+                assert track.level[sorted(shown)].mean() == pytest.approx(50, rel=0.2)
 
 
 def test_tracks_go_on_through_the_slews():

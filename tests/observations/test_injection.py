@@ -7,7 +7,7 @@ import pytest
 from skies import SMALL
 
 from setibl_ray.core.errors import ConfigError, DataError
-from setibl_ray.data import main
+from setibl_ray.data import entry
 from setibl_ray.seti.formats.shards import read_index, read_panels
 from setibl_ray.seti.formats.tfrecord import decode_example, frames
 from setibl_ray.seti.observations import signals, windows
@@ -101,7 +101,7 @@ def test_exclusions(small, tmp_path):
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(small, tmp_path, capsys, argv, message):
     given = ["inject", "--list", str(small), "--out", str(tmp_path / "x"), "--processes", "1"]
-    assert main([*given, *argv, *([] if "--train" in argv else ["--train", "40"])]) == 2
+    assert entry([*given, *argv, *([] if "--train" in argv else ["--train", "40"])]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

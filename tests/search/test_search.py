@@ -177,7 +177,7 @@ def test_an_interrupted_search_goes_on(sky, run, tmp_path, monkeypatch, done, ne
     observations = read_list(str(sky), n_coarse=2)
     monkeypatch.setattr(running, "SCORER", standins.interrupted_at_the_second)
     networks.clear()
-    with pytest.raises(Interrupted, match=r"everything that was finished is kept. Go on with: .* --resume"):
+    with pytest.raises(Interrupted, match=r"is kept. Go on with the same command, --out .* and --resume"):
         search(run, observations, tmp_path / "out", SETTINGS)
     assert len(list((tmp_path / "out" / "channels").iterdir())) == 1
     monkeypatch.setattr(running, "SCORER", standins.scorer)

@@ -1,5 +1,7 @@
 """What makes trials comparable, how points are suggested, and when a best trial is called better."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from setibl_ray.core.task import Score
 from setibl_ray.core.tuning.compare import against_base, confirmed
-from setibl_ray.core.tuning.ladder import Standing, ladder, slots_for
+from setibl_ray.core.tuning.ladder import Standing, first_compared, ladder, slots_for
 from setibl_ray.core.tuning.ledger import Ledger, Trial
 from setibl_ray.core.tuning.pruning import Pruning
 from setibl_ray.core.tuning.search import suggest
@@ -35,6 +37,14 @@ def test_the_ladder_counts_fold_epochs_wave_by_wave():
     assert [s.fold_epochs for s in ladder([1, 3], slots=2)] == [2, 3, 4]
     assert [slots_for(5, n) for n in (1, 2, 4, 5, 9)] == [1, 1, 1, 5, 5]
     assert [slots_for(6, n) for n in (1, 2, 4, 5, 9)] == [1, 2, 3, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("column", "grace", "fold_epochs"), [("val", 1, 2), ("val", 3, 6), ("", 1, 6), ("", 9, 9)]
+)
+def test_trials_are_compared_once_there_are_scores(column, grace, fold_epochs):
+    steps = ladder([3, 3, 3], slots=2)
+    assert first_compared(steps, grace, replace(RMSE, step=column)).fold_epochs == fold_epochs
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

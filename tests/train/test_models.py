@@ -50,9 +50,9 @@ def test_nano_has_the_size_that_is_stated():
 
 
 def test_the_on_off_head_compares_on_with_off_whatever_their_order():
-    image = tf.keras.Input((40, 36, 6))
+    image = tf.keras.Input((80, 76, 6))
     head = tf.keras.Model(image, models._on_off(image, 0.9))
-    cadence = np.random.default_rng(0).normal(size=(1, 40, 36, 6)).astype(np.float32)
+    cadence = np.random.default_rng(0).normal(size=(1, 80, 76, 6)).astype(np.float32)
     orders = [range(6), (4, 1, 0, 5, 2, 3), (1, 0, 3, 2, 5, 4)]
     plain, reordered, exchanged = head(
         np.concatenate([cadence[..., list(order)] for order in orders])
@@ -65,6 +65,21 @@ def test_the_on_off_head_compares_on_with_off_whatever_their_order():
     assert model.count_params() - build("efficientnet-nano", 6).count_params() == pytest.approx(
         1e6 * (parameters[1] - parameters[0]), rel=0.2
     )
+    alone = build("none", 6, head="on-off")
+    assert alone.count_params() == pytest.approx(1e6 * with_head("none", "on-off").parameters, rel=0.2)
+    pred = alone(np.concatenate([cadence[..., list(order)] for order in orders]), training=False).numpy()
+    assert pred[0] == pytest.approx(pred[1], abs=1e-3)
+    assert pred[0] != pred[2]
+
+
+def test_units_of_the_on_off_head_that_are_off_for_all_images_still_learn():
+    model = build("none", 6, head="on-off")
+    hidden = model.layers[-2]
+    hidden.bias.assign([-1e3] * 32)
+    images = tf.random.stateless_normal((4, 80, 76, 6), (1, 2))
+    with tf.GradientTape() as tape:
+        logit = model.layers[-1].kernel[:, 0] * tf.keras.Model(model.input, hidden.output)(images)
+    assert tf.reduce_all(tape.gradient(logit, hidden.bias) != 0)
 
 
 def test_batch_norm_momentum_is_a_field_and_lower_from_scratch():

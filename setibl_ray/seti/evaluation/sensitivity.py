@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from setibl_ray.seti.evaluation import baselines, metrics
 from setibl_ray.seti.making.recipe import Recipe
 
 if TYPE_CHECKING:
-    from setibl_ray.seti.evaluation.finished import Run
+    from setibl_ray.seti.config import Config
 
 SNR = (3.0, 100.0)
 FPR_LEVELS = (0.01, 0.001, 0.0001)
@@ -100,14 +100,14 @@ def _made(recipe: Recipe, n_processes: int) -> Iterator[tuple[np.ndarray, pd.Dat
             yield ahead.popleft().result()
 
 
-def score(run: Run, recipe: Recipe, *, n_processes: int = 1) -> pd.DataFrame:
-    """The tables of `make` with `pred`, the mean over the run's folds of their scores of the plain image.
+def score(config: Config, weights: Sequence[bytes], recipe: Recipe, *, n_processes: int = 1) -> pd.DataFrame:
+    """The tables of `make` with `pred`, the mean over folds of their scores of the plain image.
 
-    Raises:
-      RunFolderError: the run's weights were not kept, or have changed.
+    Args:
+      config: of a run.
+      weights: each fold's weights file.
     """
-    weights = [run.weights(fold) for fold in range(run.config.folds)]
-    config = run.config.model_copy(
+    config = config.model_copy(
         update={"device": "auto", "devices_per_fold": None, "cpus_per_fold": n_processes}
     )
     # By name, as whatever imports the networks imports TensorFlow.

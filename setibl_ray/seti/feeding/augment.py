@@ -24,7 +24,6 @@ from setibl_ray.seti.cadence import PANEL_SHAPE
 from setibl_ray.seti.config import Augment
 
 MIN_ZOOM = 0.1  # without a limit, a normal draw may give a zoom of 0 or less
-IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class Draws(NamedTuple):

@@ -54,7 +54,6 @@ def search(
     where: Where | Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: bool = False,
-    command: str = "python -m setibl_ray.search",
     console: Console | None = None,
 ) -> str:
     """Search observations with every fold of a finished run: a job for each coarse channel.
@@ -65,7 +64,6 @@ def search(
       where: where channels are searched; a `Where`, or a mapping of its fields.
       changes: config fields that say what a job runs on; by default the best device of the cluster, and one core.
       resume: go on with the search in `out`.
-      command: what a user types to resume, in messages.
       console: where a line for each observation's notes and each channel is shown.
 
     Returns:
@@ -100,7 +98,7 @@ def search(
         _open(folder, plan, resume)
         channels = _Channels(folder, spec, say)
         if channels.missing:
-            how = f"Go on with: {command} {run_path} … --out {out} --resume"
+            how = f"Go on with the same command, --out {out} and --resume."
             with session.place(spec, where, say) as (runner, placed), session.ending(channels, how):
                 channels.spec = placed
                 for _ in session.follow(runner, channels, where.max_retries):

@@ -34,11 +34,17 @@ def efficientnet_nano(*, include_top: bool, weights: str | None, input_shape: Im
 
     if weights:
         raise ConfigError(
-            "weights: nobody has trained efficientnet-nano on ImageNet; take --weights none or a file"
+            "weights: there are no ImageNet weights for --model efficientnet-nano; take --weights none or a file"
         )
     build = inject_tfkeras_modules(efficientnet.model.EfficientNet)
     own = {"model_name": "efficientnet-nano", "include_top": include_top, "weights": None}
     return build(0.35, 0.35, 91, **own, input_shape=input_shape)
+
+
+def no_backbone(*, include_top: bool, weights: None, input_shape: ImageShape) -> tf.keras.Model:
+    """The mean of each channel: next to nothing beside the features of the on-off head."""
+    image = tf.keras.Input(input_shape)
+    return tf.keras.Model(image, tf.keras.layers.GlobalAveragePooling2D()(image))
 
 
 def vit_tiny(*, include_top: bool, weights: str | None, input_shape: ImageShape) -> tf.keras.Model:
@@ -93,7 +99,7 @@ def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -
         ) from error
     wanted = f"model: expected {name} to return an uncompiled Keras model with one output of shape (None, 1)"
     if not isinstance(model, tf.keras.Model):
-        raise ConfigError(f"{wanted}; got {type(model).__name__}")
+        raise ConfigError(f"{wanted}, a {_name_of(tf.keras.Model)}; got {_name_of(type(model))}")
     if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != tuple(image_shape):
         shapes = [tuple(one.shape[1:]) for one in model.inputs]
         raise ConfigError(f"{wanted} for one input of shape {tuple(image_shape)}; its inputs are {shapes}")
@@ -108,6 +114,11 @@ def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -
     return model
 
 
+def _name_of(kind: type) -> str:
+    """With its module, unless Python brings it: Keras 2 and Keras 3 both have a Model."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras.Model:
     backbone = _with_weights(own.model, image_shape, "imagenet" if config.weights == "imagenet" else None)
     momentum = config.bn_momentum or (SCRATCH_BN_MOMENTUM if config.weights in ("none", "cadences") else None)
@@ -120,11 +131,14 @@ def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras
         x = tf.keras.layers.GlobalAveragePooling2D()(x)
     elif x.shape.rank == 3:  # a transformer's tokens
         x = tf.keras.layers.GlobalAveragePooling1D()(x)
-    if config.head == "on-off":
+    activation = "relu"
+    if own.head == "on-off":
+        # With ReLU all 32 units died in some runs at this head's learning rate: one score for every needle.
+        activation = tf.nn.leaky_relu
         x = tf.keras.layers.Concatenate()(
             [x, _on_off(backbone.input, config.bn_momentum or SCRATCH_BN_MOMENTUM)]
         )
-    x = tf.keras.layers.Dense(32, activation="relu")(x)
+    x = tf.keras.layers.Dense(32, activation=activation)(x)
     # float32 whatever the policy: a sigmoid in 16 bits cannot tell probabilities near 1 apart.
     x = tf.keras.layers.Dense(1, activation="sigmoid", dtype="float32")(x)
     return tf.keras.Model(backbone.input, x, name=own.model)
@@ -147,8 +161,8 @@ def _on_off(image: tf.Tensor, momentum: float) -> tf.Tensor:
     x = tf.reshape(tf.transpose(image, (0, 3, 1, 2)), (-1, height, width, 1))
     for filters, kernel in ((16, 5), (32, 3), (48, 3)):
         x = convolved(x, filters, kernel, 2)
-    maps = tf.reshape(x, (-1, n_panels, *x.shape[1:]))
-    on, off = maps[:, ::2], maps[:, 1::2]
+    # Panels alternate, ON first; a strided slice and its gradient take longer than the first convolution.
+    on, off = tf.unstack(tf.reshape(x, (-1, n_panels // 2, 2, *x.shape[1:])), axis=2)
     # Where: in the same place, up to drifts that two more convolutions bridge.
     x = tf.concat([reduce(part, 1) for part in (on, off) for reduce in (tf.reduce_mean, tf.reduce_max)], -1)
     x = convolved(convolved(x, 64, 3, 1), 64, 3, 2)

@@ -167,7 +167,7 @@ def trainer_for(work: Work, own: FoldConfig, image_shape: ImageShape, device: De
     global _kept
     config = work.config
     compiled = (
-        config.head,
+        own.head,
         config.weights,
         config.loss,
         config.label_smoothing,

@@ -13,7 +13,7 @@ from setibl_ray.core.errors import ConfigError
 
 NETWORK = ("efficientnet-nano", "all6", "on-off")
 """Model, layout and head that they are for."""
-SHA256 = "a0a101ab9d199de002984f2c220cb4fa2024ca5daaa6d78848192fa684551036"
+SHA256 = "8d79098bbe0f97b810ae9c144d5a37b413f24bb8e9032f1237c0ac46fc602386"
 
 
 def read() -> bytes:
