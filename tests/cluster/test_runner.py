@@ -294,11 +294,14 @@ def test_a_job_does_not_run_ahead_of_whoever_takes_its_events(tmp_path):
 @pytest.mark.parametrize("dies", [False, True])
 def test_on_an_accelerator_the_process_of_a_fit_goes_on_with_its_test_set(dies, tmp_path):
     """Of the fit's own process, or, if that dies of it, of the next."""
+    heard = tmp_path / "heard"  # the process dies only then: what it has said last would be lost with it
     mark = str(tmp_path / "tried")
 
     def predict(work):
         if dies and not os.path.exists(mark):
             open(mark, "w").close()
+            while not heard.exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         assert work.artifact == b"w" * (work.fold + 1)
         return Prediction(np.full(len(work.rows.test), work.fold, np.float32))
@@ -306,7 +309,11 @@ def test_on_an_accelerator_the_process_of_a_fit_goes_on_with_its_test_set(dies, 
     spec = spec_of(Made(zeros, predict), folds=2, n_test=5, device="gpu")
     record = session.open_record(RunFolder(str(tmp_path / "run")), spec, resume=False)
     runner = RayRunner(spec, Request("cpu", 1), max_parallel=1)
-    events = [event for event, _ in session.follow(runner, record, max_retries=1)]
+    events = []
+    for event, _ in session.follow(runner, record, max_retries=1):
+        events.append(event)
+        if isinstance(event, Started) and event.span:
+            heard.touch()
     assert record.manifest.states("done") == [0, 1]
     for fold in (0, 1):
         np.testing.assert_array_equal(record.predicted[fold].pred, np.full(5, fold))
