@@ -123,30 +123,38 @@ def browser() -> Iterator[Browser]:
     """A browser with a profile of its own, gone afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile,
-        subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as driver,
+        _driver() as url,
     ):
+        options = {
+            "args": [*FLAGS, f"--user-data-dir={profile}"],
+            "binary": shutil.which(installed() or ""),
+        }
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = _call(f"{url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         try:
-            assert driver.stdout is not None
-            port = next(
-                found[1]
-                for line in driver.stdout
-                if (found := re.search(r"started successfully on port (\d+)", line))
-            )
-            url = f"http://127.0.0.1:{port}"
-            options = {
-                "args": [*FLAGS, f"--user-data-dir={profile}"],
-                "binary": shutil.which(installed() or ""),
-            }
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            session = _call(f"{url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-            try:
-                yield Browser(url, session)
-            finally:
-                _call(f"{url}/session/{session}", method="DELETE")
+            yield Browser(url, session)
         finally:
-            driver.terminate()
+            _call(f"{url}/session/{session}", method="DELETE")
+
+
+@contextmanager
+def _driver() -> Iterator[str]:
+    """URL of a chromedriver, which ends at once where another process was quicker to take its port."""
+    said = ""
+    for _ in range(3):
+        with subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as driver:
+            try:
+                assert driver.stdout is not None
+                for line in driver.stdout:
+                    said += line
+                    if found := re.search(r"started successfully on port (\d+)", line):
+                        yield f"http://127.0.0.1:{found[1]}"
+                        return
+            finally:
+                driver.terminate()
+    raise RuntimeError(f"chromedriver did not start: {said}")
 
 
 if __name__ == "__main__":  # python tests/browser.py RUN/report.html picture.png --height 1500
