@@ -47,7 +47,7 @@ def test_merging_loses_nothing_and_does_not_depend_on_order(values):
 def test_threshold():
     null = [hit(1000 * k, score=0.1 * k) for k in range(1, 10)]
     assert choose_threshold(SearchSettings(threshold=0.7), null, 1).value == 0.7
-    assert choose_threshold(SearchSettings(), null, 1).value == 0.8
+    assert choose_threshold(SearchSettings(), null, 1).value == 0.95
     for allowed in (0, 1, 3, 20):
         chosen = choose_threshold(SearchSettings(false_per_ghz=allowed), null, 1.0)
         left = sum(one["score"] >= chosen.value for one in null)

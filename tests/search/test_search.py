@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -224,6 +225,16 @@ def test_changed_weights_are_refused(sky, tmp_path):
         search(str(other), read_list(str(sky), n_coarse=2), str(tmp_path / "out"), SETTINGS)
 
 
+def test_a_threshold_that_the_needles_of_the_run_do_not_reach_is_said(sky, run, tmp_path, console):
+    oof = pd.concat(pd.read_csv(path) for path in sorted(Path(run).glob("fold-*/oof.csv")))
+    needles = oof["pred_no_tta"][oof["target"] == 1]
+    observations = read_list(str(sky), n_coarse=2)
+    for name, level in (("low", needles.quantile(0.3)), ("high", needles.quantile(0.7))):
+        search(run, observations, tmp_path / name, SearchSettings(threshold=level), console=console)
+        share = f"of the run's own needles, {(needles >= level).mean():.0%} have"
+        assert (share in console.file.getvalue()) == (name == "high")
+
+
 def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done):
     shutil.copytree(sky.parent, tmp_path / "sky")
     name = sorted((tmp_path / "sky").glob("*.h5"))[2]
@@ -244,7 +255,7 @@ def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done
 
 def test_results(sky, done):
     summary = json.loads((done / "search.json").read_text())
-    assert summary["threshold"]["value"] == 0.8
+    assert summary["threshold"]["value"] == 0.95
     assert summary["channels"] == 2
     assert sum(row["injected"] for row in summary["recall"]) == 6
     assert summary["run"]["weights_sha256"]

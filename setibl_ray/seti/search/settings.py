@@ -19,7 +19,7 @@ class SearchSettings(pydantic.BaseModel):
     bins: Bins = (1, 8)
     """Channels that are summed to one, each searched by itself: 8 holds drifts eight times as fast."""
     threshold: Annotated[float, pydantic.Field(ge=FLOOR, le=1)] | None = None
-    """Score from which a hit counts [0.8, or what --false-per-ghz gives]."""
+    """Score from which a hit counts [0.95, or what --false-per-ghz gives]."""
     false_per_ghz: Annotated[float, pydantic.Field(ge=0)] | None = None
     """Choose the threshold at which the same data with ON and OFF exchanged give so many candidates a GHz."""
     recover: Annotated[int, pydantic.Field(ge=0)] = 0
