@@ -15,7 +15,7 @@ from setibl_ray.seti.observations.observation import Observation
 from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
 # Where neither the user nor the null says anything. Networks with the on-off head give needles 0.98 and more, and above
-# this there was no false candidate in five observations of two generators (docs/search.md).
+# this there was one false candidate in seven observations of two generators (docs/search.md).
 THRESHOLD = 0.95
 SAME_HZ = (
     40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond

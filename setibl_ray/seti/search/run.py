@@ -94,8 +94,8 @@ def search(
     for observation in observations:
         for note in observation.notes:
             say(f"{observation.name}: {note}")
-    if note := _too_high(run, settings):
-        say(note)
+    if warning := _warning(run, settings):
+        say(warning)
     with folder.locked():
         _open(folder, plan, resume)
         channels = _Channels(folder, spec, say)
@@ -111,17 +111,17 @@ def search(
         return path
 
 
-def _too_high(run: Run, settings: SearchSettings) -> str:
+def _warning(run: Run, settings: SearchSettings) -> str:
     """What to say where a threshold would leave out most of the needles that the run was trained on, else nothing."""
     if settings.false_per_ghz is not None:
         return ""
-    level = gather.choose_threshold(settings, [], 1.0).value
-    found = float((run.oof["pred_no_tta"][run.oof["target"] == 1] >= level).mean())
-    if not found < 0.5:
+    level = gather.THRESHOLD if settings.threshold is None else settings.threshold
+    found = run.oof["pred_no_tta"][run.oof["target"] == 1] >= level
+    if not len(found) or found.mean() >= 0.5:
         return ""
     return (
-        f"threshold {level:g}: of the run's own needles, {found:.0%} have such a score in its oof.csv; lower "
-        "--threshold, or let --false-per-ghz choose one"
+        f"threshold {level:g}: of the run's own needles, {found.mean():.0%} have such a score in its oof.csv; "
+        "lower --threshold, or let --false-per-ghz choose one"
     )
 
 
