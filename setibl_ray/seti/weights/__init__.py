@@ -13,7 +13,7 @@ from setibl_ray.core.errors import ConfigError
 
 NETWORK = ("efficientnet-nano", "all6", "on-off")
 """Model, layout and head that they are for."""
-SHA256 = "8d79098bbe0f97b810ae9c144d5a37b413f24bb8e9032f1237c0ac46fc602386"
+SHA256 = "8db041aca89f6b243777475d57c172a402d1b9cee64922e2ff211e7c243275b8"
 
 
 def read() -> bytes:
