@@ -1,10 +1,11 @@
 """What the promises are worth on a real GPU, in under eight minutes on one.
 
-    python benchmarks/gpu.py [--only share,repeat,kill,demo,speed,frameworks,job] [--out benchmarks] [--seconds 480]
+    python benchmarks/gpu.py [--only repeat,kill,speed,job,share,demo,frameworks] [--out benchmarks] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
 
 Each part runs the commands that a user would. Writes gpu.json and gpu.md, with the card's name and the date; a row that
-falls short says so, and so does a part for which there was no time left. Without a GPU it measures nothing.
+falls short says so, and so does a part for which there was no time left. Parts measured earlier with the same card stay
+in the files, each with its date. Without a GPU it measures nothing.
 """
 
 from __future__ import annotations
@@ -37,14 +38,29 @@ ENVIRONMENT = {
     **os.environ,
     # JAX would take three quarters of a device for itself, whoever shares it, and compute in another order each time.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
+    "XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), "--xla_gpu_deterministic_ops=true"])),
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # likewise PyTorch
     "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
-# Ways to train that a fold does not take: it computes in float32, deterministically, operation by operation.
-WAYS = {"mixed": "in mixed precision", "free": "without determinism", "xla": "compiled by XLA"}
-WAY_S = 100.0  # no way may take longer: eight minutes are for everything
+# Ways to train that a fold does not take: it computes in float32, deterministically, operation by operation, and a step
+# at a time.
+WAYS = {
+    "mixed": "in mixed precision",
+    "free": "without determinism",
+    "xla": "compiled by XLA",
+    "steps": "sixteen steps at a time",
+}
+WAY_S = 120.0  # no way may take longer: eight minutes are for everything
+
+
+class Speed(NamedTuple):
+    """A model whose fold is measured against the bare model, and the other ways to train that are measured with it."""
+
+    model: str
+    image_size: str
+    data: Recipe
+    ways: tuple[str, ...]
 
 
 class Sizes(NamedTuple):
@@ -53,9 +69,7 @@ class Sizes(NamedTuple):
     device: str
     small: Mapping[str, str]  # nano, for sharing, repeating and killing
     small_data: Recipe
-    models: tuple[str, ...]  # folds of each against the bare model; the first also in other ways
-    image_size: str
-    speed_data: Recipe
+    speed: tuple[Speed, ...]
     job_data: Recipe
     epochs: int
     views: int
@@ -63,13 +77,16 @@ class Sizes(NamedTuple):
     @classmethod
     def gpu(cls) -> Sizes:
         small = {"image-size": "91x85", "batch-size": "32", "epochs": "6", "tta": "2"}
+        few, many = Recipe(train=800, shards=8), Recipe(train=2400, shards=8)
         return cls(
             "gpu",
             small,
             Recipe(train=1200, test=200, shards=10, test_shards=2, shape=(91, 85)),
-            ("efficientnet-b0", "efficientnet-b4"),
-            "273x256",
-            Recipe(train=1600, test=8, shards=4, test_shards=1),
+            (
+                Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
+                Speed("efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("steps", "xla")),
+                Speed("efficientnet-b4", "273x256", few, ()),
+            ),
             JOB,
             3,
             3,
@@ -82,9 +99,7 @@ class Sizes(NamedTuple):
             "cpu",
             small,
             Recipe(train=100, test=20, shards=10, test_shards=2, shape=(32, 32), positive=0.5),
-            ("efficientnet-nano",),
-            "32x32",
-            Recipe(train=80, test=8, shards=4, test_shards=1, shape=(32, 32), positive=0.5),
+            (Speed("efficientnet-nano", "32x32", Recipe(train=80, shards=4, shape=(32, 32)), tuple(WAYS)),),
             Recipe(train=80, test=20, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100)),
             2,
             1,
@@ -124,8 +139,15 @@ class Bench:
           CalledProcessError: it fails; with its last words.
         """
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+        self.said(command)
         return time.perf_counter() - start
+
+    def said(self, command: list[str], timeout_s: float | None = None) -> str:
+        """What it prints; errors as for `run`."""
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout_s
+        )
+        return done.stdout
 
     def shared(self, share: float) -> dict[str, float]:
         """Flags for folds that have a share of the device each; CPUs are not shared out, so as many folds at once."""
@@ -177,7 +199,10 @@ class Bench:
         return self._together_s
 
     def repeat(self) -> Iterator[Row]:
-        self.together()
+        seconds = self.together()
+        laps = pd.DataFrame([fold["timings"] for fold in manifest(self.work / "together")["folds"].values()])
+        text = ", ".join(f"{lap.removesuffix('_s')} {mean:.1f} s" for lap, mean in laps.mean().items())
+        yield Row(f"where a fold's time goes, of a run of {seconds:.0f} s", "for the record", text, True)
         self.run(self.small("again", 0.2))
         same = digest(self.work / "together") == digest(self.work / "again")
         what = "two runs of five folds at once: oof.csv and submission.csv"
@@ -245,33 +270,32 @@ class Bench:
 
     def speed(self) -> Iterator[Row]:
         """What a fold reaches on the whole device, and what other ways to compute would reach."""
-        first, *others = self.sizes.models
-        speeds = {}
-        for model, way in [*((model, "fold") for model in (first, *others)), *((first, way) for way in WAYS)]:
-            what = f"{model}, {self.sizes.image_size}: {WAYS.get(way, 'a fold')}"
-            flags = ["--speed", way, "--device", self.sizes.device, "--model", model]
-            flags += ["--image-size", self.sizes.image_size, "--data", str(self.data(self.sizes.speed_data))]
-            command = [sys.executable, str(HERE / "gpu.py"), *flags]
-            try:
-                done = subprocess.run(
-                    command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=WAY_S
-                )
-            except subprocess.SubprocessError as error:
-                why = "took too long" if isinstance(error, subprocess.TimeoutExpired) else "failed"
-                yield Row(what, "measured", f"not measured: {why}", False)
-                continue
-            found = speeds[model, way] = json.loads(done.stdout.splitlines()[-1])
-            bare = found["bare"]
-            if way == "fold":
-                text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s)"
-                yield Row(f"{what}, over the bare model", "at least 0.9", text, found["fold"] >= 0.9 * bare)
-                text = f"{found['input']:.0f} images/s with {found['threads']} threads"
-                yield Row(
-                    f"{what}, its input alone", "more than the model takes", text, found["input"] > bare
-                )
-            elif as_a_fold := speeds.get((model, "fold")):
-                text = f"{bare / as_a_fold['bare']:.2f} x"
-                yield Row(f"{what}, over the bare model as a fold trains it", "for the record", text, True)
+        for model, size, recipe, ways in self.sizes.speed:
+            flags = ["--device", self.sizes.device, "--model", model, "--image-size", size]
+            flags += ["--data", str(self.data(recipe))]
+            as_a_fold = None
+            for way in ("fold", *ways):
+                what = f"{model}, {size}: {WAYS.get(way, 'a fold')}"
+                command = [sys.executable, str(HERE / "gpu.py"), "--speed", way, *flags]
+                try:
+                    found = json.loads(self.said(command, timeout_s=WAY_S).splitlines()[-1])
+                except subprocess.SubprocessError as error:
+                    yield Row(what, "measured", f"not measured: {last_words(error)}", False)
+                    continue
+                bare = found["bare"]
+                if way == "fold":
+                    as_a_fold = bare
+                    text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s)"
+                    holds = found["fold"] >= 0.9 * bare
+                    yield Row(f"{what}, over the bare model", "at least 0.9", text, holds)
+                    text = f"{found['input']:.0f} images/s with {found['threads']} threads"
+                    holds = found["input"] > bare
+                    yield Row(f"{what}, its input alone", "more than the model takes", text, holds)
+                elif as_a_fold:
+                    text = f"{bare / as_a_fold:.2f} x (first step after {found['first_s']:.0f} s)"
+                    yield Row(
+                        f"{what}, over the bare model as a fold trains it", "for the record", text, True
+                    )
 
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
@@ -343,6 +367,9 @@ def measure_speed(way: str, device: str, model: str, image_size: str, data: str)
 
     if way == "free":
         tf.config.experimental.enable_op_determinism = lambda: None
+    if way == "steps":
+        compile_one = tf.keras.Model.compile
+        tf.keras.Model.compile = lambda model, **how: compile_one(model, **how | {"steps_per_execution": 16})
     index, threads = read_index(data), len(os.sched_getaffinity(0))
     config = parse(
         {"folds": 2, "weights": "none", "layout": "all6", "model": model, "image_size": image_size}
@@ -372,9 +399,11 @@ def measure_speed(way: str, device: str, model: str, image_size: str, data: str)
         return n_images / min(seconds)
 
     batch = next(iter(fold.epoch(0)))
-    train(tf.data.Dataset.from_tensors(batch))  # traces, and chooses convolutions
     in_memory = tf.data.Dataset.from_tensors(batch).cache().repeat(fold.n_steps).prefetch(2)
-    found = {"threads": threads, "bare": speed(lambda: train(in_memory))}
+    start = time.perf_counter()
+    train(in_memory.take(16))  # traces, and chooses convolutions
+    found = {"first_s": time.perf_counter() - start, "threads": threads}
+    found["bare"] = speed(lambda: train(in_memory))
     if way == "fold":
         found |= {
             "fold": speed(lambda: train(fold.epoch(1))),
@@ -401,30 +430,43 @@ def used_mb() -> float | None:
     return sum(map(float, subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()))
 
 
-def measure(bench: Bench, only: list[str], seconds: float) -> list[Row]:
-    parts: dict[str, Callable[[], Iterator[Row]]] = {name: getattr(bench, name) for name in PARTS}
-    rows: list[Row] = []
+def measure(bench: Bench, only: list[str], seconds: float) -> Iterator[tuple[str, Row]]:
+    """(part, row) of everything that there is time for."""
     start = time.perf_counter()
     for name in only:
         if time.perf_counter() - start > seconds:
-            rows.append(Row(name, f"within {seconds:g} s", "not measured: no time left", False))
+            yield name, Row(name, f"begun within {seconds:g} s", "not measured: no time left", False)
             continue
         if name != "frameworks" and importlib.util.find_spec("tensorflow") is None:
-            rows.append(Row(name, "measured", "not measured: no TensorFlow here", False))
+            yield name, Row(name, "measured", "not measured: no TensorFlow here", False)
             continue
         try:
-            for row in parts[name]():
-                rows.append(row)
+            for row in getattr(bench, name)():
                 print(f"{row.what}: {row.reached} (goal: {row.goal})", flush=True)
+                yield name, row
         except subprocess.SubprocessError as error:
-            said = getattr(error, "stderr", None) or ""
-            words = " ".join(str(said).strip().splitlines()[-1:])
-            rows.append(Row(name, "exit code 0", f"{error}: {words}", False))
-            print(f"{name} failed: {said}", file=sys.stderr, flush=True)
-    return rows
+            print(f"{name} failed: {getattr(error, 'stderr', error)}", file=sys.stderr, flush=True)
+            yield name, Row(name, "exit code 0", last_words(error), False)
+        print(f"{name}: {time.perf_counter() - start:.0f} s since the beginning", flush=True)
 
 
-PARTS = ("share", "repeat", "kill", "demo", "speed", "frameworks", "job")
+def write(file: Path, about: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """As JSON, and as a table beside it."""
+    file.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    lines = [f"{about['card']}, Python {about['python']}", ""]
+    lines += ["| what | goal | reached | holds | on |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: PARTS.index(row["part"])):
+        cells = [row["what"], row["goal"], row["reached"], "yes" if row["holds"] else "**no**", row["date"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    file.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def last_words(error: subprocess.SubprocessError) -> str:
+    said = str(getattr(error, "stderr", None) or "").strip().splitlines()
+    return f"took over {WAY_S:g} s" if isinstance(error, subprocess.TimeoutExpired) else " ".join(said[-1:])
+
+
+PARTS = ("repeat", "kill", "speed", "job", "share", "demo", "frameworks")
 
 
 def main() -> None:
@@ -449,24 +491,23 @@ def main() -> None:
     from setibl_ray.seti.task import TASK
 
     name = "gpu-rehearsal" if options.rehearse else "gpu"
-    with tempfile.TemporaryDirectory() as work:
-        bench = Bench(Path(work), Sizes.rehearsal() if options.rehearse else Sizes.gpu())
-        rows = measure(bench, options.only.split(","), options.seconds)
     about = {
         "card": "none (rehearsal on the CPU: its figures mean nothing)" if options.rehearse else here,
-        "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "versions": versions() | versions(TASK.packages),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    result = {**about, "rows": [row._asdict() for row in rows]}
-    (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    lines = [f"{about['card']}, {about['date']}, Python {about['python']}", ""]
-    lines += ["| what | goal | reached | holds |", "|---|---|---|---|"]
-    lines += [
-        f"| {row.what} | {row.goal} | {row.reached} | {'yes' if row.holds else '**no**'} |" for row in rows
-    ]
-    (options.out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    file, today = options.out / f"{name}.json", datetime.date.today().isoformat()
+    only, rows = options.only.split(","), []
+    if file.exists() and (before := json.loads(file.read_text()))["card"] == about["card"]:
+        rows = [row for row in before["rows"] if row["part"] not in only]
+    with tempfile.TemporaryDirectory() as work:
+        bench = Bench(Path(work), Sizes.rehearsal() if options.rehearse else Sizes.gpu())
+        for part, row in measure(bench, only, options.seconds):
+            rows.append({"part": part, "date": today, **row._asdict()})
+            write(
+                file, about, rows
+            )  # after each: whoever stops this, or has no time left, keeps what there is
 
 
 if __name__ == "__main__":
