@@ -1,6 +1,6 @@
 """What the promises are worth on a real GPU, in under eight minutes on one.
 
-    python benchmarks/gpu.py [--only repeat,kill,speed,job,share,demo,frameworks] [--out benchmarks] [--seconds 480]
+    python benchmarks/gpu.py [--only repeat,kill,speed,memory,job,share,demo,frameworks] [--out DIR] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
 
 Each part runs the commands that a user would. Writes gpu.json and gpu.md, with the card's name and the date; a row that
@@ -297,6 +297,20 @@ class Bench:
                         f"{what}, over the bare model as a fold trains it", "for the record", text, True
                     )
 
+    def memory(self) -> Iterator[Row]:
+        """A batch that a tenth of the device does not hold."""
+        model, size, recipe, _ = self.sizes.speed[0]
+        model, share, batch = "efficientnet-nano", 0.1, 512 if self.sizes.device == "gpu" else 16
+        flags = ["--device", self.sizes.device, "--model", model, "--image-size", size, "--data"]
+        command = [sys.executable, str(HERE / "gpu.py"), "--speed", "memory", *flags, str(self.data(recipe))]
+        parts = json.loads(
+            self.said([*command, "--share", str(share), "--batch-size", str(batch)]).splitlines()[-1]
+        )
+        text = f"in {parts} parts" if parts > 1 else "it held all of it"
+        yield Row(
+            f"{model}, {size}: a batch of {batch} in {share:g} of the device", "in parts", text, parts > 1
+        )
+
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
         data = png_shards(self.work, self.sizes.job_data)
@@ -345,11 +359,13 @@ def digest(out: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 
 
-def measure_speed(way: str, device: str, model: str, image_size: str, data: str) -> dict[str, float]:
+def measure_speed(
+    way: str, device: str, model: str, image_size: str, data: str, share: float, batch_size: int
+) -> dict[str, float] | int:
     """Images per second in training: `bare`, of the model on a batch in memory; of a fold also `fold` and its `input`.
 
     Args:
-      way: `fold`, or one of `WAYS`.
+      way: `fold`, one of `WAYS`, or `memory` for the number of parts that a step is done in.
     """
     import setibl_ray.seti.train  # noqa: F401  (sets TensorFlow up)
 
@@ -363,6 +379,7 @@ def measure_speed(way: str, device: str, model: str, image_size: str, data: str)
     from setibl_ray.seti.task import rows_of
     from setibl_ray.seti.train import device as devices
     from setibl_ray.seti.train.fold import FoldData
+    from setibl_ray.seti.train.parts import within_memory
     from setibl_ray.seti.train.trainer import trainer_for
 
     if way == "free":
@@ -376,13 +393,14 @@ def measure_speed(way: str, device: str, model: str, image_size: str, data: str)
         | {
             "device": device,
             "cpus_per_fold": threads,
+            "batch_size": batch_size,
             "mixed_precision": way == "mixed",
             "jit_compile": way == "xla",
         }
     )
     fold_of_row = index.train["shard"].to_numpy() % 2
     work = Work(config, rows_of(index), 0, fold_of_row, Place.here(config), tempfile.gettempdir())
-    acquired = devices.acquire(device, threads)
+    acquired = devices.acquire(device, threads, share)
     fold = FoldData(work, threads, acquired.n_replicas)
     trainer = trainer_for(work, config.for_fold(0), fold.image_shape, acquired, {})
     n_images = fold.n_steps * trainer.global_batch
@@ -399,6 +417,10 @@ def measure_speed(way: str, device: str, model: str, image_size: str, data: str)
         return n_images / min(seconds)
 
     batch = next(iter(fold.epoch(0)))
+    if way == "memory":
+        within_memory(trainer, lambda: None, lambda: train(tf.data.Dataset.from_tensors(batch)))
+        fold.close()
+        return trainer.n_parts
     in_memory = tf.data.Dataset.from_tensors(batch).cache().repeat(fold.n_steps).prefetch(2)
     start = time.perf_counter()
     train(in_memory.take(16))  # traces, and chooses convolutions
@@ -466,7 +488,7 @@ def last_words(error: subprocess.SubprocessError) -> str:
     return f"took over {WAY_S:g} s" if isinstance(error, subprocess.TimeoutExpired) else " ".join(said[-1:])
 
 
-PARTS = ("repeat", "kill", "speed", "job", "share", "demo", "frameworks")
+PARTS = ("repeat", "kill", "speed", "memory", "job", "share", "demo", "frameworks")
 
 
 def main() -> None:
@@ -477,10 +499,19 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="small, on the CPU; writes gpu-rehearsal.*")
     for flag in ("--speed", "--device", "--model", "--image-size", "--data"):
         parser.add_argument(flag, help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=float, default=1.0, help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, default=32, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.speed:
-        found = measure_speed(options.speed, options.device, options.model, options.image_size, options.data)
-        print(json.dumps(found))
+        of = (
+            options.device,
+            options.model,
+            options.image_size,
+            options.data,
+            options.share,
+            options.batch_size,
+        )
+        print(json.dumps(measure_speed(options.speed, *of)))
         return
     here = card()
     if here is None and not options.rehearse:

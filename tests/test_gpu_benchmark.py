@@ -39,7 +39,7 @@ def test_its_rehearsal_measures_every_part(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {row["what"]: row for row in json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]}
     others = sum(2 if find_spec(module) else 1 for module in ("torch", "jax"))
-    assert len(rows) == 16 + others, done.stderr[-3000:]
+    assert len(rows) == 17 + others, done.stderr[-3000:]
     for what in (
         "demo: exit code",
         "two runs of five folds at once: oof.csv and submission.csv",
