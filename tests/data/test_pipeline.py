@@ -149,6 +149,7 @@ def test_views_come_one_after_another_each_padded_to_whole_batches(on3: PanelSto
         threads=2,
     )
     assert dataset.element_spec.shape == (batch, 12, 10, 3)
+    assert dataset.cardinality() == 4 * -(-N // batch)  # Keras must know it to run several steps at once
     views = np.concatenate([part.numpy() for part in dataset]).reshape(4, -1, 12, 10, 3)
     assert views.shape[1] == -(-N // batch) * batch
     stored = on3.take(ROWS)

@@ -57,6 +57,28 @@ def test_a_reset_trainer_repeats_itself(trainer, batches):
     equal(first[1], again[1])
 
 
+@pytest.fixture(scope="module")
+def accelerator():
+    """A CPU that stands in for one."""
+    return make(Device("gpu", tf.distribute.get_strategy(), 1))
+
+
+@pytest.mark.parametrize("n_batches", [3, 16, 21])
+def test_sixteen_steps_in_one_execution_give_the_bytes_of_one_by_one(
+    trainer, accelerator, batches, n_batches
+):
+    """The number of batches need not be a multiple."""
+    accelerator.reset()
+    assert accelerator.model._steps_per_execution.numpy() == 16
+    many = batches.repeat().take(n_batches)
+    images, n = many.map(lambda image, _: image), 8 * n_batches - 3
+    trainer.reset()
+    results = [(*train(each, many, range(2)), each.predict(images, n)) for each in (trainer, accelerator)]
+    for one, other in zip(*results, strict=True):
+        equal(one, other)
+    assert results[0][2].shape == (1, n)
+
+
 def test_dropout_follows_from_the_key_alone(trainer, batches):
     trainer.reset()
     one = train(trainer, batches, [5])
