@@ -1,4 +1,4 @@
-"""What the promises are worth on a real GPU, in under eight minutes on one.
+"""What the promises are worth on a real GPU: all in some fifteen minutes, the most important parts in eight.
 
     python benchmarks/gpu.py [--only repeat,kill,speed,memory,job,share,demo,frameworks] [--out DIR] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
@@ -43,15 +43,15 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
-# Ways to train that a fold does not take: it computes in float32, deterministically, operation by operation, and a step
-# at a time.
+# Ways to train that a fold does not take: it computes in float32, deterministically, operation by operation, and on an
+# accelerator sixteen steps in one execution.
 WAYS = {
     "mixed": "in mixed precision",
     "free": "without determinism",
     "xla": "compiled by XLA",
-    "steps": "sixteen steps at a time",
+    "single": "a step at a time",
 }
-WAY_S = 120.0  # no way may take longer: eight minutes are for everything
+WAY_S = 120.0  # no way may take longer
 
 
 class Speed(NamedTuple):
@@ -84,7 +84,7 @@ class Sizes(NamedTuple):
             Recipe(train=1200, test=200, shards=10, test_shards=2, shape=(91, 85)),
             (
                 Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
-                Speed("efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("steps", "xla")),
+                Speed("efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("single", "xla")),
                 Speed("efficientnet-b4", "273x256", few, ()),
             ),
             JOB,
@@ -285,14 +285,15 @@ class Bench:
                 bare = found["bare"]
                 if way == "fold":
                     as_a_fold = bare
-                    text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s)"
+                    text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s; "
+                    text += f"first steps after {found['first_s']:.0f} s)"
                     holds = found["fold"] >= 0.9 * bare
                     yield Row(f"{what}, over the bare model", "at least 0.9", text, holds)
                     text = f"{found['input']:.0f} images/s with {found['threads']} threads"
                     holds = found["input"] > bare
                     yield Row(f"{what}, its input alone", "more than the model takes", text, holds)
                 elif as_a_fold:
-                    text = f"{bare / as_a_fold:.2f} x (first step after {found['first_s']:.0f} s)"
+                    text = f"{bare / as_a_fold:.2f} x (first steps after {found['first_s']:.0f} s)"
                     yield Row(
                         f"{what}, over the bare model as a fold trains it", "for the record", text, True
                     )
@@ -314,9 +315,6 @@ class Bench:
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
         data = png_shards(self.work, self.sizes.job_data)
-        loop, out = str(HERE / "notebook_loop.py"), str(self.work / "plain")
-        plain = [sys.executable, loop, "--data", str(data), "--out", out]
-        plain_s = self.run([*plain, "--epochs", epochs, "--tta", views])
         flags = {
             "data": data,
             "folds": 5,
@@ -326,10 +324,16 @@ class Bench:
         }
         flags |= self.shared(0.2) if self.sizes.device == "gpu" else {}
         ours_s = self.run(self.command("job", **flags, epochs=epochs, tta=views))
-        text = f"{plain_s / ours_s:.1f} x ({plain_s:.0f} s, {ours_s:.0f} s)"
-        yield Row(
-            "whole 5-fold job (B0, 91x85) against the notebook's loop", "5 x", text, plain_s >= 5 * ours_s
-        )
+        loop = [sys.executable, str(HERE / "notebook_loop.py"), "--data", str(data)]
+        loop += ["--out", str(self.work / "plain"), "--epochs", epochs, "--tta", views]
+        start, more = time.perf_counter(), ""
+        try:
+            self.said(loop, timeout_s=5 * ours_s)  # then the goal is reached: longer says little more
+        except subprocess.TimeoutExpired:
+            more = "more than "
+        ratio = (time.perf_counter() - start) / ours_s
+        text = f"{more}{ratio:.1f} x (ours {ours_s:.0f} s)"
+        yield Row("whole 5-fold job (B0, 91x85) against the notebook's loop", "5 x", text, ratio >= 5)
 
 
 def manifest(out: Path) -> dict[str, Any]:
@@ -384,9 +388,9 @@ def measure_speed(
 
     if way == "free":
         tf.config.experimental.enable_op_determinism = lambda: None
-    if way == "steps":
-        compile_one = tf.keras.Model.compile
-        tf.keras.Model.compile = lambda model, **how: compile_one(model, **how | {"steps_per_execution": 16})
+    if way == "single":
+        compile_many = tf.keras.Model.compile
+        tf.keras.Model.compile = lambda model, **how: compile_many(model, **how | {"steps_per_execution": 1})
     index, threads = read_index(data), len(os.sched_getaffinity(0))
     config = parse(
         {"folds": 2, "weights": "none", "layout": "all6", "model": model, "image_size": image_size}
