@@ -5,7 +5,8 @@
 #
 # `ray up` runs it on every node, and again whenever a mounted file changes; what is already right is left
 # alone, so a second run takes seconds. PYTHON chooses the interpreter [python3.10: Ubuntu 22.04 and Cloud TPU's
-# TensorFlow images carry it; all nodes of a cluster must have the same]. 3.12 and later take requirements-current.lock.
+# TensorFlow images carry it; all nodes of a cluster must have the same]. 3.12 and later take
+# requirements-current.lock, which then belongs in the cluster file's file_mounts too.
 set -euo pipefail
 
 extra=${1:-}

@@ -50,7 +50,12 @@ def cross_validate(
       on_bad_record: refuse cadences with unusable records [the default], or skip such records and list them in
         manifest.json.
       check_all: decode every image before anything is trained, not only some.
-      config, data, out, where, resume, console: as there.
+      config: a `Config` or a mapping of its fields.
+      data: folder or URL of shards; for a task of your own, what its `open` reads.
+      out: run folder or URL to write.
+      where: a `Where` or a mapping of its fields.
+      resume: continue the run at `out`.
+      console: where progress is shown.
     """
     task, config = _with_model(task, config, model)
     options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
@@ -79,7 +84,10 @@ def sweep(
     model: Model | None = None,
     **more: Any,
 ) -> Any:
-    """Search for a better config: `engine.sweep`, whose other arguments are `options`, `where`, `resume`, `console`."""
+    """Search for a better config.
+
+    The other arguments are those of `setibl_ray.core.tuning.engine.sweep`: `options`, `where`, `resume`, `console`.
+    """
     from setibl_ray.core.tuning import engine
 
     task, config = _with_model(task, config, model)
@@ -95,7 +103,7 @@ def predict(
     model: Model | None = None,
     **more: Any,
 ) -> str:
-    """Apply a finished run's folds to other rows: see `prediction.predict` for the other arguments.
+    """Apply a finished run's folds to other rows: see `setibl_ray.core.run.prediction.predict` for the other arguments.
 
     Args:
       model: the function that the run was made with, where it has no module that could be imported.

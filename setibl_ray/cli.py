@@ -113,7 +113,7 @@ def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyC
     file = spelt(load_yaml(options.config)) if options.config else {}
     for name in file.keys() & type(options).model_fields.keys() - kind.model_fields.keys():
         flag = name.replace("_", "-")
-        raise ConfigError(f"--config {options.config}: {flag} is no field of a config; give it as --{flag}")
+        raise ConfigError(f"--config {options.config}: {flag} is not a config field; give it as --{flag}")
     return parse_config(kind, merge(lowest, file, flags))
 
 

@@ -31,6 +31,7 @@ class Cluster(cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.cluster")
 
     check: CliSubCommand[Check]
+    """Check cluster files offline."""
 
 
 def main(options: Cluster) -> int:

@@ -20,7 +20,7 @@ from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.observations.injection_recipe import Bins, InjectionRecipe
 
-_PROCESSES = Field(None, description="processes; by default one a core")
+_PROCESSES = Field(None, description="processes; by default one per core")
 
 
 class Synth(Recipe):
@@ -45,7 +45,7 @@ class Pack(BaseModel):
     out: Path = Field(description="folder to write; must not exist, or be empty")
     shards: PositiveInt = Field(20, description="train shards")
     test_shards: PositiveInt = Field(10, description="test shards")
-    seed: int = Field(0, description="of which shard a cadence goes to")
+    seed: int = Field(0, description="seed that decides which shard a cadence goes to")
     group_column: str | None = Field(
         None, description="column of train_labels.csv and sample_submission.csv that names groups"
     )
@@ -84,7 +84,7 @@ class Inject(InjectionRecipe):
     """Cut windows out of observations and inject needles and look-alikes into them."""
 
     list: str = Field(
-        description="CSV with a line an observation: observation, session, band, file_1 … file_6"
+        description="CSV with one line per observation: observation, session, band, file_1 … file_6"
     )
     out: Path = Field(description="folder to write; must not exist, or be empty")
     processes: PositiveInt | None = _PROCESSES
@@ -102,7 +102,7 @@ class Simulate(BaseModel):
     """Simulate an observation with interference and needles, as six .h5 files."""
 
     out: Path = Field(description="folder to write; must not exist, or be empty")
-    seed: int = Field(0, description="of every random number")
+    seed: int = Field(0, description="seed of every random number")
     session: str = Field("session-1", description="what its session is called")
     snr: Bins = Field((), description="S/N of needles, some of each, such as 8,10,15; none by default")
     per_snr: PositiveInt = Field(12, description="slow needles of each S/N, and fast ones from S/N 50")
@@ -119,7 +119,7 @@ class Verify(BaseModel):
     """Decode every record of a set, compare checksums and counts, and show its balance."""
 
     dir: CliPositionalArg[str] = Field(description="folder or URL (gs://, s3://)")
-    threads: PositiveInt | None = Field(None, description="shards read at once; by default one a core")
+    threads: PositiveInt | None = Field(None, description="shards read at once; by default one per core")
 
     def run(self) -> None:
         from setibl_ray.core import terminal
@@ -151,10 +151,15 @@ class Data(cli.Command):
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.data")
 
     synth: CliSubCommand[Synth]
+    """Simulate cadences."""
     inject: CliSubCommand[Inject]
+    """Cut windows from telescope files and inject signals into them."""
     simulate: CliSubCommand[Simulate]
+    """Simulate the telescope files of an observation."""
     pack: CliSubCommand[Pack]
+    """Turn .npy files into shards."""
     verify: CliSubCommand[Verify]
+    """Check every record of a set."""
 
 
 def main(options: Data) -> int:

@@ -1,4 +1,4 @@
-"""`python -m setibl_ray.search RUN --cadence A1 B A2 C A3 D | --list CSV --out DIR`: telescope files to candidates."""
+"""`python -m setibl_ray.search RUN --cadence A1,B,A2,C,A3,D | --list CSV --out DIR`: telescope files to candidates."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Search(SearchSettings, cli.ClusterFlags, cli.Command):
     run: CliPositionalArg[Location]
     """Folder or URL of a run that was trained on `data inject` shards."""
     cadence: tuple[Location, ...] = ()
-    """Six .h5 or .fil files of one observation, or a glob of them in quotes."""
+    """Six .h5 or .fil files of one observation, separated by commas, or a glob of them in quotes."""
     list: Location | None = None
-    """CSV with a line an observation: observation, session, band, file_1 … file_6."""
+    """CSV with one line per observation: observation, session, band, file_1 … file_6."""
     out: Location | None = None
     """Folder or URL to write [searches/DATE-TIME]."""
     coarse_channels: Annotated[int, Field(ge=1)] | None = None

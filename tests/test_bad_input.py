@@ -120,7 +120,7 @@ def test_data(capsys, good, tmp_path):
     assert "target" in said
 
     put(data, "train", 2, record("a", 0), record("b", 1), record("a", 0))
-    assert "image_id a stands for 2 records: train02-3.tfrec record 0, train02-3.tfrec record 2" in cv_on(
+    assert "image_id a belongs to 2 records: train02-3.tfrec record 0, train02-3.tfrec record 2" in cv_on(
         data
     )
 

@@ -67,7 +67,7 @@ def test_sections_may_come_in_parts_but_no_field_twice():
         {"augment.shear": 1, "augment": {"shear": 1}},
         {"augment": 1, "augment.shear": 1},
     ):
-        with pytest.raises(ConfigError, match="is there twice"):
+        with pytest.raises(ConfigError, match="appears twice"):
             parse(twice)
 
 

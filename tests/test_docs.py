@@ -77,7 +77,7 @@ def wrapped(signature):
     arguments, _, returns = rest.rpartition(")")
     return [
         f"{name}(",
-        *(f"    {one.strip()}," for one in re.split(r", (?=[\w*])", arguments)),
+        *(f"    {one.strip()}," for one in re.split(r", (?=\*|\w+[:=])", arguments)),
         f"){returns}",
     ]
 

@@ -148,7 +148,7 @@ def test_a_file_gives_each_row_its_fold_in_whatever_order_its_lines_stand(order,
     [
         (lambda t: t.rename(columns={"fold": "k"}), "has no column 'fold', only id, k"),
         (lambda t: t.rename(columns={"id": "image_id"}), "has no column 'id', only image_id, fold"),
-        (lambda t: pd.concat([t, t[5:6]]), "id 'row-005' is there twice"),
+        (lambda t: pd.concat([t, t[5:6]]), "id 'row-005' appears twice"),
         (lambda t: t.assign(fold=[3, *t["fold"][1:]]), r"a fold from 0 to 2 for id 'row-000', got '3'"),
         (lambda t: t.assign(fold=["-1", *t["fold"][1:]]), r"a fold from 0 to 2 for id 'row-000', got '-1'"),
         (lambda t: t.assign(fold=["", *t["fold"][1:]]), r"a fold from 0 to 2 for id 'row-000', got ''"),

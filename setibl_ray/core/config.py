@@ -168,7 +168,7 @@ class _Fields(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             field = key.value.replace("-", "_")
             if field in seen:
-                problem = f"{key.value} is there twice"
+                problem = f"{key.value} appears twice"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(field)
         return super().construct_mapping(node, deep)
@@ -228,7 +228,7 @@ def spelt(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys():
             value = there | value
         elif section in fields:
-            raise ConfigError(f"config: {name} is there twice")
+            raise ConfigError(f"config: {name} appears twice")
         fields[section] = value
     return fields
 

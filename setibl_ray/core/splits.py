@@ -144,7 +144,7 @@ def _from_file(config: Config, rows: Rows) -> np.ndarray:
             )
     if table[rows.id].duplicated().any():
         twice = table.loc[table[rows.id].duplicated(), rows.id].iloc[0]
-        raise DataError(f"split: {config.split}: {rows.id} {twice!r} is there twice")
+        raise DataError(f"split: {config.split}: {rows.id} {twice!r} appears twice")
     fold = pd.to_numeric(table["fold"], errors="coerce")
     wrong = ~fold.isin(range(config.folds))
     if wrong.any():

@@ -31,8 +31,8 @@ def without_credentials(url: str) -> str:
     _, is_url, rest = url.partition("://")
     if is_url and (":" in rest.split("/")[0].rpartition("@")[0] or "?" in rest):
         raise ValueError(
-            "expected a URL without credentials (KEY:SECRET@…, …?token=…): a URL stands in manifest.json, in logs and "
-            "in the list of processes. Put them where the store's own tools look, such as ~/.aws/credentials."
+            "expected a URL without credentials (KEY:SECRET@…, …?token=…): a URL is recorded in manifest.json, in logs "
+            "and in the list of processes. Put them where the store's own tools look, such as ~/.aws/credentials."
         )
     return url
 

@@ -149,13 +149,13 @@ class CadenceTask(Task):
             f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",
         )
         if not path.is_file():
-            raise ConfigError(f"{what} is no file")
+            raise ConfigError(f"{what} is not a file")
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{what} could not be read: {error.strerror}") from None
         if not content.startswith(b"\x89HDF\r\n\x1a\n"):
-            raise ConfigError(f"{what} is no HDF5 file")
+            raise ConfigError(f"{what} is not an HDF5 file")
         return {config.weights: content}
 
     def code_names(self, config: Config) -> list[str]:

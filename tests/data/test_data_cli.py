@@ -108,6 +108,6 @@ def test_markup_in_data_is_shown_as_it_stands(tmp_path, capsys):
     captured = capsys.readouterr()
     for text in MARKUP[:3]:
         assert visible(text) in captured.out
-    assert r"image_id train\x1b[31mred\x1b[0m stands for 2 records" in captured.err
+    assert r"image_id train\x1b[31mred\x1b[0m belongs to 2 records" in captured.err
     assert "\x1b" not in captured.out + captured.err
     assert "\r" not in captured.out + captured.err

@@ -90,7 +90,7 @@ def test_a_png_with_a_header_and_no_pixels_is_undecodable(rest):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 20, 8, 2, 0, 0, 0))
     payload = encode_example({"image": b"\x89PNG\r\n\x1a\n" + header + rest, "image_id": "a"})
     assert decode_labels(payload, "x").panel_shape == (20, 16)
-    with pytest.raises(DataError, match=r"x.*: (undecodable image|image is no PNG)"):
+    with pytest.raises(DataError, match=r"x.*: (undecodable image|image is not a readable PNG)"):
         decode_record(payload, "x")
 
 

@@ -121,7 +121,7 @@ def test_list(six, tmp_path):
     assert (observation.name, observation.session, observation.band) == ("x", "s1", "L")
     for content, message in {
         head: "found none",
-        head + 2 * f"x,s1,L,{','.join(names)}\n": "line 3: observation 'x' is there twice",
+        head + 2 * f"x,s1,L,{','.join(names)}\n": "line 3: observation 'x' appears twice",
         head + "x,s1,L,a.h5,b.h5,c.h5,d.h5,e.h5,f.h5\n": "line 2: .*is missing",
         head + "x,s1,L,a.h5,b.h5,c.h5,d.h5,e.h5,\n": "line 2: expected six files",
         "observation,session\nx,y\n": "band, file_1",

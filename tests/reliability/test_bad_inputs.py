@@ -62,12 +62,12 @@ flags("a flag that does not exist", "--fold", 3)
 flags("a misspelt section field", "--augment.strenght", 1)
 flags("fewer than two folds", "--folds", 1)
 flags("more folds than shards", "--folds", 7)
-flags("a number that is none", "--epochs", "many")
+flags("text for a number", "--epochs", "many")
 flags("a negative magnitude", "--augment.shear", -1)
 flags("a probability above 1", "--augment.flip", 1.5)
 flags("an image size without a height", "--image-size", "256")
 flags("an image size too small to convolve", "--image-size", "16x16")
-flags("a model that nobody knows", "--model", "resnet5000")
+flags("an unknown model", "--model", "resnet5000")
 flags("two values for three folds", "--folds", 3, "--epochs", "1,2")
 flags("fold weights that sum to nothing", "--folds", 3, "--fold-weights", "0,0,0")
 flags("a batch larger than a fold's training set", "--batch-size", 512)
@@ -91,14 +91,14 @@ flags("a negative number of views", "--tta", -1)
 flags("more folds than anybody needs", "--folds", 1001)
 flags("smoothing that leaves nothing of a label", "--label-smoothing", 1)
 flags("a momentum that never follows", "--bn-momentum", 1)
-flags("a device that is none", "--device", "cuda")
-flags("a layout that is none", "--layout", "rgb")
-flags("a loss that is none", "--loss", "hinge")
-flags("a cache that is none", "--cache", "ram")
-flags("a split that is none", "--split", "random")
-flags("a runner that is none", "--runner", "spark")
-flags("a calibration that is none", "--calibrate", "beta")
-flags("post-processing that is none", "--postprocess", "best")
+flags("an unknown device", "--device", "cuda")
+flags("an unknown layout", "--layout", "rgb")
+flags("an unknown loss", "--loss", "hinge")
+flags("an unknown cache", "--cache", "ram")
+flags("an unknown split", "--split", "random")
+flags("an unknown runner", "--runner", "spark")
+flags("an unknown calibration", "--calibrate", "beta")
+flags("unknown post-processing", "--postprocess", "best")
 flags("post-processing in a module that is not there", "--postprocess", "absent_module:function")
 flags("post-processing by what is no function", "--postprocess", "math:pi")
 flags("a learning rate of nothing", "--schedule.lr-max", 0)
@@ -130,11 +130,11 @@ config("infinity", "schedule: {lr_max: .inf}\n")
 config("a field twice", "folds: 3\nseed: 1\nfolds: 5\n")
 config("a field in both its spellings", "batch-size: 8\nbatch_size: 16\n")
 config("a field that YAML takes for a number", "3: 5\n")
-config("a section that is none", "augment: 3\n")
+config("a section that is not one", "augment: 3\n")
 config("an option of the command", "workers: 3\n")
 
 
-@case("flags", "a weights file that is none")
+@case("flags", "a weights file that is not one")
 def _(data, folder):
     (folder / "weights.h5").write_text("weights")
     return ["--data", data, "--weights", folder / "weights.h5"]
@@ -176,7 +176,7 @@ def _(data, folder):
     return ["--data", folder / "absent"]
 
 
-@case("data folder", "a protocol that nobody speaks")
+@case("data folder", "an unknown protocol")
 def _(data, folder):
     return ["--data", "gopher://shards"]
 
@@ -439,7 +439,7 @@ def _(data, folder):
     return ["--data", data, "--out", "/proc/run"]
 
 
-@case("run folder", "a protocol that nobody speaks")
+@case("run folder", "an unknown protocol")
 def _(data, folder):
     return ["--data", data, "--out", "gopher://run"]
 

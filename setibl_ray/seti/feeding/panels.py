@@ -322,8 +322,7 @@ def free_bytes() -> dict[str, int]:
 def _build(store: PanelStore, path: Path, threads: int, policy: Policy) -> bool:
     """Write the store in chunks under a temporary name, then rename it; False if there is no room.
 
-    The caller holds the path's lock. Stores that no process has open are kept for later runs, and removed when room
-    is needed.
+    The caller holds the path's lock. Stores that no process has open are removed when room is needed.
     """
     needed = room_needed(_bytes(store), policy, in_memory=_in_memory(path.parent))
     if needed > _available(path.parent):

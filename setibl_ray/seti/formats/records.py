@@ -252,7 +252,7 @@ def _opened(image: memoryview | bytes, where: str) -> Iterator[Image.Image]:
             yield opened
     except Image.UnidentifiedImageError:
         begins = f"{len(image)} bytes that begin with {bytes(image[:8])!r}" if len(image) else "0 bytes"
-        raise DataError(f"{where}: image is no PNG or JPEG that can be read: {begins}") from None
+        raise DataError(f"{where}: image is not a readable PNG or JPEG: {begins}") from None
     except (
         Exception
     ) as error:  # Pillow raises SyntaxError on bad chunks, IndexError where there are none, and more

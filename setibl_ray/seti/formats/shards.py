@@ -174,7 +174,7 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
             names = ", ".join(
                 shard.name for shard in shards if shard.split == split and shard.index == twice[0]
             )
-            raise DataError(f"{root}: {split} shard {twice[0]:02d} is there twice ({names}). Remove one.")
+            raise DataError(f"{root}: {split} shard {twice[0]:02d} appears twice ({names}). Remove one.")
         if missing:
             raise DataError(
                 f"{root}: {split}{missing[0]:02d} is missing among {len(indices)} {split} shards "
@@ -466,7 +466,7 @@ def id_problems(shards: Sequence[ShardInfo], tables: dict[Split, pd.DataFrame]) 
     ids = pd.concat(parts, ignore_index=True)
     for image_id, places in ids[ids["image_id"].duplicated(keep=False)].groupby("image_id", sort=False):
         where = ", ".join(f"{file} record {record}" for file, record in zip(places["file"], places["record"]))
-        yield f"image_id {image_id} stands for {len(places)} records: {where}"
+        yield f"image_id {image_id} belongs to {len(places)} records: {where}"
 
 
 def layout_problems(names: dict[tuple[Storage, tuple[int, int]], str]) -> Iterator[str]:

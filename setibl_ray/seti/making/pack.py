@@ -132,7 +132,7 @@ def find_sources(
     for paths in files.values():
         for first, second in pairwise(paths):
             if first.stem == second.stem:
-                raise DataError(f"id {first.stem} is there twice: {first} and {second}. Remove one.")
+                raise DataError(f"id {first.stem} appears twice: {first} and {second}. Remove one.")
     if test_only:
         groups = _groups(root, files, {}, None)
         tests = [Source(path, path.stem, None, groups["test"].get(path.stem)) for path in files["test"]]
@@ -305,7 +305,7 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DataError(f"{path}: expected columns {', '.join(columns)}, found {', '.join(table.columns)}")
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
-        raise DataError(f"{path}: id {twice.iloc[0]} is there twice. Remove one line.")
+        raise DataError(f"{path}: id {twice.iloc[0]} appears twice. Remove one line.")
     return table
 
 

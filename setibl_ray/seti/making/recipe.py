@@ -63,12 +63,12 @@ class Recipe(BaseModel):
     test: int = Field(default=0, ge=0, description="test cadences")
     shards: PositiveInt = Field(default=20, description="train shards")
     test_shards: PositiveInt = Field(default=10, description="test shards")
-    seed: int = Field(default=0, description="of every random number")
+    seed: int = Field(default=0, description="seed of every random number")
     snr: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(30, 100), description="lowest and highest S/N in a panel"
     )
     hard_snr: tuple[PositiveFloat, PositiveFloat] | None = Field(
-        default=None, description="the same of what looks like a needle [as needles]"
+        default=None, description="lowest and highest S/N of look-alikes [as needles]"
     )
     without: Annotated[tuple[str, ...], BeforeValidator(_split_kinds)] = Field(
         default=(), description="kinds to leave out, e.g. needle-sine,hard-uneven"

@@ -54,7 +54,7 @@ class InjectionRecipe(BaseModel):
 
     train: PositiveInt = Field(description="train cadences")
     shards: PositiveInt = Field(default=20, description="train shards")
-    seed: int = Field(default=0, description="of every random number")
+    seed: int = Field(default=0, description="seed of every random number")
     snr: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(6, 100), description="lowest and highest S/N of needles in a panel"
     )

@@ -195,14 +195,14 @@ def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:
     if missing:
         raise DataError(f"{path}: expected columns {', '.join(columns)}; {', '.join(missing)} is missing")
     if not len(table):
-        raise DataError(f"{path}: expected a line an observation, found none")
+        raise DataError(f"{path}: expected one line per observation, found none")
     folder = path.rpartition("/")[0] or "."  # of a path or a URL
     observations: list[Observation] = []
     for line, row in enumerate(table[columns].itertuples(index=False), start=2):
         files = [f"{folder}/{file}" if _is_relative(file) else file for file in row[3:] if file]
         if row[0] in {observation.name for observation in observations}:
             raise DataError(
-                f"{path} line {line}: observation {row[0]!r} is there twice. Give each a name of its own."
+                f"{path} line {line}: observation {row[0]!r} appears twice. Give each a name of its own."
             )
         try:
             observation = open_observation(files, name=row[0], session=row[1], band=row[2], n_coarse=n_coarse)

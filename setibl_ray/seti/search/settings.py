@@ -35,7 +35,7 @@ class SearchSettings(pydantic.BaseModel):
     veto_off: Positive = 4.0
     """S/N of the fitted line in every OFF panel, at most."""
     seed: int = 0
-    """Of the needles that are injected."""
+    """Seed of the injected needles."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> SearchSettings:
