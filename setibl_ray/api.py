@@ -91,7 +91,7 @@ def sweep(
     from setibl_ray.core.tuning import engine
 
     task, config = _with_model(task, config, model)
-    return engine.sweep(task, config, space, data=data, out=out, **more)
+    return engine.sweep(task, config, space, data=data, out=out, **{"command": "", **more})
 
 
 def predict(
@@ -109,7 +109,7 @@ def predict(
       model: the function that the run was made with, where it has no module that could be imported.
     """
     task, _ = _with_model(task, None, model)
-    return prediction.predict(task, run, data=data, out=out, **more)
+    return prediction.predict(task, run, data=data, out=out, **{"command": "", **more})
 
 
 def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tuple[Task | str, Any]:
@@ -158,7 +158,9 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
         if name == "predict":
             predict_command.run(task, options, console, program)
             return 0
-        config = cli.layered(options, config_of(task.Settings), {} if options.resume else defaults)
+        kind = config_of(task.Settings)
+        # A run that is resumed knows what it was begun with, fields without a default among it.
+        config = cli.values(options, kind) if options.resume else cli.layered(options, kind, defaults)
         place = options.data or (None if options.resume else data)
         if name == "sweep":
             sweep_command.run(task, config, options, place, console, program)

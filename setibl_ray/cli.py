@@ -108,13 +108,26 @@ def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyC
     Raises:
       ConfigError: the file has a flag that is not a field of a config, or a value is wrong.
     """
-    values = options.model_dump(exclude_unset=True)
-    flags = {name: value for name, value in values.items() if name in kind.model_fields}
+    return parse_config(kind, merge(lowest, values(options, kind)))
+
+
+def values(options: Any, kind: type[AnyConfig]) -> dict[str, Any]:
+    """What --config and, above it, flags say of a config's fields."""
+    given = options.model_dump(exclude_unset=True)
+    flags = {name: value for name, value in given.items() if name in kind.model_fields}
     file = spelt(load_yaml(options.config)) if options.config else {}
     for name in file.keys() & type(options).model_fields.keys() - kind.model_fields.keys():
         flag = name.replace("_", "-")
         raise ConfigError(f"--config {options.config}: {flag} is not a config field; give it as --{flag}")
-    return parse_config(kind, merge(lowest, file, flags))
+    return merge(file, flags)
+
+
+def needs_out(options: Any, what: str) -> None:
+    """Raises:
+    ConfigError: --resume without --out.
+    """
+    if options.resume and not options.out:
+        raise ConfigError(f"--resume needs --out, {what} to go on with")
 
 
 C = TypeVar("C", bound=Command)

@@ -11,7 +11,6 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
-from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import Location
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class Predict(Flags, cli.Command):
     """Views averaged; 0 predicts the image as it is [the run's]."""
     cache: Literal["auto", "memory", "disk", "off"] | None = None
     """Where a node keeps decoded panels [the run's]."""
-    on_bad_record: Literal["fail", "skip"] = "fail"
-    """Refuse data with unusable records, or skip such records and list them in manifest.json."""
+    on_bad_record: Literal["fail", "skip"] | None = None
+    """Refuse data with unusable records [the default], or skip such records and list them in manifest.json."""
 
 
 def main(options: Predict) -> int:
@@ -74,9 +73,12 @@ def run(
     from setibl_ray.core.run.prediction import predict
     from setibl_ray.core.run.session import sayer
 
-    if options.resume and not options.out:
-        raise ConfigError("--resume needs --out, the predictions to go on with")
-    placed = {name: getattr(options, name) for name in ("device", "devices_per_fold", "cpus_per_fold")}
+    cli.needs_out(options, "the predictions")
+    placed = {
+        name: getattr(options, name)
+        for name in ("device", "devices_per_fold", "cpus_per_fold")
+        if name in options.model_fields_set
+    }
     path = predict(
         task,
         options.run,

@@ -49,8 +49,7 @@ def main(options: Search) -> int:
 
     if bool(options.cadence) == bool(options.list):
         raise ConfigError("expected either --cadence with six files or --list with a CSV (see --help)")
-    if options.resume and not options.out:
-        raise ConfigError("--resume needs --out, the search to go on with")
+    cli.needs_out(options, "the search")
     # Workers may have another working folder.
     if options.list:
         observations = read_list(absolute(options.list), n_coarse=options.coarse_channels)

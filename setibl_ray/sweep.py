@@ -12,7 +12,6 @@ from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli, cv
 from setibl_ray.core.config import load_yaml
-from setibl_ray.core.errors import ConfigError
 from setibl_ray.core.storage import Location
 from setibl_ray.seti.config import Config
 
@@ -115,8 +114,7 @@ def run(
     command: str = "python -m setibl_ray.sweep",
 ) -> Results:
     """Sweep over any task with the flags of the command line."""
-    if options.resume and not options.out:
-        raise ConfigError("--resume needs --out, the sweep folder to go on with")
+    cli.needs_out(options, "the sweep folder")
     space = load_yaml(options.space, "--space") if options.space else None
     given = {name: getattr(options, name) for name in OPTIONS if name in options.model_fields_set}
     if options.confirm:

@@ -1,5 +1,6 @@
 """Which jobs follow from which events: random walks over events, failures and resumes; then case by case with files."""
 
+import io
 from dataclasses import replace
 from typing import get_args
 
@@ -17,15 +18,17 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from rich.console import Console
 from tasks import Made, spec_of, zeros
 
 from setibl_ray.core.jobs import Cause, Failed, Job, Place, Predicted, Started, Stepped, Trained
-from setibl_ray.core.run import session
+from setibl_ray.core.run import gathering, session
 from setibl_ray.core.run.failures import ACTIONS
 from setibl_ray.core.run.folder import RunFolder
+from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.supervisor import Standing, Supervisor
 from setibl_ray.core.spans import SPAN_S, cut, fit_goes_on, span_rows
-from setibl_ray.core.task import Fitted, Prediction
+from setibl_ray.core.task import Fitted, Needs, Prediction
 
 PLACE = Place("here", 1, "cpu", 1, node_id="n1")
 N_STEPS = 3
@@ -83,13 +86,14 @@ class Runs(RuleBasedStateMachine):
         if self._alive(job):
             assert self.supervisor.on(Started(job.fold, PLACE, job.span), self.slots).jobs == ()
 
-    @rule(job=jobs)
-    def steps(self, job):
+    @rule(job=jobs, state=st.sampled_from([b"s", b""]))
+    def steps(self, job, state):
         standing = self.disk[job.fold]
         if self._alive(job) and job.span is None and standing.step < N_STEPS:
-            answer = self.supervisor.on(Stepped(job.fold, standing.step, {}, b"s"), self.slots)
-            standing.step += 1
-            self.in_a_row[job.fold, None] = 0
+            answer = self.supervisor.on(Stepped(job.fold, standing.step, {}, state), self.slots)
+            if state:  # a step without one is shown only: whoever fails next has made no progress
+                standing.step += 1
+                self.in_a_row[job.fold, None] = 0
             assert answer.jobs == ()
 
     @rule(
@@ -293,6 +297,22 @@ def test_a_span_that_dies_is_tried_again_and_then_given_up(tmp_path):
     assert not list((tmp_path / "run" / "fold-1").glob("*.npz"))
 
 
+def test_predictions_have_the_fits_type_before_and_after_a_resume(tmp_path):
+    """A classifier may predict whole numbers, whose mean over folds is none."""
+
+    def whole_numbers(job):
+        answer = answers(2)(job)
+        if job.span is not None:
+            return replace(answer, prediction=Prediction(np.arange(*job.span) % 2 + job.fold))
+        return replace(answer, fitted=replace(answer.fitted, pred=answer.fitted.pred.astype(np.int64)))
+
+    record, _ = follow(tmp_path, Scripted(whole_numbers))
+    again, _ = follow(tmp_path, Scripted(whole_numbers), resume=True)
+    for found in (record, again):
+        mean = gathering.test_table(SPEC, found.predicted, np.array([0.5, 0.5]))["pred"]
+        assert mean.tolist() == [0.5, 1.5] * 7
+
+
 def test_a_damaged_span_is_predicted_again(tmp_path):
     follow(tmp_path / "run", Scripted(answers(2, bad)), max_retries=0)
     (part,) = (tmp_path / "run" / "fold-1").glob("*.npz")
@@ -333,6 +353,19 @@ def test_artifacts_that_are_not_kept_are_there_until_the_test_set_is_predicted(t
     assert [path.parent.name for path in (tmp_path / "run").glob("fold-*/artifact.bin")] == ["fold-1"]
     follow(tmp_path / "run", Scripted(answers(2)), resume=True, keep_artifacts=False)
     assert not list((tmp_path / "run").glob("fold-*/artifact.bin"))
+
+
+def test_progress_of_a_resumed_run_begins_where_the_run_is(tmp_path):
+    runner = Scripted(answers(2, bad))
+    follow(tmp_path, runner, max_retries=0)
+    record = session.open_record(RunFolder(str(tmp_path)), SPEC, resume=True)
+    said = io.StringIO()
+    needs = dict.fromkeys((0, 1), Needs())
+    progress = Progress(needs, 14, console=Console(file=said, width=99), begun=record.standings())
+    assert [row.state for row in progress._rows.values()] == ["done", "trained"]
+    for _ in session.follow(Scripted(answers(2)), record, 1, [progress]):
+        pass
+    assert "fold 1  done, 14 test rows predicted" in said.getvalue()
 
 
 def test_observers_hear_of_an_event_after_it_is_on_disk(tmp_path):

@@ -90,6 +90,8 @@ def test_slots_count_every_resource_and_label():
     ("nodes", "values", "options", "says"),
     [
         ([cpu(4)], {"device": "gpu"}, {}, "Nearest that fits: --device cpu"),
+        ([cpu(4)], {"device": "gpu", "devices_per_fold": 0.2}, {}, "Nearest that fits: --device cpu"),
+        ([cpu(4), gpu(2)], {"device": "gpu", "devices_per_fold": 3}, {}, "fits: --devices-per-fold 2"),
         ([cpu(4), gpu(2)], {"device": "tpu"}, {}, "Nearest that fits: --device gpu."),
         ([cpu(4)], {"device": "tpu", "devices_per_fold": 8}, {}, "Nearest that fits: --device cpu."),
         (

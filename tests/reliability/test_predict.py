@@ -1,6 +1,7 @@
 """A run applied to cadences: its own test set gives its own bytes, and a new one needs no training shards."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -54,11 +55,45 @@ def test_what_is_refused(folded, shards, tmp_path, capsys):
     assert "holds a run already" in capsys.readouterr().err
     assert entry(folded, "--data", shards, "--out", folded, "--resume") == 2
     assert "holds no predictions of" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    metadata = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(metadata | {"conditioning": "median 2"}))
+    assert entry(folded, "--data", other, "--out", out) == 2
+    assert (
+        "conditioning: the run was trained on panels as they come, but these are median 2"
+        in capsys.readouterr().err
+    )
     weights = folded / "fold-2" / "weights.h5"
     weights.write_bytes(weights.read_bytes() + b"?")
     assert entry(folded, "--data", shards, "--out", out) == 2
     assert "fold-2/weights.h5 is missing or has changed" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_predictions_of_a_fold_that_was_given_up_go_on_as_they_were_begun(
+    folded, shards, tmp_path, monkeypatch, capsys
+):
+    broken = [True]
+
+    def fails(work, steps):
+        assert work.artifact, "it is fitted already"
+        assert work.config.tta == 0
+        if work.fold == 2 and broken[0]:
+            raise ValueError("no")
+        return ()
+
+    monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn(around=fails))
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert entry(folded, "--data", shards, "--out", out, "--tta", 0) == 1
+    assert "fold 2: ValueError: no" in capsys.readouterr().err
+    broken.clear()
+    broken.append(False)
+    assert entry(folded, "--data", shards, "--out", out, "--resume") == 0
+    assert entry(folded, "--data", shards, "--out", whole, "--tta", 0) == 0
+    assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+    assert entry(folded, "--data", shards, "--out", out, "--resume", "--tta", 3) == 2
+    assert "tta was 0, now 3" in capsys.readouterr().err
 
 
 def test_predictions_that_were_interrupted_go_on(folded, shards, tmp_path, monkeypatch, capsys):

@@ -123,6 +123,17 @@ def test_an_abandoned_lock_object_is_taken_over(monkeypatch):
             pass
 
 
+def test_a_store_that_ignores_create_does_not_overwrite_a_living_lock(monkeypatch):
+    fs = fsspec.filesystem("memory")
+    write = type(fs).pipe_file
+    monkeypatch.setattr(type(fs), "pipe_file", lambda fs, path, value, **mode: write(fs, path, value))
+    with RunFolder("memory://bucket/ignores").locked():
+        mine = fs.cat_file("/bucket/ignores/.lock")
+        with pytest.raises(RunFolderError, match="in use"), RunFolder("memory://bucket/ignores").locked():
+            pass
+        assert fs.cat_file("/bucket/ignores/.lock") == mine
+
+
 @pytest.mark.parametrize("number", locks.NO_FLOCK)
 def test_a_folder_on_a_file_system_without_flock_has_a_lock_object(tmp_path, monkeypatch, number):
     def refuse(*_):

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from setibl_ray.core.errors import ConfigError
+from setibl_ray.core.tuning.ledger import Trial
+from setibl_ray.core.tuning.search import suggest
 from setibl_ray.core.tuning.space import Field, apply, check_space, parse_space
 from setibl_ray.seti.config import Config, parse
+from setibl_ray.seti.task import CadenceTask
 
 BASE = parse({"model": "efficientnet-nano", "weights": "none", "batch_size": 16, "folds": 3})
 
@@ -116,6 +119,15 @@ def test_the_default_space_lies_around_the_config():
         "augment.strength": BASE.augment.strength,
     }
     check_space(space, BASE)
+
+
+@pytest.mark.parametrize(("value", "is_on_a_step"), [(0.25, True), (0.3, False), (2.0, True), (2.25, False)])
+def test_a_base_between_the_steps_of_a_field_is_outside(value, is_on_a_step):
+    space = parse_space({"augment.strength": {"quniform": [0, 2, 0.25]}}, Config)
+    base = parse({"augment": {"strength": value}})
+    assert (space.default(base) is not None) == is_on_a_step
+    trial = Trial(0, {}, "done", 0.5)
+    assert suggest("optuna", space, base, 1, [trial], CadenceTask.score, lambda trial: None)
 
 
 def test_a_grid_has_every_combination():

@@ -13,7 +13,9 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import toys
@@ -28,8 +30,9 @@ from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.core.tuning import desk, engine
 from setibl_ray.core.tuning.engine import sweep
-from setibl_ray.core.tuning.ledger import Ledger
+from setibl_ray.core.tuning.ledger import Ledger, Trial
 from setibl_ray.seti.config import parse
+from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.task import CadenceTask
 
 SPACE = {"augment.strength": {"uniform": [0, 2]}, "augment.dropout-size": {"uniform": [0, 0.2]}}
@@ -56,7 +59,7 @@ def run(shards, tmp_path, own_ray):
             merge(BASE, base or {}),
             space,
             data=shards,
-            out=str(tmp_path / out),
+            out=out if "://" in out else str(tmp_path / out),
             options={"trials": 4, **options},
             resume=resume,
             console=console(),
@@ -302,6 +305,56 @@ def test_trials_that_fail_or_diverge_are_a_line_and_the_rest_is_kept(run, tmp_pa
 
 
 @DEADLINE
+def test_a_base_that_diverges_is_not_compared_with(run, tmp_path):
+    task = toys.toy_task(tmp_path / "journal", trouble="mixed")
+    options = {"search": "random", "trials": 2, "stopping": "none", "confirm_seeds": 1}
+    results = run(task, {"augment": {"strength": 1.2}}, {"augment.dropout-size": {"uniform": [0, 0.2]},
+                  "augment.strength": {"uniform": [0, 1]}}, **options)  # fmt: skip
+    assert results.table["auc"][0] == 0
+    assert results.best.number == 1
+    assert "the base config is not finished to compare with" in results.verdict()
+    assert (tmp_path / "out" / "sweep.html").exists()
+
+
+@DEADLINE
+def test_trials_read_no_file_that_the_driver_has_read(run, tmp_path, shards):
+    """Where a trial runs, files may be elsewhere; and a sweep is resumed with the same ones."""
+    ids = read_index(shards).train["image_id"]
+    split = tmp_path / "folds.csv"
+    pd.DataFrame({"image_id": ids, "fold": np.arange(len(ids)) % 3}).to_csv(split, index=False)
+    options = {"trials": 2, "search": "random", "stopping": "none"}
+
+    class Once(toys.ToyTask):
+        """Removes the split file before the first trial reads anything."""
+
+        def needs(self, config, fold):
+            if (tmp_path / "out" / "sweep.json").exists():
+                split.unlink(missing_ok=True)
+            return super().needs(config, fold)
+
+    content = split.read_text()
+    run(Once(tmp_path / "journal", 0.0, ""), {"split": str(split)}, **options)
+    assert not split.exists()
+    folds = [pd.read_csv(tmp_path / "out" / "trials" / name / "folds.csv")["fold"] for name in ("000", "001")]
+    assert (folds[0] == np.arange(len(ids)) % 3).all()
+    assert (folds[0] == folds[1]).all()
+    split.write_text(content.replace(",0\n", ",x\n").replace(",1\n", ",0\n").replace(",x\n", ",1\n"))
+    with pytest.raises(RunFolderError, match="was begun otherwise: folds was"):
+        run(base={"split": str(split)}, resume=True, **options)
+
+
+def test_a_row_of_failures_ends_with_a_trial_that_was_stopped(tmp_path):
+    ledger = Ledger(str(tmp_path), CadenceTask.score)
+    table = desk.Desk(ledger, {}, 20, 3, lambda: None, console())
+    result = {"score": 0.5, "folds_done": 1, "spent": 3, "complete": False}
+    for number in range(2 * desk.MAX_FAILURES_IN_A_ROW):
+        ledger.save(Trial(number, {}, "stopped" if number % 2 else "running"))
+        told = result if number % 2 else {"failed": "no", "fatal": False}
+        table.on_trial_result(0, [], SimpleNamespace(config={"trial": number}), told)
+    assert table.ends_because is None
+
+
+@DEADLINE
 @pytest.mark.parametrize(
     ("trouble", "says", "most"),
     [
@@ -356,6 +409,7 @@ def test_a_killed_process_goes_on_and_slots_may_leave_a_rest(run, tmp_path, kill
         ({}, {"search": "grid"}, ConfigError, "--search grid needs a list"),
         ({}, {"log_to": ["mlflow"]}, ConfigError, 'pip install "setibl-ray[mlflow]"'),
         ({}, {"log_to": ["comet"]}, ConfigError, "expected mlflow or wandb"),
+        ({}, {"out": "s3://bucket/sweep"}, ConfigError, "a sweep writes to a local folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_trial(run, tmp_path, base, options, error, says):
@@ -383,13 +437,14 @@ def test_other_loggers_are_tunes_own(name):
 @DEADLINE
 def test_a_time_budget_ends_the_sweep_and_resume_takes_it_up(run, tmp_path):
     slow = toys.toy_task(tmp_path / "journal", epoch_s=0.1)
-    run(slow, trials=40, stopping="none", time_budget_s=3)
+    run(slow, trials=40, stopping="none", time_budget_s=3, confirm_seeds=1)
+    assert not (tmp_path / "out" / "confirm").exists(), "nothing is begun once the time is over"
     ledger = Ledger(str(tmp_path / "out"), CadenceTask.score)
     ledger.load()
     states = Counter(trial.state for trial in ledger.trials.values())
     assert states["unfinished"] >= 1
     assert sum(states.values()) < 40
-    run(slow, trials=sum(states.values()), resume=True)
+    run(slow, trials=sum(states.values()), resume=True, confirm_seeds=0)
     assert set(pd.read_csv(tmp_path / "out" / "trials.csv")["state"]) == {"done"}
     assert all(count == 1 for name, count in journal(tmp_path).items() if name.endswith("done"))
 

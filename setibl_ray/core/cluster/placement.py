@@ -327,9 +327,10 @@ def _nearest(ask: Ask, nodes: Sequence[Node]) -> list[str]:
         for flags, changed in [_changes(ask, node, device)]
     ]
     for *_, flags, changed in sorted(ways, key=lambda way: way[:3]):
-        request = _wanted(changed, nodes)
-        if any(request.slots(node) for node in nodes):
-            return flags
+        with suppress(PlacementError):  # 0.2 of a GPU is no number of TPU chips
+            request = _wanted(changed, nodes)
+            if any(request.slots(node) for node in nodes):
+                return flags
     return []
 
 

@@ -115,18 +115,29 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
 
 
 def _claim(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, Any], shown: str) -> None:
-    fs.invalidate_cache()
-    mine = json.dumps(owner).encode()
+    mine, found = json.dumps(owner).encode(), _found(fs, path)
     try:
-        fs.pipe_file(path, mine, mode="create")
+        # Looked at first: a store, or a version of its client, that ignores "create" would overwrite a living lock.
+        if found is None:
+            fs.pipe_file(path, mine, mode="create")
     except FileExistsError:
-        there = _parsed(fs.cat_file(path))
-        if not _abandoned(there):
-            raise RunFolderError(_refusal(shown, there)) from None
+        found = _found(fs, path)
+    if found is not None:
+        if not _abandoned(found):
+            raise RunFolderError(_refusal(shown, found))
         fs.pipe_file(path, mine)
     there = _parsed(fs.cat_file(path))
     if there.get("id") != owner["id"]:  # another driver claimed it at the same moment, and later
         raise RunFolderError(_refusal(shown, there))
+
+
+def _found(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What the lock says; None where there is none."""
+    fs.invalidate_cache()
+    try:
+        return _parsed(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
 
 
 def _owner() -> dict[str, Any]:

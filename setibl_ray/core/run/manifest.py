@@ -215,7 +215,8 @@ class Manifest(_Open):
         self.interrupted()
         for entry in self.folds.values():
             if entry.state == "failed":
-                entry.state = "trained" if entry.files else "waiting"
+                # A fold of `predict` is fitted, but its artifact is a file of the run that it predicts with.
+                entry.state = "trained" if entry.files or entry.span_rows else "waiting"
 
     def undone(self, fold: int, why: str) -> None:
         """A fitted fold has to be fitted again."""

@@ -17,14 +17,22 @@ import pandas as pd
 from rich.console import Console
 
 from setibl_ray.core import terminal
-from setibl_ray.core.config import config_of
+from setibl_ray.core.config import config_of, parse
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import RunSpec, load_task
 from setibl_ray.core.run import gathering, stored
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import FoldEntry, Manifest
 from setibl_ray.core.run.record import Record
-from setibl_ray.core.run.session import code_sums, new_manifest, place, run_folds, sayer, scratch_of
+from setibl_ray.core.run.session import (
+    code_sums,
+    how_to_resume,
+    new_manifest,
+    place,
+    run_folds,
+    sayer,
+    scratch_of,
+)
 from setibl_ray.core.spans import span_rows
 from setibl_ray.core.storage import location
 from setibl_ray.core.task import Fitted, Task
@@ -54,8 +62,8 @@ def predict(
       where: where to predict.
       changes: config fields that differ from the run's. By default, device and cores are those available.
       resume: continue the predictions at `out`.
-      options: further arguments of `open_test`.
-      command: what a user types to resume, in messages.
+      options: further arguments of `open_test`; with `resume` the folder's own where left out, as are `changes`.
+      command: what a user types to resume, in messages; empty where this call is what they wrote.
       console: where progress is shown.
 
     Returns:
@@ -69,14 +77,16 @@ def predict(
     say, loaded = sayer(console), load_task(task)
     source, folder = RunFolder(location("run", run)), RunFolder(location("out", out))
     theirs, config = _finished(source, loaded)
-    anew = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
-    config = loaded.to_predict(config.model_copy(update={**anew, **(changes or {})}))
+    options = {name: value for name, value in (options or {}).items() if value is not None}
     if resume:
-        stored.load(folder, type(config))
+        own, config = stored.load(folder, type(config))
+        options = {**own.data.get("options", {}), **options}
     else:
         stored.refuse_existing(folder)
+    anew = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
+    config = loaded.to_predict(parse(type(config), {**config.model_dump(), **anew, **(changes or {})}))
     with folder.locked():
-        rows = loaded.open_test(data, config, **(options or {}))
+        rows = loaded.open_test(data, config, **options)
         for note in rows.notes:
             say(note)
         loaded.check_like(theirs.data, rows)
@@ -87,10 +97,10 @@ def predict(
                 say(f"{name} has changed since the run: its artifacts may not fit")
         fitted = {fold: _fitted(source, loaded, theirs, fold) for fold in theirs.folds}
         with place(spec, where, say) as (runner, spec):
-            manifest = _open(folder, source, theirs, spec, resume, options or {}, runner.slots)
+            manifest = _open(folder, source, theirs, spec, resume, options, runner.slots)
             record = Record(folder, spec, manifest, fitted=fitted, say=say)
-            flags = shlex.join([str(source), "--data", data, "--out", str(folder), *where.flags()])
-            run_folds(record, runner, where, console, f"Resume with: {command} {flags} --resume")
+            words = [str(source), "--data", data, "--out", str(folder), *where.flags(), "--resume"]
+            run_folds(record, runner, where, console, how_to_resume(task, command, *words))
             oof = _oof(source, rows.id, theirs)
             weights = gathering.fold_weights(config, loaded.score, oof)
             test = gathering.test_table(spec, record.predicted, weights)

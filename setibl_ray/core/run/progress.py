@@ -14,7 +14,7 @@ from rich.text import Text
 
 from setibl_ray.core import terminal
 from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Trained
-from setibl_ray.core.run.supervisor import Answer
+from setibl_ray.core.run.supervisor import Answer, Standing
 from setibl_ray.core.task import Needs
 
 HELD_OUT = ("val_", "valid_")  # such a column is shown beside the one without the prefix
@@ -42,6 +42,7 @@ class Progress:
       shown: columns of a step's row; all of them if it is empty.
       console: where.
       note: why nothing goes on, shown below the table; empty if it does.
+      begun: how far each fold of a resumed run is.
     """
 
     def __init__(
@@ -51,13 +52,23 @@ class Progress:
         shown: Sequence[str] = (),
         console: Console | None = None,
         note: Callable[[], str] = str,
+        begun: Mapping[int, Standing] | None = None,
     ) -> None:
         self.console = console or terminal.console()
         self._needs, self._note = needs, note
-        self._rows = {fold: _Row() for fold in needs}
+        begun = begun or {}
+        self._rows = {
+            fold: _Row(state=begun[fold].state, step=self._of(fold, begun[fold].step))
+            if fold in begun
+            else _Row()
+            for fold in needs
+        }
         self._n_test = n_test
         self._shown = shown
-        self._n_predicted = dict.fromkeys(needs, 0)
+        self._n_predicted = {
+            fold: sum(stop - start for start, stop in begun[fold].predicted) if fold in begun else 0
+            for fold in needs
+        }
         on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Live | terminal.Cell | None = None
         if on_terminal:
@@ -111,10 +122,14 @@ class Progress:
             f" -> {decision.action} ({decision.reason})" if decision else ""
         )
 
+    def _of(self, fold: int, done: int) -> str:
+        n_steps = self._needs[fold].n_steps
+        return (f"{done}/{n_steps}" if n_steps else str(done)) if done else ""
+
     def _stepped(self, row: _Row, event: Stepped) -> str:
         n_steps, done = self._needs[event.fold].n_steps, event.step + 1
         row.state = "training"
-        row.step = f"{done}/{n_steps}" if n_steps else str(done)
+        row.step = self._of(event.fold, done)
         row.values = paired({name: event.row[name] for name in self._shown or event.row if name in event.row})
         if row.first < 0:
             row.first = event.step

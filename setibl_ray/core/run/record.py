@@ -198,10 +198,13 @@ class Record:
 
     def _predicted(self, event: Predicted) -> None:
         fold = event.fold
-        self._parts[fold][event.span] = event.prediction
+        # As the fit's predictions, and as they are read back when a run is resumed.
+        dtype = (self.manifest.folds[fold].model_extra or {}).get("dtype", event.prediction.pred.dtype)
+        prediction = replace(event.prediction, pred=event.prediction.pred.astype(dtype))
+        self._parts[fold][event.span] = prediction
         if len(cut(self.spec.n_test, self.manifest.folds[fold].span_rows or self.spec.n_test)) > 1:
-            self.folder.save_span(fold, event.span, event.prediction)
-        self.manifest.close(fold, event.span, "done", **event.prediction.facts)
+            self.folder.save_span(fold, event.span, prediction)
+        self.manifest.close(fold, event.span, "done", **prediction.facts)
         self.manifest.save_fold(self.folder, fold)
         self._finish_test(fold)
 

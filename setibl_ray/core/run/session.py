@@ -23,7 +23,7 @@ import pandas as pd
 from rich.console import Console
 
 from setibl_ray.core import splits, terminal
-from setibl_ray.core.config import C, config_of, parse
+from setibl_ray.core.config import C, config_of
 from setibl_ray.core.errors import (
     ConfigError,
     FoldFailedError,
@@ -326,7 +326,7 @@ def follow(
     for job in supervisor.begin():
         runner.submit(record.ready(job))
     for event in runner.events():
-        answer = supervisor.on(event, runner.slots)
+        answer = supervisor.on(event, max(runner.slots, 1))
         record.on(event, answer)
         for observer in observers:
             observer.on(event, answer)
@@ -372,7 +372,10 @@ def run_folds(
     task = load_task(record.spec.task)
     needs = {fold: task.needs(record.spec.config, fold) for fold in record.manifest.folds}
     with ending(record, how_to_resume):
-        with Progress(needs, record.spec.n_test, task.shown, console, lambda: runner.note) as progress:
+        shown = Progress(
+            needs, record.spec.n_test, task.shown, console, lambda: runner.note, record.standings()
+        )
+        with shown as progress:
             for _ in follow(runner, record, where.max_retries, [progress, *observers]):
                 pass
         all_done(record.manifest)
@@ -396,6 +399,13 @@ def ending(record: Kept, how_to_resume: str) -> Iterator[None]:
     except FoldFailedError as error:
         record.close()
         raise FoldFailedError(f"{error} The others are kept. {how_to_resume}") from None
+
+
+def how_to_resume(task: Task | str, command: str, *words: str) -> str:
+    """What the user is told: a command, unless there is none that would do the same as their call."""
+    if not command or load_task(task).code:
+        return "Resume with the same call and resume=True."
+    return f"Resume with: {command} {shlex.join(words)}"
 
 
 def all_done(manifest: Manifest) -> None:
@@ -444,13 +454,13 @@ def cross_validate(
     where, console = Where.of(where), console or terminal.console()
     say = sayer(console)
     kind = config_of(load_task(task).Settings)
-    given: Any = {} if config is None else config
-    given = given if isinstance(given, kind) else parse(kind, given)
+    given: Any = None if resume else stored.given(kind, config)
     options = {name: value for name, value in (options or {}).items() if value is not None}
     place_of_data = location("data", data) if data is not None else None
     folder = RunFolder(location("out", out))
     with folder.locked():
         if resume:
+            given = stored.given(kind, config, folder)
             _, given, place_of_data, options = stored.take_up(folder, given, place_of_data, options)
         else:
             stored.refuse_existing(folder)
@@ -459,10 +469,7 @@ def cross_validate(
         spec = check(task, given, place_of_data, options=options, say=say)
         with place(spec, where, say) as (runner, spec):
             record = open_record(folder, spec, resume=resume, options=options, say=say)
-            flags = shlex.join([str(folder), *where.flags()])
-            how = f"Resume with: {command} --resume --out {flags}"
-            if not command or load_task(task).code:
-                how = "Resume with the same call and resume=True."
+            how = how_to_resume(task, command, "--resume", "--out", str(folder), *where.flags())
             run_folds(record, runner, where, console, how, [Draw(record)])
             return gather(record)
 

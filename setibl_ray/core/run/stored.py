@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from setibl_ray.core.config import C, Config, differences, merge, parse
+from setibl_ray.core.config import C, Config, differences, merge, parse, spelt
 from setibl_ray.core.errors import ConfigError, RunFolderError
 from setibl_ray.core.jobs import RunSpec
 from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256
@@ -37,6 +37,25 @@ def read_config(folder: RunFolder, kind: type[C]) -> C:
             f"{folder.path('config.yaml')} is not a config of this version: {one_line(error)}. Use the version of "
             "setibl_ray that began the run, or choose another --out."
         ) from None
+
+
+def given(kind: type[C], config: C | Mapping[str, Any] | None, folder: RunFolder | None = None) -> C:
+    """The config that a caller gave, as one.
+
+    Args:
+      folder: of the run that is resumed: what is left out of a mapping is as there.
+
+    Raises:
+      ConfigError: a field is unknown, wrong or missing.
+      RunFolderError: the folder's own cannot be read.
+    """
+    if isinstance(config, kind):
+        return config
+    values: Any = {} if config is None else config
+    own = {}
+    if folder is not None and folder.exists("config.yaml"):
+        own = read_config(folder, kind).model_dump(exclude_unset=True)
+    return parse(kind, merge(own, spelt(values)))
 
 
 def load(folder: RunFolder, kind: type[C]) -> tuple[Manifest, C]:

@@ -86,8 +86,9 @@ class Supervisor:
         """What follows from `event` if there are `slots` places for jobs."""
         fold = self.folds[event.fold]
         if isinstance(event, Stepped):
-            fold.step = event.step + 1
-            self._failures[event.fold, None].clear()
+            if event.state:  # otherwise the next attempt begins where this one did
+                fold.step = event.step + 1
+                self._failures[event.fold, None].clear()
         elif isinstance(event, Trained):
             fold.state = "trained" if self._n_test else "done"
             if self._n_test:

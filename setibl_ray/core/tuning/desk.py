@@ -108,6 +108,7 @@ class Desk(tune.Callback):
             self.ledger.end(record, "done")
             self._show(record, f"done, out-of-fold {self._label} {record.score:.4f}")
         elif record.state == "stopped":  # by the scheduler, a moment ago
+            self._failures_in_a_row = 0
             self.ledger.save(record)
             self._show(
                 record, f"stopped at {self._label} {record.score:.4f} after {record.fold_epochs} fold-epochs"

@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -31,8 +32,9 @@ from setibl_ray.core.config import config_of, differences, parse
 from setibl_ray.core.errors import ConfigError, FoldFailedError, Interrupted, PlacementError, RunFolderError
 from setibl_ray.core.jobs import RunSpec, load_task
 from setibl_ray.core.run import session, stored
+from setibl_ray.core.run.folder import sha256
 from setibl_ray.core.storage import location
-from setibl_ray.core.task import Rows, Task
+from setibl_ray.core.task import Task
 from setibl_ray.core.tuning.desk import Desk
 from setibl_ray.core.tuning.ladder import Step, first_compared, ladder, slots_for
 from setibl_ray.core.tuning.ledger import DEFAULT, ENDED, Ledger, Trial
@@ -117,7 +119,7 @@ def sweep(
       options: fields of `Options`; those left out have its defaults.
       where: the cluster, what a fold takes of it and how often it is tried; `runner` and `workers` do not apply.
       resume: continue the sweep at `out`.
-      command: what a user types to resume, in messages.
+      command: what a user types to resume, in messages; empty where this call is what they wrote.
       console: where progress is shown.
 
     Raises:
@@ -128,12 +130,18 @@ def sweep(
     where, console = Where.of(where), console or terminal.console()
     say, loaded = session.sayer(console), load_task(task)
     kind = config_of(loaded.Settings)
-    given: Any = base if isinstance(base, kind) else parse(kind, {} if base is None else base)
+    given: Any = None if resume else stored.given(kind, base)
     source = location("data", data) if data is not None else None
-    ledger = Ledger(location("out", out), loaded.score)
+    place_of_sweep = location("out", out)
+    if "://" in place_of_sweep:
+        raise ConfigError(
+            f"out: a sweep writes to a local folder, which can be copied at the end; got {place_of_sweep}"
+        )
+    ledger = Ledger(place_of_sweep, loaded.score)
     with ledger.folder.locked(), session.cleaned(loaded.clean):
         begun = _begun(ledger, resume)
         if begun:
+            given = stored.given(kind, base, ledger.folder)
             given = stored.run_config(ledger.folder, parse(kind, begun["config"]), given)
             source = source or begun["data_root"]
             space = space or begun["space"]
@@ -152,7 +160,6 @@ def sweep(
             base = session.granted(spec, request.device, request.cpus).config
             slots = begun.get("slots") or _slots(settings, base, request, placement.cluster_nodes())
             place = _Placement(request, slots)
-            _open(ledger, begun, base, space, settings, spec.rows, slots)
             shared = Shared(
                 root=ledger.root,
                 task=task,
@@ -164,7 +171,16 @@ def sweep(
                 predict_test=settings.predict_test,
                 keep_artifacts=settings.keep_weights,
                 command=shlex.join(sys.argv),
+                fold_of_row=spec.fold_of_row,
+                files={
+                    name: content
+                    for config in configs
+                    for name, content in (
+                        spec.files if config is spec.config else loaded.files(config)
+                    ).items()
+                },
             )
+            _open(ledger, begun, base, space, settings, shared)
             at_once = place.trials_at_once(settings.trials_at_once)
             say(
                 f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
@@ -173,12 +189,13 @@ def sweep(
             steps = ladder([loaded.needs(base, fold).n_steps for fold in range(base.folds)], slots)
             scheduler = _scheduler(ledger, steps, settings)
             desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
+            ends_s = math.inf if settings.time_budget_s is None else time.monotonic() + settings.time_budget_s
             try:
                 with desk:
                     left = _to_do(ledger, space, base, settings)
-                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
-                    if settings.confirm_seeds and desk.ends_because is None:
-                        _confirm(desk, shared, at_once, settings, callbacks, place)
+                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place, ends_s)
+                    if settings.confirm_seeds and desk.ends_because is None and time.monotonic() < ends_s:
+                        _confirm(desk, shared, at_once, settings, callbacks, place, ends_s)
             except KeyboardInterrupt:
                 desk.interrupted = True
             if loaded.clean:
@@ -188,10 +205,11 @@ def sweep(
                 if trial.state == "running":
                     kept.end(trial, "unfinished")
         rungs = scheduler.rungs if isinstance(scheduler, Pruning) else []
-        results = write_results(ledger, space, base, loaded, spec.rows, rungs, command)
+        command = "" if loaded.code else command
+        results = write_results(ledger, space, base, loaded, spec.rows, rungs, command, where.flags())
         for line in results.lines():
             say(line)
-        return _end(desk, ledger, results, command)
+        return _end(desk, ledger, results)
 
 
 def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
@@ -211,9 +229,9 @@ def _begun(ledger: Ledger, resume: bool) -> dict[str, Any]:
     return ledger.folder.read_json("sweep.json") if resume else {}
 
 
-def _end(desk: Desk, ledger: Ledger, results: Results, command: str) -> Results:
+def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
     """Return the results, or raise why the sweep is not complete."""
-    kept = f"Finished trials, folds and epochs are kept. Go on with: {command} --out {ledger.root} --resume"
+    kept = f"Finished trials, folds and epochs are kept. Go on with: {results.again}"
     if desk.interrupted:
         raise Interrupted(f"interrupted. {kept}")
     if isinstance(desk.ends_because, PlacementError):
@@ -295,8 +313,7 @@ def _open(
     base: Any,
     space: Space,
     options: Options,
-    rows: Rows,
-    slots: int,
+    shared: Shared,
 ) -> None:
     """Save the definition of the sweep, after comparing it with the one it was begun with.
 
@@ -309,12 +326,14 @@ def _open(
         "config": yaml.safe_load(base.to_yaml()),
         "space": space.plain(),
         "options": {**settings, "log_to": list(options.log_to)},
-        "slots": slots,
-        "data_root": rows.root,
-        "data_fingerprint": rows.fingerprint,
+        "slots": shared.slots,
+        "data_root": shared.rows.root,
+        "data_fingerprint": shared.rows.fingerprint,
+        "folds": sha256(shared.fold_of_row.tobytes()),
+        "files": {name: sha256(content) for name, content in shared.files.items()},
     }
     if begun:
-        same = ("format", "config", "space", "slots", "data_fingerprint")
+        same = [name for name in now if name not in ("options", "data_root") and name in begun]
         changed = list(differences({name: begun[name] for name in same}, {name: now[name] for name in same}))
         for name in ("search", "predict_test", "stopping", "folds_at_once"):
             changed += differences({name: begun["options"][name]}, {name: settings[name]})
@@ -372,8 +391,9 @@ def _run(
     options: Options,
     callbacks: list[tune.Callback],
     place: _Placement,
+    ends_s: float,
 ) -> None:
-    """Let Tune run `trials` to their ends."""
+    """Let Tune run `trials` to their ends, or until `ends_s` of the monotonic clock."""
     os.environ |= QUIET
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
@@ -389,7 +409,7 @@ def _run(
             max_concurrent_trials=at_once,
             reuse_actors=True,
             stop=_Ends(desk),
-            time_budget_s=options.time_budget_s,
+            time_budget_s=None if ends_s == math.inf else ends_s - time.monotonic(),
             max_failures=WORKER_DEATHS,
             storage_path=shared.root,
             name="tune",
@@ -432,6 +452,7 @@ def _confirm(
     options: Options,
     callbacks: list[tune.Callback],
     place: _Placement,
+    ends_s: float,
 ) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
@@ -454,7 +475,7 @@ def _confirm(
 
     desk.follow(again, len(points))
     shared, options = replace(shared, root=again.root), replace(options, trials=len(points))
-    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place)
+    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place, ends_s)
 
 
 def _loggers(names: Sequence[str]) -> list[tune.Callback]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Results:
       full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
-      command: what a user types to sweep.
+      command: what a user types to sweep, and `flags` that say where; empty where it was called from Python.
+      data: where the rows came from.
     """
 
     root: str
@@ -51,12 +53,16 @@ class Results:
     full: int
     against_base: Comparison | None
     confirmed: Comparison | None
-    command: str = "python -m setibl_ray.sweep"
+    command: str = ""
+    flags: Sequence[str] = ()
+    data: str = ""
 
     @property
-    def cv(self) -> str:
-        """What a user types to run one config."""
-        return f"{self.command.rpartition('sweep')[0]}cv"
+    def again(self) -> str:
+        """How to go on with the sweep."""
+        if not self.command:
+            return "the same call with resume=True"
+        return f"{self.command} {shlex.join(['--out', self.root, '--resume', *self.flags])}"
 
     def verdict(self) -> str:
         """Whether the best trial differs from the base config, in a sentence."""
@@ -111,10 +117,11 @@ class Results:
         if self.confirmed is not None:
             lines.append(f"With other seeds: {self.confirmed}.")
         elif self.against_base is not None:
-            lines.append(
-                f"Other seeds may say otherwise: {self.command} --out {self.root} --resume --confirm"
-            )
-        lines.append(f"train it: {self.cv} --config {self.root}/best.yaml")
+            confirm = " --confirm" if self.command else " and options={'confirm_seeds': 2}"
+            lines.append(f"Other seeds may say otherwise: {self.again}{confirm}")
+        best = f"{self.root}/best.yaml"
+        cv = f"{self.command.rpartition('sweep')[0]}cv {shlex.join(['--config', best, '--data', self.data])}"
+        lines.append(f"train it: {cv}" if self.command else f"best config: {best}")
         lines.append(f"page: {self.root}/sweep.html")
         return lines
 
@@ -130,14 +137,21 @@ def confirm_seeds(base: Config, n_seeds: int) -> list[int]:
 
 
 def write_results(
-    ledger: Ledger, space: Space, base: Any, task: Task, rows: Rows, rungs: Sequence[int], command: str
+    ledger: Ledger,
+    space: Space,
+    base: Any,
+    task: Task,
+    rows: Rows,
+    rungs: Sequence[int],
+    command: str,
+    flags: Sequence[str],
 ) -> Results:
     """Compare what is finished and write the sweep's tables and page.
 
     Args:
       ledger, space, base, task, rows: of the sweep.
       rungs: fold-epochs at which trials are stopped.
-      command: what a user types to sweep.
+      command, flags: as in `Results`.
     """
     table = ledger.table(space.names)
     ledger.folder.write_csv("trials.csv", table)
@@ -147,14 +161,25 @@ def write_results(
         ledger.folder.write("best.yaml", config.to_yaml())
         group = rows.group
         default = ledger.trials.get(DEFAULT)
-        if best.number != DEFAULT and default is not None and default.state == "done":
+        if best.number != DEFAULT and default is not None and _has_oof(ledger, default):
             n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
             against = against_base(ledger.score, _oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)
     configs = [apply(base, trial.values) for trial in ledger.trials.values()]
     full = sum(max(1, task.needs(config, fold).n_steps) for config in configs for fold in range(config.folds))
     results = Results(
-        ledger.root, table, best, config, space.labels, ledger.score, full, against, again, command
+        ledger.root,
+        table,
+        best,
+        config,
+        space.labels,
+        ledger.score,
+        full,
+        against,
+        again,
+        command,
+        flags,
+        rows.root,
     )
     ledger.folder.write("sweep.html", _page(results, ledger, space, base, rungs))
     return results
@@ -208,7 +233,11 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     by_seed: dict[int, dict[bool, Trial]] = {}
     for trial in again.done:
         by_seed.setdefault(trial.values["seed"], {})[len(trial.values) > 1] = trial
-    whole = {seed: pair for seed, pair in by_seed.items() if len(pair) == 2}
+    whole = {
+        seed: pair
+        for seed, pair in by_seed.items()
+        if len(pair) == 2 and all(_has_oof(again, trial) for trial in pair.values())
+    }
     if not whole:
         return None
     name = ledger.score.name
@@ -220,6 +249,11 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     table = pd.DataFrame(rows).assign(difference=lambda t: t[f"{name}_best"] - t[f"{name}_base"])
     ledger.folder.write_csv("confirm.csv", table)
     return confirmed(ledger.score, pairs, [group] * len(pairs))
+
+
+def _has_oof(ledger: Ledger, trial: Trial) -> bool:
+    """Whether it is done, and its predictions are numbers: a diverged trial is done without any."""
+    return trial.state == "done" and ledger.run_folder(trial).exists("oof.csv")
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:

@@ -87,11 +87,20 @@ class Field:
         if self.kind in LISTED:
             return CategoricalDistribution(range(len(self.arguments)))
         low, high = self.bounds
-        # Optuna has no steps on a logarithmic scale: `decode` rounds.
-        step = self.arguments[2] if self.kind in ("quniform", "qrandint") else None
         if "randint" in self.kind:
-            return IntDistribution(int(low), int(high), log=self.is_log, step=int(step or 1))
-        return FloatDistribution(float(low), float(high), log=self.is_log, step=step)
+            return IntDistribution(int(low), int(high), log=self.is_log, step=int(self._step or 1))
+        return FloatDistribution(float(low), float(high), log=self.is_log, step=self._step)
+
+    @property
+    def _step(self) -> float | None:
+        """Optuna has no steps on a logarithmic scale: `decode` rounds."""
+        return self.arguments[2] if self.kind in ("quniform", "qrandint") else None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is within the bounds and, where there are steps, on one."""
+        low, high = self.bounds
+        steps = (value - low) / self._step if self._step else 0
+        return low <= value <= high and abs(steps - round(steps)) < 1e-8
 
     def decode(self, value: Any) -> Any:
         """A value from Optuna in the config's type."""
@@ -153,14 +162,14 @@ class Space:
         return [dict(zip(self.names, values)) for values in products]
 
     def default(self, config: Config) -> dict[str, Any] | None:
-        """The base config's point in the space; None if it is outside."""
+        """The base config's point in the space; None if it is outside, or between the points of a quantised field."""
         point = {}
         for field in self.fields:
             value = config.search_value(field.name)
             if field.kind in LISTED:
                 if value not in field.options:
                     return None
-            elif not isinstance(value, int | float) or not field.bounds[0] <= value <= field.bounds[1]:
+            elif not isinstance(value, int | float) or not field.holds(value):
                 return None
             point[field.name] = value
         return point

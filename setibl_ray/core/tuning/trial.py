@@ -8,7 +8,7 @@ sweep's own node and takes no core there: as in `cv`, only that node writes, and
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,8 @@ class Shared:
       predict_test: also predict the test set in every trial.
       keep_artifacts: keep each fold's artifact (as much as a run of `cv` per trial).
       command: what the user typed.
+      fold_of_row: (n,) fold that holds each row out, as the driver read or drew it.
+      files: content of the files that any config names.
     """
 
     root: str
@@ -62,17 +64,21 @@ class Shared:
     predict_test: bool
     keep_artifacts: bool
     command: str
+    fold_of_row: np.ndarray
+    files: Mapping[str, bytes]
 
     def spec(self, config: Any) -> RunSpec:
-        task, rows = load_task(self.task), self.rows
+        rows = self.rows
+        # Not read again: a trial may be in another folder than the driver, and files may have changed since.
+        as_base = config.seed == self.base.seed or splits.is_file(config.split)
         return RunSpec(
             self.task,
             config,
             rows,
-            splits.assign(config, rows),
+            self.fold_of_row if as_base else splits.assign(config, rows),
             session.scratch_of(rows),
             predict_test=self.predict_test,
-            files=task.files(config),
+            files=self.files,
         )
 
 
