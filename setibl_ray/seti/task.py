@@ -119,8 +119,15 @@ class CadenceTask(Task):
 
     def check_like(self, run: Mapping[str, Any], rows: Rows) -> None:
         """Raises:
-        DataError: panels of another shape or resolution than those that the run was trained on.
+        DataError: panels of another shape, resolution or conditioning than those that the run was trained on.
         """
+        for name in ("conditioning", "windows"):
+            if name in run and run[name] != rows.about[name]:
+                raise DataError(
+                    f"{rows.root}: {name}: the run was trained on {run[name] or 'panels as they come'}, but these are "
+                    f"{rows.about[name] or 'panels as they come'}. Make them as those were (`data pack --robust`, "
+                    "`data inject`), or take another run."
+                )
         for name, what in (
             ("panel_shape", "panels"),
             ("df_hz", "channel width in Hz"),
@@ -239,6 +246,7 @@ def rows_of(index: DataIndex) -> Rows:
         "dt_s": index.metadata.get("dt_s"),
         "conditioning": index.metadata.get("conditioning"),
         "windows": index.metadata.get("windows"),
+        "bins": index.metadata.get("bins"),
         "n_bad_records": index.n_left_out,
         "bad_records": listed,
     }

@@ -79,7 +79,7 @@ def test_all_zeros():
 def test_saturation_of_8_bits():
     power = np.clip(np.rint(noise() * 64), 0, 255)
     power[0, :, 500:600] = 255
-    assert "saturated at 255" in condition(power.astype(np.float32), n_bits=8).flags[0]
+    assert "saturated at 255" in condition(power.astype(np.float32), full_scale=255).flags[0]
 
 
 def test_the_one_real_file_that_a_package_brings():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -136,3 +137,7 @@ def test_glob(six, tmp_path):
     assert find_files(str(tmp_path / "*.fil")) == paths
     with pytest.raises(DataError, match="no such file"):
         find_files(str(tmp_path / "*.h5"))
+    memory = fsspec.filesystem("memory")
+    for name in ("b", "a"):
+        memory.pipe_file(f"/observation/{name}.fil", b"")
+    assert find_files("memory://observation/*.fil") == [f"memory:///observation/{name}.fil" for name in "ab"]

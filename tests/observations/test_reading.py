@@ -57,6 +57,13 @@ def test_few_bits(tmp_path, power, n_bits, suffix):
     assert np.std(ratio) / np.mean(ratio) < {8: 0.02, 16: 0.001}[n_bits]
 
 
+@pytest.mark.parametrize(("n_ifs", "full_scale"), [(1, 255), (2, 510), (4, 255)])
+def test_full_scale_of_8_bits_is_that_of_what_is_summed(tmp_path, n_ifs, full_scale):
+    data = np.full((2, n_ifs, 64), 255, np.uint8)
+    header = read_header(written(tmp_path / "a.fil", data, nifs=n_ifs, nbits=8))
+    assert header.full_scale == full_scale == read_power(header, 0, 64).max()
+
+
 @pytest.mark.parametrize("suffix", ["fil", "h5"])
 def test_first_of_four_stokes_parameters_is_read(tmp_path, suffix):
     data = np.arange(2 * 4 * 64, dtype=np.float32).reshape(2, 4, 64)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray.seti.search.gather import choose_threshold, merge, null_table, recall_table
+from setibl_ray.seti.search.gather import choose_threshold, merge, null_table, recall_table, scaled, tops
 from setibl_ray.seti.search.settings import SearchSettings
 
 
@@ -46,15 +46,33 @@ def test_merging_loses_nothing_and_does_not_depend_on_order(values):
 
 def test_threshold():
     null = [hit(1000 * k, score=0.1 * k) for k in range(1, 10)]
-    assert choose_threshold(SearchSettings(threshold=0.7), null, 1).value == 0.7
-    assert choose_threshold(SearchSettings(), null, 1).value == 0.95
+    scores = tops([null])
+    assert choose_threshold(SearchSettings(threshold=0.7), scores, 1).value == 0.7
+    assert choose_threshold(SearchSettings(), scores, 1).value == 0.95
     for allowed in (0, 1, 3, 20):
-        chosen = choose_threshold(SearchSettings(false_per_ghz=allowed), null, 1.0)
+        chosen = choose_threshold(SearchSettings(false_per_ghz=allowed), scores, 1.0)
         left = sum(one["score"] >= chosen.value for one in null)
         assert left == min(allowed, 9)
         assert f"{allowed} false candidates per GHz" in chosen.how
-    assert choose_threshold(SearchSettings(false_per_ghz=2), null, 0.5).value == pytest.approx(0.8, abs=1e-5)
-    assert [row["candidates"] for row in null_table(null, 0.5) if row["threshold"] in (0.05, 0.9)] == [9, 1]
+    assert choose_threshold(SearchSettings(false_per_ghz=2), scores, 0.5).value == pytest.approx(
+        0.8, abs=1e-5
+    )
+    assert [row["candidates"] for row in null_table(scores, 0.5) if row["threshold"] in (0.05, 0.9)] == [9, 1]
+
+
+def test_false_candidates_of_several_observations_are_counted_as_candidates_are():
+    """Interference at one frequency is one candidate in each observation that has it."""
+    each = [[hit(3 * k, score=0.9)] for k in range(10)]
+    assert tops(each) == [0.9] * 10
+    assert tops([[one for own in each for one in own]]) == [0.9]
+    assert choose_threshold(SearchSettings(false_per_ghz=1), tops(each), 1.0).value > 0.9
+
+
+def test_what_is_one_signal_grows_with_the_channel_width():
+    apart = [hit(0, 0.1), hit(500, 0.1)]
+    assert len(merge(apart)) == len(merge(apart, 1.4)) == 2
+    assert len(merge(apart, 2900.0)) == 1
+    assert (scaled(30, 1.4), scaled(30, 2 * 2.794)) == (30, 60)
 
 
 def test_recall_table():

@@ -170,6 +170,8 @@ def test_resume_with_other_settings_or_into_a_full_folder_is_refused(done, sky, 
     observations = read_list(str(sky), n_coarse=2)
     with pytest.raises(RunFolderError, match=r"plan.json: settings differ"):
         search(run, observations, str(done), SearchSettings(recover=7), resume=True)
+    with pytest.raises(RunFolderError, match=r"plan.json: coarse_channels differ"):
+        search(run, read_list(str(sky), n_coarse=1), str(done), SETTINGS, resume=True)
     with pytest.raises(RunFolderError, match="holds a search already"):
         search(run, observations, str(done), SETTINGS)
 
@@ -233,6 +235,12 @@ def test_a_threshold_that_the_needles_of_the_run_do_not_reach_is_said(sky, run, 
         search(run, observations, tmp_path / name, SearchSettings(threshold=level), console=console)
         share = f"of the run's own needles, {(needles >= level).mean():.0%} have"
         assert (share in console.file.getvalue()) == (name == "high")
+
+
+def test_bins_that_the_run_was_not_trained_on_are_said(sky, tmp_path, console):
+    run = standins.trained_run(tmp_path / "run", bins=[1])
+    search(run, read_list(str(sky), n_coarse=2), tmp_path / "out", SearchSettings(), console=console)
+    assert "trained on windows of 1 channels summed, not of 8" in console.file.getvalue()
 
 
 def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done):

@@ -39,13 +39,13 @@ class Conditioned(NamedTuple):
     flags: tuple[str, ...]
 
 
-def condition(power: np.ndarray, dc: int | None = None, n_bits: int = 32) -> Conditioned:
+def condition(power: np.ndarray, dc: int | None = None, full_scale: float | None = None) -> Conditioned:
     """Condition panels in place.
 
     Args:
       power: (panels, time, frequency) float32 in any unit; its memory becomes the result's.
       dc: channel of the DC spike.
-      n_bits: of the file; 8-bit values may be saturated.
+      full_scale: the highest value that a file can hold, where it may be saturated.
 
     Returns:
       Values that are not finite, and blocks without any noise, are 0 sigmas.
@@ -54,9 +54,9 @@ def condition(power: np.ndarray, dc: int | None = None, n_bits: int = 32) -> Con
     for panel in power:
         bad = int(panel.size - np.count_nonzero(np.isfinite(panel)))
         said = [f"{bad / panel.size:.2%} not finite"] if bad else []
-        if n_bits == 8:
-            saturated = np.count_nonzero(panel >= 255) / panel.size
-            said += [f"{saturated:.2%} saturated at 255"] if saturated > 1e-3 else []
+        if full_scale is not None:
+            saturated = np.count_nonzero(panel >= full_scale) / panel.size
+            said += [f"{saturated:.2%} saturated at {full_scale:g}"] if saturated > 1e-3 else []
         if bad:
             panel[~np.isfinite(panel)] = np.nan
         dead = _condition_panel(panel, dc, bool(bad))

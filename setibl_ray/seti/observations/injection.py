@@ -180,7 +180,7 @@ def write_shard(task: InjectTask) -> WrittenShard:
     """Condition a stretch and write its records; runs in a process of its own."""
     observation, channel, low, high = task.stretch
     dc = channel.dc - low if channel.dc is not None and low <= channel.dc < high else None
-    z, flags = condition(observation.read(low, high), dc, observation.headers[0].n_bits)
+    z, flags = condition(observation.read(low, high), dc, observation.headers[0].full_scale)
     if not z.any():
         raise DataError(
             f"{observation.headers[0].path}: channels {low} to {high} hold nothing ({'; '.join(flags)})"

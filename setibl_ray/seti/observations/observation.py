@@ -7,7 +7,6 @@ own time.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
 
-from setibl_ray.core.errors import DataError
+from setibl_ray.core.errors import DataError, StorageError
+from setibl_ray.core.storage import filesystem, reaching
 from setibl_ray.seti.cadence import N_PANELS, OFF, ON
 from setibl_ray.seti.observations.reading import Header, read_header, read_power
 
@@ -170,10 +171,12 @@ def open_observation(
 
 def find_files(pattern: str) -> list[str]:
     """Files of a glob pattern, sorted by name; their tstart decides about their order later."""
-    found = sorted(glob.glob(pattern))
+    fs, place = filesystem(pattern)
+    with reaching(pattern, "read", StorageError):
+        found = sorted(fs.glob(place))
     if not found:
         raise DataError(f"{pattern}: no such file")
-    return found
+    return [name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name) for name in found]
 
 
 def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:

@@ -62,6 +62,16 @@ class Header:
         return abs(self.foff_mhz) * 1e6
 
     @property
+    def full_scale(self) -> float | None:
+        """The highest value that `read_power` can give of 8-bit samples, which may be saturated."""
+        return 255.0 * self.n_summed if self.n_bits == 8 else None
+
+    @property
+    def n_summed(self) -> int:
+        """IFs that are read: of two polarisations both, of four Stokes parameters the first."""
+        return 2 if self.n_ifs == 2 else 1
+
+    @property
     def lowest_mhz(self) -> float:
         """Centre of the lowest channel."""
         return self.fch1_mhz + min(self.foff_mhz, 0.0) * (self.n_channels - 1)
@@ -111,7 +121,7 @@ def read_power(header: Header, low: int, high: int) -> np.ndarray:
     """
     n = header.n_channels
     first, last = (low, high) if header.foff_mhz > 0 else (n - high, n - low)
-    ifs = slice(0, 2 if header.n_ifs == 2 else 1)
+    ifs = slice(0, header.n_summed)
     if header.path.endswith(".h5"):
         with _opened_h5(header.path) as (data, _):
             if data.shape != (header.n_times, header.n_ifs, n):

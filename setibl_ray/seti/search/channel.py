@@ -21,6 +21,7 @@ from setibl_ray.seti.observations import lines, signals, windows
 from setibl_ray.seti.observations.conditioning import BLOCK, binned, condition, to_bytes
 from setibl_ray.seti.observations.injection import APART, MAX_DRIFT
 from setibl_ray.seti.observations.observation import Channel, Observation
+from setibl_ray.seti.search import gather
 from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
 SWAPPED = (1, 0, 3, 2, 5, 4)
@@ -30,7 +31,7 @@ _MARGIN = 2 * BLOCK  # channels read beyond a coarse channel's ends, for lines t
 _BORDER = (
     32  # how far beyond them the middle of a line may be; two channels then find it, and hits are merged
 )
-_FOUND_HZ = 30.0  # an injected needle counts as found within this
+_FOUND_HZ = 30.0  # an injected needle counts as found within this, in Green Bank's fine product
 
 Score = Callable[[np.ndarray], np.ndarray]
 """(n, 6, time, width) uint8 windows -> (n, folds) float32 scores."""
@@ -99,7 +100,7 @@ def search_channel(
             continue
         if own.source.truth is None:
             result["null" if own.exchanged else "hits"].append(hit)
-        elif _is_found(hit, own.source.truth):
+        elif _is_found(hit, own.source.truth, observation.df_hz):
             row = recovered[id(own.source)]
             row["score"] = max(row["score"], hit["score"])
     result["recovered"] = list(recovered.values())
@@ -121,7 +122,7 @@ def _conditioned(observation: Observation, channel: Channel) -> tuple[np.ndarray
 
     Each part is conditioned by itself, as a polyphase filter's response has a corner where two channels meet.
     """
-    n_bits = observation.headers[0].n_bits
+    full_scale = observation.headers[0].full_scale
     low = max(0, channel.low - _MARGIN)
     high = min(observation.headers[0].n_channels, channel.high + _MARGIN)
     z = np.empty((N_PANELS, observation.n_times, high - low), np.float32)
@@ -130,7 +131,7 @@ def _conditioned(observation: Observation, channel: Channel) -> tuple[np.ndarray
         if start < stop:
             own = start == channel.low
             dc = channel.dc - start if own and channel.dc is not None else None
-            part = condition(observation.read(start, stop), dc, n_bits)
+            part = condition(observation.read(start, stop), dc, full_scale)
             z[..., start - low : stop - low] = part.z
             flags = part.flags if own else flags
     return z, low, flags
@@ -256,9 +257,9 @@ def _injected(
     return Source(cut, low + start, truth)
 
 
-def _is_found(hit: dict[str, Any], truth: dict[str, Any]) -> bool:
+def _is_found(hit: dict[str, Any], truth: dict[str, Any], df_hz: float) -> bool:
     off_hz = abs(hit["f_mhz"] - truth["f_mhz"]) * 1e6
-    return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= _FOUND_HZ
+    return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= gather.scaled(_FOUND_HZ, df_hz)
 
 
 def shares(total: int, n: int) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,12 @@ from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 # Where neither the user nor the null says anything. Networks with the on-off head give needles 0.98 and more, and above
 # this there was one false candidate in seven observations of two generators (docs/search.md).
 THRESHOLD = 0.95
+# In channels of Green Bank's fine product (2.79 Hz): in Hz there, and in proportion in coarser ones.
 SAME_HZ = (
     40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
 )
 COINCIDENT_HZ = 250.0
+_FINE_HZ = 2.794
 _SHOWN_S_N = 5.0  # a panel counts as ON in n_on from here
 _RECALL_EDGES = (6, 8, 10, 15, 20, 30, 50, 100.0001)
 
@@ -32,15 +34,21 @@ class Threshold(NamedTuple):
     how: str
 
 
-def merge(hits: Sequence[Hit]) -> list[list[Hit]]:
-    """Hits grouped by signal, each group's brightest first, groups in the order of their highest score.
+def scaled(hz: float, df_hz: float) -> float:
+    """A distance that is meant for Green Bank's fine product, in one of this resolution."""
+    return hz * max(1.0, df_hz / _FINE_HZ)
+
+
+def merge(hits: Sequence[Hit], df_hz: float = _FINE_HZ) -> list[list[Hit]]:
+    """Hits of one observation, grouped by signal, each group's brightest first, groups in the order of their highest
+    score.
 
     Two hits are of one signal where their lines are near each other at the beginning and at the end; a hit joins the
     brightest line that it is near, so that a chain of hits does not grow along the band.
     """
     order = sorted(range(len(hits)), key=lambda i: (-sum(hits[i]["snr"][k] for k in ON), hits[i]["f_mhz"]))
     ends = np.array([(hit["f_start_mhz"], hit["f_end_mhz"]) for hit in hits]).reshape(-1, 2) * 1e6
-    reach = np.array([SAME_HZ * max(1.0, hit["bin"] / 2) for hit in hits])
+    reach = np.array([scaled(SAME_HZ, df_hz) * max(1.0, hit["bin"] / 2) for hit in hits])
     groups: list[list[int]] = []
     leaders = np.empty(0, np.int64)
     for i in order:
@@ -55,18 +63,27 @@ def merge(hits: Sequence[Hit]) -> list[list[Hit]]:
     return sorted(merged, key=lambda group: (-max(hit["score"] for hit in group), group[0]["f_mhz"]))
 
 
-def choose_threshold(settings: SearchSettings, null: Sequence[Hit], ghz: float) -> Threshold:
+def tops(hits: Iterable[Sequence[Hit]], df_hz: float = _FINE_HZ) -> list[float]:
+    """Scores of the candidates of several observations, highest first. Each is merged by itself, as candidates are."""
+    return sorted(
+        (max(hit["score"] for hit in group) for own in hits for group in merge(own, df_hz)), reverse=True
+    )
+
+
+def choose_threshold(settings: SearchSettings, scores: Sequence[float], ghz: float) -> Threshold:
     """The score from which a hit counts, and in words how it was chosen.
 
     With `false_per_ghz`, candidates of the data with ON and OFF exchanged are all false; the threshold is the lowest
     that leaves as many as allowed, rounded down.
+
+    Args:
+      scores: `tops` of these.
     """
     if settings.threshold is not None:
         return Threshold(settings.threshold, "given (--threshold)")
     if settings.false_per_ghz is None:
         return Threshold(THRESHOLD, "default; --recover and --false-per-ghz tell what it means in these data")
     allowed = int(settings.false_per_ghz * ghz + 1e-9)
-    scores = sorted((max(hit["score"] for hit in group) for group in merge(null)), reverse=True)
     above = scores[allowed] + 1e-6 if len(scores) > allowed else FLOOR
     how = (
         f"{settings.false_per_ghz:g} false candidates per GHz allowed (--false-per-ghz), {allowed} in {ghz:.6g} GHz; "
@@ -75,11 +92,10 @@ def choose_threshold(settings: SearchSettings, null: Sequence[Hit], ghz: float) 
     return Threshold(round(min(1.0, above), 6), how)
 
 
-def null_table(null: Sequence[Hit], ghz: float) -> list[dict[str, float]]:
-    """Candidates with ON and OFF exchanged at each threshold, and what that is in a GHz."""
-    tops = np.array([max(hit["score"] for hit in group) for group in merge(null)])
+def null_table(scores: Sequence[float], ghz: float) -> list[dict[str, float]]:
+    """Candidates with ON and OFF exchanged at each threshold, and what that is in a GHz, from their scores."""
     levels = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-    counts = [int((tops >= level).sum()) for level in levels]
+    counts = [sum(score >= level for score in scores) for level in levels]
     return [{"threshold": t, "candidates": c, "per_ghz": round(c / ghz, 3)} for t, c in zip(levels, counts)]
 
 
@@ -122,7 +138,8 @@ def candidates(
             if other.session == observation.session
             and other.headers[0].source != observation.headers[0].source
         ]
-        for group in merge([hit for hit in hits[observation.name] if hit["score"] >= threshold]):
+        own = [hit for hit in hits[observation.name] if hit["score"] >= threshold]
+        for group in merge(own, observation.df_hz):
             best = group[0]
             rows.append(_row(observation, best, group, _flags(observation, best, others, exclude_mhz)))
     rows.sort(
@@ -168,8 +185,9 @@ def _flags(
     if any(start <= high and low <= stop for start, stop in exclude_mhz):
         flags.append("excluded")
     for name, mhz in others:
-        at = np.searchsorted(mhz, [hit["f_mhz"] - COINCIDENT_HZ / 1e6, hit["f_mhz"] + COINCIDENT_HZ / 1e6])
-        if at[0] < at[1]:
+        near = scaled(COINCIDENT_HZ, observation.df_hz) / 1e6
+        first, last = np.searchsorted(mhz, [hit["f_mhz"] - near, hit["f_mhz"] + near])
+        if first < last:
             flags.append(f"also-in:{name}")
     df_mhz = observation.df_hz / 1e6
     for channel in observation.channels:

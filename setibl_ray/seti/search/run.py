@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,12 +89,13 @@ def search(
         "conditioning": definition(),
         "windows": windows.definition(width),
         "observations": [describe(observation) for observation in observations],
+        "coarse_channels": [len(observation.channels) for observation in observations],
     }
     spec = _spec(run, Searched(observations, settings, width), weights, plan, changes or {})
     for observation in observations:
         for note in observation.notes:
             say(f"{observation.name}: {note}")
-    if warning := _warning(run, settings):
+    for warning in _warnings(run, settings):
         say(warning)
     with folder.locked():
         _open(folder, plan, resume)
@@ -111,18 +112,24 @@ def search(
         return path
 
 
-def _warning(run: Run, settings: SearchSettings) -> str:
-    """What to say where a threshold would leave out most of the needles that the run was trained on, else nothing."""
+def _warnings(run: Run, settings: SearchSettings) -> Iterator[str]:
+    """What to say where a run was not trained for these bins, or a threshold leaves out most needles of its own."""
+    trained = run.manifest["data"].get("bins") or settings.bins
+    if others := [width for width in settings.bins if width not in trained]:
+        yield (
+            f"bins: the run was trained on windows of {', '.join(map(str, trained))} channels summed, not of "
+            f"{', '.join(map(str, others))}; make shards by `data inject --bins "
+            f"{','.join(map(str, settings.bins))}`, or search with --bins {','.join(map(str, trained))}"
+        )
     if settings.false_per_ghz is not None:
-        return ""
+        return
     level = gather.THRESHOLD if settings.threshold is None else settings.threshold
     found = run.oof["pred_no_tta"][run.oof["target"] == 1] >= level
-    if not len(found) or found.mean() >= 0.5:
-        return ""
-    return (
-        f"threshold {level:g}: of the run's own needles, {found.mean():.0%} have such a score in its oof.csv; "
-        "lower --threshold, or let --false-per-ghz choose one"
-    )
+    if len(found) and found.mean() < 0.5:
+        yield (
+            f"threshold {level:g}: of the run's own needles, {found.mean():.0%} have such a score in its oof.csv; "
+            "lower --threshold, or let --false-per-ghz choose one"
+        )
 
 
 def _spec(
@@ -263,10 +270,10 @@ def finish(
     for channel in channels:
         hits[channel["observation"]] += channel["hits"]
         null[channel["observation"]] += channel["null"]
-    all_null = [hit for own in null.values() for hit in own]
+    false = gather.tops(null.values(), observations[0].df_hz)
     recovered = [row for channel in channels for row in channel["recovered"]]
     ghz = sum(channel["mhz"] for channel in channels) / 1e3
-    threshold = gather.choose_threshold(settings, all_null, ghz)
+    threshold = gather.choose_threshold(settings, false, ghz)
     rows = gather.candidates(observations, hits, threshold.value, settings.exclude_mhz)
     max_drift = max(settings.bins) * MAX_DRIFT * observations[0].df_hz / span_s(observations[0].time_s)
     for observation in observations:
@@ -280,7 +287,7 @@ def finish(
         "channels": len(channels),
         "n_windows": sum(channel["n_windows"] for channel in channels),
         "max_drift_hz_s": round(max_drift, 6),
-        "on_off_exchanged": gather.null_table(all_null, ghz),
+        "on_off_exchanged": gather.null_table(false, ghz),
         "recall": gather.recall_table(recovered, threshold.value),
         "notes": {observation.name: list(observation.notes) for observation in observations},
         "damage": [damage for channel in channels for damage in _damage(observations, channel)],
