@@ -126,7 +126,7 @@ class Verify(BaseModel):
         from setibl_ray.seti.formats.shards import list_shards
         from setibl_ray.seti.making.verify import balance_tables, verify
 
-        with _progress("verifying", len(list_shards(self.dir))) as step:
+        with _progress("verifying", len(list_shards(self.dir, needs=None))) as step:
             report = verify(self.dir, threads=self.threads, on_shard=step)
         console = terminal.console()
         for table in balance_tables(report):

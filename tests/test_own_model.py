@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,13 @@ def test_a_killed_worker_and_driver_on_ray_end_with_the_bytes_of_the_plain_loop(
         assert (out / name).read_bytes() == (plain / name).read_bytes(), name
     refused = run("cv", "--resume", "--out", out, "--model", "efficientnet-nano", code=2)
     assert "model was examples.own_model:shallow, now efficientnet-nano" in refused.stderr
+
+
+def test_it_is_planned_by_its_own_sizes(plain, shards):
+    assumed = run("cv", *QUICK, "--data", shards, "--plan").stdout
+    assert re.search(r"GFLOP an\s+image", assumed)
+    measured = run("cv", *QUICK, "--data", shards, "--plan", "--rates", plain).stdout
+    assert "measured in" in measured
 
 
 def test_it_predicts_and_is_swept(plain, shards, tmp_path):

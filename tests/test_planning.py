@@ -27,6 +27,7 @@ from setibl_ray.seti.planning import assume
 from setibl_ray.seti.planning.forecast import Host, Rows, Store, bills, cost_of, forecast, places_of
 from setibl_ray.seti.planning.rates import NAMES, Rates, Share, assumed, flop, measure
 from setibl_ray.seti.planning.simulate import FoldCost, simulate
+from setibl_ray.seti.sizes import sizes
 
 CORE = Share("cpu", "CPU", 1, 1)
 V4 = Share("tpu", "TPU-V4", 4, 240)
@@ -478,6 +479,6 @@ def test_documented_memory_is_the_estimate_and_no_fold_took_more():
     for model, image_size, batch_size, estimated, peak, ratio in rows:
         fields = {"model": model, "image_size": image_size, "batch_size": int(batch_size), "layout": "all6"}
         config = parse({"folds": 2, "weights": "none", **fields})
-        assert f"{fold_bytes(config, 0, 'cpu', 2) / 1e9:.1f}" == estimated, model
+        assert f"{fold_bytes(config, 0, 'cpu', 2, sizes(config, 0, {})) / 1e9:.1f}" == estimated, model
         assert float(peak) <= float(estimated), model
         assert float(ratio) <= 1, model

@@ -22,7 +22,9 @@ def units(group: pd.Series | None, n: int) -> np.ndarray:
 
 
 def _resamples(unit: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `N_BOOTSTRAP` draws of all units with replacement."""
+    """Rows of `N_BOOTSTRAP` draws of all units with replacement; none where there is but one unit."""
+    if unit.max(initial=0) == 0:
+        return
     order = np.argsort(unit, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(unit[order])) + 1)
     rng = np.random.default_rng(seed)

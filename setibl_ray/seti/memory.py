@@ -20,25 +20,24 @@ from __future__ import annotations
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config
-from setibl_ray.seti.models import Backbone, with_head
+from setibl_ray.seti.models import Backbone
 
 PROCESS = 1000 << 20
 BUILDING = 200 << 20
 COPIES = 30
 
 
-def fold_bytes(config: Config, fold: int, device: str, cpus: int, sizes: Backbone | None = None) -> int:
-    """The estimate for one fold, by the formula above; `sizes` of a model that is not one of this package's."""
+def fold_bytes(config: Config, fold: int, device: str, cpus: int, sizes: Backbone) -> int:
+    """The estimate for one fold, by the formula above, with the `sizes` of its model."""
     own = config.for_fold(fold)
-    backbone = sizes or with_head(own.model, own.head)
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = own.batch_size * height * width
-    activations = pixels * backbone.kept * 4 if device in ("cpu", "auto") else 0
+    activations = pixels * sizes.kept * 4 if device in ("cpu", "auto") else 0
     pipeline = (cpus + 4) * 2 * pixels * channels * 4
-    return int(PROCESS + BUILDING + COPIES * 4e6 * backbone.parameters + activations + pipeline)
+    return int(PROCESS + BUILDING + COPIES * 4e6 * sizes.parameters + activations + pipeline)
 
 
-def device_bytes(config: Config, fold: int, batch: int | None = None, sizes: Backbone | None = None) -> int:
+def device_bytes(config: Config, fold: int, sizes: Backbone, batch: int | None = None) -> int:
     """An upper estimate of the accelerator memory that training a fold takes, for one replica; not yet measured on one.
 
     Activations as on a CPU, in half the bytes with mixed precision; weights, gradients, Adam's two moments and two
@@ -49,26 +48,23 @@ def device_bytes(config: Config, fold: int, batch: int | None = None, sizes: Bac
       sizes: as in `fold_bytes`.
     """
     own = config.for_fold(fold)
-    backbone = sizes or with_head(own.model, own.head)
     height, width, channels = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
     pixels = (batch or own.batch_size) * height * width
-    activations = pixels * backbone.kept * (2 if config.mixed_precision else 4)
-    return int(1.2 * (activations + 6 * 4e6 * backbone.parameters + 2 * pixels * channels * 4))
+    activations = pixels * sizes.kept * (2 if config.mixed_precision else 4)
+    return int(1.2 * (activations + 6 * 4e6 * sizes.parameters + 2 * pixels * channels * 4))
 
 
-def check_share(
-    config: Config, fold: int, share: float, limit_bytes: int, sizes: Backbone | None = None
-) -> None:
+def check_share(config: Config, fold: int, share: float, limit_bytes: int, sizes: Backbone) -> None:
     """Compare the estimate with what a fold's share of a GPU leaves it.
 
     Raises:
       ConfigError: it is more; names the largest batch that fits.
     """
     batch = config.for_fold(fold).batch_size
-    wanted = device_bytes(config, fold, batch, sizes)
+    wanted = device_bytes(config, fold, sizes, batch)
     if wanted <= limit_bytes:
         return
-    fits = [size for size in range(1, batch) if device_bytes(config, fold, size, sizes) <= limit_bytes]
+    fits = [size for size in range(1, batch) if device_bytes(config, fold, sizes, size) <= limit_bytes]
     advice = f"the largest batch that fits is {fits[-1]}" if fits else "not even one image fits"
     raise ConfigError(
         f"devices-per-fold: fold {fold} takes about {wanted / 1e9:.1f} GB at --batch-size {batch}, and {share:g} of "

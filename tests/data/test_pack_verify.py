@@ -185,8 +185,21 @@ def test_pack_test_files_only_and_robustly(kaggle, tmp_path):
     cadence = np.load(next((kaggle / "test").rglob(f"{index.test['image_id'][0]}.npy"))).astype(np.float32)
     expected = conditioning.to_bytes(conditioning.condition(cadence).z)
     np.testing.assert_array_equal(read_panels(index, "test", [0], range(6))[0].transpose(2, 0, 1), expected)
+    assert verify(str(out)).problems == ()
     with pytest.raises(DataError, match=r"holds no .npy file"):
         pack(kaggle, tmp_path / "other", n_processes=1)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_any_float_is_packed_robustly(tmp_path, dtype):
+    (tmp_path / "test").mkdir()
+    power = np.random.default_rng(0).gamma(20, size=(6, 32, 64)).astype(dtype)
+    np.save(tmp_path / "test" / "a.npy", power)
+    pack(tmp_path, tmp_path / "out", n_test_shards=1, n_processes=1, test_only=True, robust=True)
+    index = read_index(tmp_path / "out", needs="test")
+    expected = conditioning.to_bytes(conditioning.condition(power.astype(np.float32)).z)
+    np.testing.assert_array_equal(read_panels(index, "test", [0], range(6))[0].transpose(2, 0, 1), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "test" / "a.npy"), power)
 
 
 def test_too_many_shards(kaggle, tmp_path):

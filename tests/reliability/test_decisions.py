@@ -19,6 +19,7 @@ from setibl_ray.core.run.failures import ACTIONS, decide
 from setibl_ray.core.task import Step
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.memory import fold_bytes
+from setibl_ray.seti.sizes import sizes
 from setibl_ray.seti.task import TASK
 
 
@@ -152,8 +153,9 @@ def test_a_fold_larger_than_any_node_runs_alone():
 def test_the_memory_of_a_fold_grows_with_what_it_holds():
     small = parse({"model": "efficientnet-nano", "weights": "none", "image_size": "91x85", "batch_size": 16})
     large = parse({"batch_size": 32})
-    assert fold_bytes(small, 0, "cpu", 1) < 2e9
-    assert fold_bytes(large, 0, "tpu", 4) < 10e9 < fold_bytes(large, 0, "cpu", 4)
+    assert fold_bytes(small, 0, "cpu", 1, sizes(small, 0, {})) < 2e9
+    of_large = sizes(large, 0, {})
+    assert fold_bytes(large, 0, "tpu", 4, of_large) < 10e9 < fold_bytes(large, 0, "cpu", 4, of_large)
 
 
 def test_a_tpu_lock_is_taken_from_the_dead_only(tmp_path):

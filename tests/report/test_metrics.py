@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from setibl_ray.core import stats
 from setibl_ray.core.errors import DataError
 from setibl_ray.seti.evaluation import calibration, metrics
 from setibl_ray.seti.evaluation.summary import summary_lines
@@ -154,6 +155,9 @@ def test_one_group_alone_has_no_interval_rather_than_a_certain_one(oof):
     target, pred = oof["target"].to_numpy(), oof["pred"].to_numpy()
     whole = pd.Series("g", oof.index)
     assert metrics.difference(target, pred, pred, whole)["interval"] is None
+    assert metrics.auc_gain(target, pred, -pred, whole)[1] == math.inf
+    assert stats.interval(metrics.auc, target, pred, whole) is None
+    assert stats.difference(metrics.auc, target, pred, -pred, whole)[1] == math.inf
     assert metrics.mean_difference(pred, pred, whole)["interval"] is None
     assert summary_lines(summary)  # and the text does without
 

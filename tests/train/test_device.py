@@ -9,6 +9,7 @@ import tensorflow as tf
 from setibl_ray.core.errors import ConfigError
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.memory import check_share, device_bytes
+from setibl_ray.seti.sizes import sizes
 from setibl_ray.seti.train import device, gpus
 from setibl_ray.seti.train.device import clear_stale_lock
 
@@ -203,11 +204,12 @@ def test_a_share_of_a_gpu_is_a_memory_limit(monkeypatch):
 
 def test_the_estimate_is_held_against_the_share_before_training():
     config = parse({"model": "efficientnet-b4", "weights": "none", "batch_size": 32})
-    wanted = device_bytes(config, 0)
-    check_share(config, 0, 0.5, wanted)
+    model = sizes(config, 0, {})
+    wanted = device_bytes(config, 0, model)
+    check_share(config, 0, 0.5, wanted, model)
     with pytest.raises(
         ConfigError, match=r"--batch-size 32, and 0\.2 of its GPU .* largest batch that fits is 16"
     ):
-        check_share(config, 0, 0.2, device_bytes(config, 0, 16))
+        check_share(config, 0, 0.2, device_bytes(config, 0, model, 16), model)
     with pytest.raises(ConfigError, match="not even one image fits"):
-        check_share(config, 0, 0.2, 1 << 20)
+        check_share(config, 0, 0.2, 1 << 20, model)

@@ -163,8 +163,10 @@ def difference(
 def auc_gain(
     target: np.ndarray, first: np.ndarray, second: np.ndarray, group: pd.Series
 ) -> tuple[float, float]:
-    """`difference` as a gain and its standard error, from the 95 % bootstrap interval around it."""
+    """`difference` as a gain and its standard error, from the 95 % bootstrap interval; infinite without one."""
     found = difference(target, first, second, group)
+    if found["interval"] is None:
+        return found["difference"], math.inf
     low, high = found["interval"]
     return found["difference"], (high - low) / (2 * NormalDist().inv_cdf(0.5 + LEVEL / 2))
 

@@ -132,8 +132,11 @@ def shard_name(split: Split, index: int, n_records: int) -> str:
     return f"{split}{index:02d}-{n_records}.tfrec"
 
 
-def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
+def list_shards(root: str, needs: Split | None = "train") -> list[ShardInfo]:
     """The shards of a folder, train before test, each split by index.
+
+    Args:
+      needs: a split that must be there; None for either.
 
     Raises:
       DataError: no such folder, no shards of the split that is needed, a misnamed shard, an index that is missing or
@@ -163,8 +166,9 @@ def list_shards(root: str, needs: Split = "train") -> list[ShardInfo]:
             raise DataError(
                 f"{root}/{name}: expected a name like train00-50.tfrec (index, number of records)"
             )
-    if not any(shard.split == needs for shard in shards):
-        raise DataError(f"{root} has no {needs} shards. Expected files named like {needs}00-50.tfrec.")
+    if not any(needs in (shard.split, None) for shard in shards):
+        wanted = f"{needs} shards" if needs else "shards"
+        raise DataError(f"{root} has no {wanted}. Expected files named like {needs or 'train'}00-50.tfrec.")
     shards.sort(key=lambda shard: (shard.split != "train", shard.index, shard.n_records))
     for split in SPLITS:
         indices = [shard.index for shard in shards if shard.split == split]

@@ -229,7 +229,7 @@ def write_shard(task: PackTask) -> WrittenShard:
     """Quantise and write one shard; runs in its own process."""
     with ShardWriter(task.folder, task.split, task.shard) as writer:
         for source in task.sources:
-            cadence = _load(source.path)
+            cadence = _load(source.path, task.robust)
             if cadence.shape[1:] != task.panel_shape:
                 expected = (N_PANELS, *task.panel_shape)
                 raise DataError(
@@ -242,7 +242,7 @@ def write_shard(task: PackTask) -> WrittenShard:
     return writer.written
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, robust: bool = False) -> np.ndarray:
     """(6, time, frequency) float32, every value finite."""
     try:
         # Mapped, not read: a header that claims terabytes is refused before as much memory is asked for.
@@ -267,7 +267,7 @@ def _load(path: Path) -> np.ndarray:
         cadence = widen(cadence)
     else:
         with np.errstate(over="ignore"):
-            cadence = cadence.astype(np.float32, copy=False)
+            cadence = cadence.astype(np.float32, copy=robust)  # conditioned in place; the file is mapped
     bad = np.count_nonzero(~np.isfinite(cadence))
     if bad:
         raise DataError(f"{path}: {bad} of {cadence.size} values are not finite. Download the file again.")

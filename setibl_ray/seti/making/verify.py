@@ -55,7 +55,7 @@ def verify(
       DataError: there is no set (`list_shards`, `read_metadata`); everything else is listed in the
         report.
     """
-    shards = list_shards(root)
+    shards = list_shards(root, needs=None)
     metadata = read_metadata(root)
 
     def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:

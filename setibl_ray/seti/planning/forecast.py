@@ -16,7 +16,7 @@ from setibl_ray.seti.memory import fold_bytes
 from setibl_ray.seti.planning.assume import DEVICES, Assume
 from setibl_ray.seti.planning.rates import Rates, Share
 from setibl_ray.seti.planning.simulate import Assignment, FoldCost, simulate
-from setibl_ray.seti.sizes import PREDICT_SPEEDUP
+from setibl_ray.seti.sizes import PREDICT_SPEEDUP, sizes
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,16 @@ class Forecast:
     def fold_bytes(self) -> int:
         """The estimate for the largest fold."""
         return max(
-            (fold_bytes(self.config, cost.fold, self.share.kind, self.share.cpus) for cost in self.costs),
+            (
+                fold_bytes(
+                    self.config,
+                    cost.fold,
+                    self.share.kind,
+                    self.share.cpus,
+                    sizes(self.config, cost.fold, {}),
+                )
+                for cost in self.costs
+            ),
             default=0,
         )
 

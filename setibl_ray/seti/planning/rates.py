@@ -15,8 +15,8 @@ from setibl_ray.core.run.manifest import Manifest
 from setibl_ray.core.run.stored import read_config
 from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.config import Config, FoldConfig
-from setibl_ray.seti.models import with_head
 from setibl_ray.seti.planning.assume import Assume, device_of
+from setibl_ray.seti.sizes import sizes
 
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
 BUILD_TEST = 0.25  # of building to train, which compiles two forward passes and a backward pass
@@ -67,7 +67,7 @@ def flop(config: Config, fold: int) -> float:
     """FLOP of a forward pass of one image."""
     own = config.for_fold(fold)
     height, width, _ = LAYOUTS[config.layout or "all6"].image_shape(own.image_size)
-    return 2 * with_head(own.model, own.head).multiply_adds * height * width
+    return 2 * sizes(config, fold, {}).multiply_adds * height * width
 
 
 def assumed(config: Config, fold: int, share: Share, assume: Assume) -> Rates:
