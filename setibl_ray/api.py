@@ -148,9 +148,10 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
     program = f"python {script}" + (f" {name}" if name != "cv" else "")
     console = terminal.console()
 
+    kind = config_of(task.Settings)
     fields: Sequence[type[BaseModel]] = {  # type: ignore[assignment]  # their metaclass hides them from mypy
-        "cv": (config_of(task.Settings), cv.Flags),
-        "sweep": (config_of(task.Settings), sweep_command.Flags),
+        "cv": (cli.fields_of(kind), cv.Flags),
+        "sweep": (cli.fields_of(kind), sweep_command.Flags),
         "predict": (predict_command.Flags,),
     }[name]
 
@@ -158,7 +159,6 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
         if name == "predict":
             predict_command.run(task, options, console, program)
             return 0
-        kind = config_of(task.Settings)
         # A run that is resumed knows what it was begun with, fields without a default among it.
         config = cli.values(options, kind) if options.resume else cli.layered(options, kind, defaults)
         place = options.data or (None if options.resume else data)

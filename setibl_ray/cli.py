@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Optional, TypeVar
 
 import pydantic
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -95,6 +96,22 @@ def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str)
     return type(
         "TaskCommand", (*fields, Command), {"__doc__": doc, "model_config": settings, "__module__": __name__}
     )
+
+
+def fields_of(kind: type[AnyConfig]) -> type[pydantic.BaseModel]:
+    """The fields of a config as flags, none of which has to be given: a run that is resumed knows its own.
+
+    What they must be is checked when the config is made of them.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        flag: Any = copy.copy(field)
+        of: Any = field.annotation
+        if flag.is_required():
+            flag.default, flag.description = None, f"{field.description or ''} (required)".strip()
+            of = Optional[of]  # noqa: UP045  (an annotation in a variable)
+        fields[name] = (of, flag)
+    return pydantic.create_model(kind.__name__, **fields)
 
 
 def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyConfig:

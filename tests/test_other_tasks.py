@@ -163,6 +163,29 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(plain, name, tmp_path):
         ("forest", {"leaf": {"choice": [2, 200]}}),
     ],
 )
+class Sloped(walk.Settings):
+    slope: float  # without a default
+
+
+class Needy(walk.Walk):
+    """A task with a setting that must be given."""
+
+    Settings = Sloped
+
+
+def test_a_run_that_is_resumed_knows_settings_that_have_no_default(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), "--runner", "local"]
+    again = ["--resume", *out]
+    assert main(Needy(), [*out], data="40+10") == 2
+    assert "slope: expected, but not given" in capsys.readouterr().err
+    assert main(Needy(), ["--slope", "1.5", *out], data="40+10") == 0
+    assert main(Needy(), again, data="40+10") == 0
+    assert main(Needy(), [*again, "--slope", "1.7"], data="40+10") == 2
+    assert "slope was 1.5, now 1.7" in capsys.readouterr().err
+    assert main(Needy(), ["--resume", "--runner", "local"], data="40+10") == 2
+    assert "--resume needs --out" in capsys.readouterr().err
+
+
 def test_a_sweep_of_four_trials_finds_less_error(name, space, tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     task, defaults, flags = TASKS[name]

@@ -48,6 +48,14 @@ def assign(config: Config, rows: Rows) -> np.ndarray:
     return fold_of_row
 
 
+def divided_groups(rows: Rows, fold_of_row: np.ndarray) -> int:
+    """Groups with rows in more than one fold; 0 where there are too few groups for one in each fold."""
+    if rows.group is None:
+        return 0
+    fold = pd.Series(fold_of_row).groupby(rows.group.replace("", None).to_numpy())
+    return int((fold.nunique() > 1).sum()) if fold.ngroups > fold_of_row.max() else 0
+
+
 def is_file(split: str) -> bool:
     return split.endswith(".csv") or os.sep in split
 

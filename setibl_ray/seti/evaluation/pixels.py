@@ -26,7 +26,8 @@ class Pixels:
     """Random access to raw panels in shards.
 
     Attributes:
-      axes: `df_hz` and `dt_s` of a pixel and `f_start_mhz`, where known, and `panel_shape`.
+      axes: `df_hz` (if all records have the same) and `dt_s` of a pixel and `f_start_mhz`, where known, and
+        `panel_shape`.
     """
 
     def __init__(self, index: DataIndex) -> None:
@@ -37,6 +38,9 @@ class Pixels:
             for split, table in (("train", index.train), ("test", index.test))
         }
         known = {name: index.metadata.get(name) for name in ("df_hz", "dt_s", "f_start_mhz")}
+        bins = index.metadata.get("bins") or [1]  # of `data inject`: channels summed to a pixel
+        if known["df_hz"]:
+            known["df_hz"] = known["df_hz"] * bins[0] if len(bins) == 1 else None
         self.axes: Mapping[str, Any] = {**known, "panel_shape": list(index.panel_shape)}
 
     def groups(self, split: Split) -> pd.Series:
