@@ -155,14 +155,6 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(plain, name, tmp_path):
         assert attempts(out, 1)[-1].from_step >= 1
 
 
-@pytest.mark.usefixtures("own_ray")
-@pytest.mark.parametrize(
-    ("name", "space"),
-    [
-        ("walk", {"slope": {"uniform": [0.0, 4.0]}}),
-        ("forest", {"leaf": {"choice": [2, 200]}}),
-    ],
-)
 class Sloped(walk.Settings):
     slope: float  # without a default
 
@@ -186,6 +178,14 @@ def test_a_run_that_is_resumed_knows_settings_that_have_no_default(tmp_path, cap
     assert "--resume needs --out" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("walk", {"slope": {"uniform": [0.0, 4.0]}}),
+        ("forest", {"leaf": {"choice": [2, 200]}}),
+    ],
+)
 def test_a_sweep_of_four_trials_finds_less_error(name, space, tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     task, defaults, flags = TASKS[name]
