@@ -71,7 +71,7 @@ def test_fields(capsys, good, tmp_path):
     assert "batch-size: fold 0 trains on" in refused(
         capsys, *base[:6], *base[8:], "--config", tmp_path / "batch.yaml"
     )
-    assert "no file" in refused(capsys, *base, "--weights", tmp_path / "absent.h5")
+    assert "not a file" in refused(capsys, *base, "--weights", tmp_path / "absent.h5")
     assert "no ImageNet weights for --model efficientnet-nano" in refused(
         capsys, *base, "--weights", "imagenet"
     )
