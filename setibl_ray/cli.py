@@ -99,19 +99,14 @@ def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str)
 
 
 def fields_of(kind: type[AnyConfig]) -> type[pydantic.BaseModel]:
-    """The fields of a config as flags, none of which has to be given: a run that is resumed knows its own.
-
-    What they must be is checked when the config is made of them.
-    """
+    """A config as flags, none of which has to be given: a run that is resumed knows its own."""
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        flag: Any = copy.copy(field)
-        of: Any = field.annotation
-        if flag.is_required():
+        if field.is_required():
+            flag: Any = copy.copy(field)
             flag.default, flag.description = None, f"{field.description or ''} (required)".strip()
-            of = Optional[of]  # noqa: UP045  (an annotation in a variable)
-        fields[name] = (of, flag)
-    return pydantic.create_model(kind.__name__, **fields)
+            fields[name] = (Optional[field.annotation], flag)  # noqa: UP045  (an annotation in a variable)
+    return pydantic.create_model(kind.__name__, __base__=kind, **fields) if fields else kind
 
 
 def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyConfig:

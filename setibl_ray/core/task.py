@@ -279,7 +279,10 @@ class Task:
         """
 
     def files(self, config: Any) -> dict[str, bytes]:
-        """Content of the files that the config names, read where the run is started: a worker may not have them."""
+        """Content of the files that the config names, by the names that it gives them.
+
+        Read where the run is started: a worker may not have them.
+        """
         return {}
 
     def code_names(self, config: Any) -> list[str]:

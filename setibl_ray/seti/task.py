@@ -122,7 +122,8 @@ class CadenceTask(Task):
         DataError: panels of another shape, resolution or conditioning than those that the run was trained on.
         """
         for name in ("conditioning", "windows"):
-            if name in run and run[name] != rows.about[name]:
+            # Shards that were copied without their dataset.json do not say.
+            if rows.content.metadata and name in run and run[name] != rows.about[name]:
                 raise DataError(
                     f"{rows.root}: {name}: the run was trained on {run[name] or 'panels as they come'}, but these are "
                     f"{rows.about[name] or 'panels as they come'}. Make them as those were (`data pack --robust`, "

@@ -64,6 +64,8 @@ def test_what_is_refused(folded, shards, tmp_path, capsys):
         "conditioning: the run was trained on panels as they come, but these are median 2"
         in capsys.readouterr().err
     )
+    (other / "dataset.json").unlink()  # then nothing is known of them
+    assert entry(folded, "--data", other, "--out", tmp_path / "unknown") == 0
     weights = folded / "fold-2" / "weights.h5"
     weights.write_bytes(weights.read_bytes() + b"?")
     assert entry(folded, "--data", shards, "--out", out) == 2
@@ -78,19 +80,19 @@ def test_predictions_of_a_fold_that_was_given_up_go_on_as_they_were_begun(
 
     def fails(work, steps):
         assert work.artifact, "it is fitted already"
-        assert work.config.tta == 0
+        assert (work.config.tta, work.config.cpus_per_fold) == (0, 2)
         if work.fold == 2 and broken[0]:
             raise ValueError("no")
         return ()
 
     monkeypatch.setattr("setibl_ray.seti.task.NAME", StandIn(around=fails))
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert entry(folded, "--data", shards, "--out", out, "--tta", 0) == 1
+    assert entry(folded, "--data", shards, "--out", out, "--tta", 0, "--cpus-per-fold", 2) == 1
     assert "fold 2: ValueError: no" in capsys.readouterr().err
     broken.clear()
     broken.append(False)
     assert entry(folded, "--data", shards, "--out", out, "--resume") == 0
-    assert entry(folded, "--data", shards, "--out", whole, "--tta", 0) == 0
+    assert entry(folded, "--data", shards, "--out", whole, "--tta", 0, "--cpus-per-fold", 2) == 0
     assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
     assert entry(folded, "--data", shards, "--out", out, "--resume", "--tta", 3) == 2
     assert "tta was 0, now 3" in capsys.readouterr().err

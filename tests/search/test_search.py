@@ -240,7 +240,7 @@ def test_a_threshold_that_the_needles_of_the_run_do_not_reach_is_said(sky, run, 
 def test_bins_that_the_run_was_not_trained_on_are_said(sky, tmp_path, console):
     run = standins.trained_run(tmp_path / "run", bins=[1])
     search(run, read_list(str(sky), n_coarse=2), tmp_path / "out", SearchSettings(), console=console)
-    assert "trained on windows of 1 channels summed, not of 8" in console.file.getvalue()
+    assert "bins: the run was trained with --bins 1, and has not seen 8" in console.file.getvalue()
 
 
 def test_damaged_data_are_flagged_with_file_and_channel(sky, run, tmp_path, done):

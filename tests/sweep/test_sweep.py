@@ -312,7 +312,8 @@ def test_a_base_that_diverges_is_not_compared_with(run, tmp_path):
                   "augment.strength": {"uniform": [0, 1]}}, **options)  # fmt: skip
     assert results.table["auc"][0] == 0
     assert results.best.number == 1
-    assert "the base config is not finished to compare with" in results.verdict()
+    assert "the base config predicts no numbers" in results.verdict()
+    assert not (tmp_path / "out" / "confirm").exists()
     assert (tmp_path / "out" / "sweep.html").exists()
 
 
@@ -339,7 +340,7 @@ def test_trials_read_no_file_that_the_driver_has_read(run, tmp_path, shards):
     assert (folds[0] == np.arange(len(ids)) % 3).all()
     assert (folds[0] == folds[1]).all()
     split.write_text(content.replace(",0\n", ",x\n").replace(",1\n", ",0\n").replace(",x\n", ",1\n"))
-    with pytest.raises(RunFolderError, match="was begun otherwise: folds was"):
+    with pytest.raises(RunFolderError, match="divide the rows otherwise than when it was begun"):
         run(base={"split": str(split)}, resume=True, **options)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from setibl_ray.core import terminal
-from setibl_ray.core.config import config_of, parse
+from setibl_ray.core.config import config_of, merge, parse, spelt
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.jobs import RunSpec, load_task
 from setibl_ray.core.run import gathering, stored
@@ -83,8 +83,10 @@ def predict(
         options = {**own.data.get("options", {}), **options}
     else:
         stored.refuse_existing(folder)
-    anew = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
-    config = loaded.to_predict(parse(type(config), {**config.model_dump(), **anew, **(changes or {})}))
+    # What the run had is not asked for here; what these predictions were begun with is kept.
+    anew: dict[str, Any] = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
+    values = merge(config.model_dump(), {} if resume else anew, spelt(changes or {}))
+    config = loaded.to_predict(parse(type(config), values))
     with folder.locked():
         rows = loaded.open_test(data, config, **options)
         for note in rows.notes:

@@ -106,10 +106,9 @@ def check(
     fold_of_row = splits.assign(config, rows)
     loaded.check(config, rows, fold_of_row)
     if divided := splits.divided_groups(rows, fold_of_row):
-        n_groups = rows.table["group"].nunique()
         say(
-            f"{divided} of {n_groups} groups have rows in more than one fold, so scores may be better than in new "
-            "groups; --split group keeps each in one"
+            f"{divided} groups have rows in more than one fold, so scores may be better than for new groups"
+            + ("; --split group keeps each in one" if (rows.table["group"] != "").all() else "")
         )
     return RunSpec(task, config, rows, fold_of_row, scratch_of(rows), files=loaded.files(config))
 

@@ -44,6 +44,8 @@ class Comparison:
 
     @property
     def interval(self) -> str:
+        if not math.isfinite(self.high - self.low):
+            return "without an interval: all rows are of one group"
         return f"[{self.low:+.4f} – {self.high:+.4f}]"
 
     @property

@@ -172,13 +172,7 @@ def sweep(
                 keep_artifacts=settings.keep_weights,
                 command=shlex.join(sys.argv),
                 fold_of_row=spec.fold_of_row,
-                files={
-                    name: content
-                    for config in configs
-                    for name, content in (
-                        spec.files if config is spec.config else loaded.files(config)
-                    ).items()
-                },
+                files=_files(loaded, spec, space, configs),
             )
             _open(ledger, begun, base, space, settings, shared)
             at_once = place.trials_at_once(settings.trials_at_once)
@@ -267,6 +261,17 @@ def _check(space: Space, spec: RunSpec, options: Options) -> list[Any]:
     return configs
 
 
+def _files(task: Task, spec: RunSpec, space: Space, configs: Sequence[Any]) -> dict[str, bytes]:
+    """Content of the files that any trial's config may name; each is read once."""
+    names = [field.name for field in space if any(isinstance(option, str) for option in field.options)]
+    files, read = dict(spec.files), [[spec.config.search_value(name) for name in names]]
+    for config in configs:
+        if (texts := [config.search_value(name) for name in names]) not in read:
+            read.append(texts)
+            files |= task.files(config)
+    return files
+
+
 def _slots(options: Options, base: Any, request: Request, nodes: Sequence[Node]) -> int:
     available = sum(request.slots(node) for node in nodes)
     if options.folds_at_once is None:
@@ -333,7 +338,17 @@ def _open(
         "files": {name: sha256(content) for name, content in shared.files.items()},
     }
     if begun:
-        same = [name for name in now if name not in ("options", "data_root") and name in begun]
+        if begun.get("folds", now["folds"]) != now["folds"]:
+            raise RunFolderError(
+                f"{ledger.root}: config and data divide the rows otherwise than when it was begun. Was the split file "
+                "changed, or another version of scikit-learn installed? Choose another --out."
+            )
+        for name, sum_ in begun.get("files", {}).items():
+            if now["files"].get(name, sum_) != sum_:
+                raise RunFolderError(
+                    f"{ledger.root} was begun with another content of {name}. Put that back, or choose another --out."
+                )
+        same = ("format", "config", "space", "slots", "data_fingerprint")
         changed = list(differences({name: begun[name] for name in same}, {name: now[name] for name in same}))
         for name in ("search", "predict_test", "stopping", "folds_at_once"):
             changed += differences({name: begun["options"][name]}, {name: settings[name]})
@@ -456,7 +471,7 @@ def _confirm(
 ) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
-    if best is None or best.number == DEFAULT:
+    if best is None or best.number == DEFAULT or not desk.ledger.is_scored(DEFAULT):
         return
     again = Ledger(confirm_root(shared.root, best), desk.ledger.score)
     again.load()

@@ -83,6 +83,11 @@ class Ledger:
                 trial = Trial(**self.folder.read_json(f"trials/{name}/trial.json"))
                 self.trials[trial.number] = trial
 
+    def is_scored(self, number: int) -> bool:
+        """Whether a trial is done, and its predictions are numbers: one that diverged is done without oof.csv."""
+        trial = self.trials.get(number)
+        return trial is not None and trial.state == "done" and self.run_folder(trial).exists("oof.csv")
+
     def save(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
         self.folder.write_json(f"trials/{trial.name}/trial.json", dataclasses.asdict(trial))

@@ -73,7 +73,9 @@ class Results:
             return f"No finished trial is better than the base config: {best}."
         trial = f"Trial {self.best.number}"
         if self.against_base is None:
-            return f"{trial} is the best; the base config is not finished to compare with."
+            diverged = (self.table["state"][self.table["trial"] == DEFAULT] == "done").any()
+            why = "predicts no numbers, so there is nothing" if diverged else "is not finished"
+            return f"{trial} is the best; the base config {why} to compare with."
         found = self.against_base
         if found.is_better:
             return f"{trial} beats the base config beyond noise: {found.figures}."
@@ -161,7 +163,7 @@ def write_results(
         ledger.folder.write("best.yaml", config.to_yaml())
         group = rows.group
         default = ledger.trials.get(DEFAULT)
-        if best.number != DEFAULT and default is not None and _has_oof(ledger, default):
+        if best.number != DEFAULT and default is not None and ledger.is_scored(DEFAULT):
             n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
             against = against_base(ledger.score, _oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)
@@ -236,7 +238,7 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     whole = {
         seed: pair
         for seed, pair in by_seed.items()
-        if len(pair) == 2 and all(_has_oof(again, trial) for trial in pair.values())
+        if len(pair) == 2 and all(again.is_scored(trial.number) for trial in pair.values())
     }
     if not whole:
         return None
@@ -249,11 +251,6 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     table = pd.DataFrame(rows).assign(difference=lambda t: t[f"{name}_best"] - t[f"{name}_base"])
     ledger.folder.write_csv("confirm.csv", table)
     return confirmed(ledger.score, pairs, [group] * len(pairs))
-
-
-def _has_oof(ledger: Ledger, trial: Trial) -> bool:
-    """Whether it is done, and its predictions are numbers: a diverged trial is done without any."""
-    return trial.state == "done" and ledger.run_folder(trial).exists("oof.csv")
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:

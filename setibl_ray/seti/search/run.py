@@ -117,9 +117,9 @@ def _warnings(run: Run, settings: SearchSettings) -> Iterator[str]:
     trained = run.manifest["data"].get("bins") or settings.bins
     if others := [width for width in settings.bins if width not in trained]:
         yield (
-            f"bins: the run was trained on windows of {', '.join(map(str, trained))} channels summed, not of "
-            f"{', '.join(map(str, others))}; make shards by `data inject --bins "
-            f"{','.join(map(str, settings.bins))}`, or search with --bins {','.join(map(str, trained))}"
+            f"bins: the run was trained with --bins {','.join(map(str, trained))}, and has not seen "
+            f"{','.join(map(str, others))}; train on shards of `data inject --bins "
+            f"{','.join(map(str, settings.bins))}`, or search with the run's"
         )
     if settings.false_per_ghz is not None:
         return
@@ -323,7 +323,7 @@ def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
             f"{folder} holds a search already. Go on with --resume, or choose another --out."
         )
     kept = folder.read_json("plan.json")
-    differs = [name for name in plan if json.loads(json.dumps(plan[name])) != kept.get(name)]
+    differs = [name for name in plan if name in kept and json.loads(json.dumps(plan[name])) != kept[name]]
     if differs:
         raise RunFolderError(
             f"{folder.path('plan.json')}: {', '.join(differs)} differ from this search's. Repeat the command that "
