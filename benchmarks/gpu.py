@@ -300,17 +300,15 @@ class Bench:
 
     def memory(self) -> Iterator[Row]:
         """A batch that a tenth of the device does not hold."""
-        model, size, recipe, _ = self.sizes.speed[0]
-        model, share, batch = "efficientnet-nano", 0.1, 512 if self.sizes.device == "gpu" else 16
-        flags = ["--device", self.sizes.device, "--model", model, "--image-size", size, "--data"]
-        command = [sys.executable, str(HERE / "gpu.py"), "--speed", "memory", *flags, str(self.data(recipe))]
-        parts = json.loads(
-            self.said([*command, "--share", str(share), "--batch-size", str(batch)]).splitlines()[-1]
-        )
+        size, recipe = self.sizes.speed[0].image_size, self.sizes.speed[0].data
+        batch = 512 if self.sizes.device == "gpu" else 16
+        flags = ["--device", self.sizes.device, "--model", "efficientnet-nano", "--image-size", size]
+        flags += ["--data", str(self.data(recipe)), "--share", "0.1", "--batch-size", str(batch)]
+        said = self.said([sys.executable, str(HERE / "gpu.py"), "--speed", "memory", *flags])
+        parts = json.loads(said.splitlines()[-1])["parts"]
         text = f"in {parts} parts" if parts > 1 else "it held all of it"
-        yield Row(
-            f"{model}, {size}: a batch of {batch} in {share:g} of the device", "in parts", text, parts > 1
-        )
+        what = f"efficientnet-nano, {size}: a batch of {batch} in 0.1 of the device"
+        yield Row(what, "in parts", text, parts > 1)
 
     def job(self) -> Iterator[Row]:
         views, epochs = str(self.sizes.views), str(self.sizes.epochs)
@@ -363,14 +361,12 @@ def digest(out: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 
 
-def measure_speed(
-    way: str, device: str, model: str, image_size: str, data: str, share: float, batch_size: int
-) -> dict[str, float] | int:
+def measure_speed(options: argparse.Namespace) -> dict[str, float]:
     """Images per second in training: `bare`, of the model on a batch in memory; of a fold also `fold` and its `input`.
 
-    Args:
-      way: `fold`, one of `WAYS`, or `memory` for the number of parts that a step is done in.
+    With the way `memory`, only the number of `parts` that a step is done in.
     """
+    way, device = options.speed, options.device
     import setibl_ray.seti.train  # noqa: F401  (sets TensorFlow up)
 
     # isort: split
@@ -391,20 +387,21 @@ def measure_speed(
     if way == "single":
         compile_many = tf.keras.Model.compile
         tf.keras.Model.compile = lambda model, **how: compile_many(model, **how | {"steps_per_execution": 1})
-    index, threads = read_index(data), len(os.sched_getaffinity(0))
+    index, threads = read_index(options.data), len(os.sched_getaffinity(0))
     config = parse(
-        {"folds": 2, "weights": "none", "layout": "all6", "model": model, "image_size": image_size}
+        {"folds": 2, "weights": "none", "layout": "all6", "model": options.model}
         | {
             "device": device,
             "cpus_per_fold": threads,
-            "batch_size": batch_size,
+            "image_size": options.image_size,
+            "batch_size": options.batch_size,
             "mixed_precision": way == "mixed",
             "jit_compile": way == "xla",
         }
     )
     fold_of_row = index.train["shard"].to_numpy() % 2
     work = Work(config, rows_of(index), 0, fold_of_row, Place.here(config), tempfile.gettempdir())
-    acquired = devices.acquire(device, threads, share)
+    acquired = devices.acquire(device, threads, options.share)
     fold = FoldData(work, threads, acquired.n_replicas)
     trainer = trainer_for(work, config.for_fold(0), fold.image_shape, acquired, {})
     n_images = fold.n_steps * trainer.global_batch
@@ -424,7 +421,7 @@ def measure_speed(
     if way == "memory":
         within_memory(trainer, lambda: None, lambda: train(tf.data.Dataset.from_tensors(batch)))
         fold.close()
-        return trainer.n_parts
+        return {"parts": trainer.n_parts}
     in_memory = tf.data.Dataset.from_tensors(batch).cache().repeat(fold.n_steps).prefetch(2)
     start = time.perf_counter()
     train(in_memory.take(16))  # traces, and chooses convolutions
@@ -507,15 +504,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.speed:
-        of = (
-            options.device,
-            options.model,
-            options.image_size,
-            options.data,
-            options.share,
-            options.batch_size,
-        )
-        print(json.dumps(measure_speed(options.speed, *of)))
+        print(json.dumps(measure_speed(options)))
         return
     here = card()
     if here is None and not options.rehearse:

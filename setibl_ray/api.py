@@ -91,7 +91,7 @@ def sweep(
     from setibl_ray.core.tuning import engine
 
     task, config = _with_model(task, config, model)
-    return engine.sweep(task, config, space, data=data, out=out, **{"command": "", **more})
+    return engine.sweep(task, config, space, data=data, out=out, command="", **more)
 
 
 def predict(
@@ -109,7 +109,7 @@ def predict(
       model: the function that the run was made with, where it has no module that could be imported.
     """
     task, _ = _with_model(task, None, model)
-    return prediction.predict(task, run, data=data, out=out, **{"command": "", **more})
+    return prediction.predict(task, run, data=data, out=out, command="", **more)
 
 
 def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tuple[Task | str, Any]:

@@ -134,14 +134,6 @@ def values(options: Any, kind: type[AnyConfig]) -> dict[str, Any]:
     return merge(file, flags)
 
 
-def needs_out(options: Any, what: str) -> None:
-    """Raises:
-    ConfigError: --resume without --out.
-    """
-    if options.resume and not options.out:
-        raise ConfigError(f"--resume needs --out, {what} to go on with")
-
-
 C = TypeVar("C", bound=Command)
 
 
@@ -164,17 +156,20 @@ def run(command: type[C], main: Callable[[C], int], argv: Sequence[str] | None =
 
 def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
     """Raises:
-    ConfigError: a flag is unknown or its value is wrong.
+    ConfigError: a flag is unknown, its value is wrong, or --resume has no --out.
     """
     try:
         source: CliSettingsSource = CliSettingsSource(command, formatter_class=Help)
         arguments = list(sys.argv[1:] if argv is None else argv)
-        return CliApp.run(command, cli_args=arguments, cli_settings_source=source)
+        options = CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error)) from None
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         raise ConfigError(f"{text} ({_similar(command, text)}see --help)") from None
+    if getattr(options, "resume", False) and not getattr(options, "out", None):
+        raise ConfigError("--resume needs --out, the folder to go on with")
+    return options
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -68,7 +68,6 @@ def main(options: Cv) -> int:
     config = cli.layered(options, Config, DEMO if demo else {})
     if not options.plan and (options.rates or options.assume.model_fields_set):
         raise ConfigError("--rates and --assume.… belong to --plan: add it, or leave them out")
-    cli.needs_out(options, "the run folder")
 
     from setibl_ray.core import terminal
     from setibl_ray.core.run.session import sayer
@@ -124,7 +123,6 @@ def run(
     from setibl_ray.core.jobs import load_task
     from setibl_ray.core.run.session import cross_validate, sayer
 
-    cli.needs_out(options, "the run folder")
     say = sayer(console)
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
     say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}")

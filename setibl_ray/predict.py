@@ -73,7 +73,6 @@ def run(
     from setibl_ray.core.run.prediction import predict
     from setibl_ray.core.run.session import sayer
 
-    cli.needs_out(options, "the predictions")
     placed = {
         name: getattr(options, name)
         for name in ("device", "devices_per_fold", "cpus_per_fold")

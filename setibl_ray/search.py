@@ -49,7 +49,6 @@ def main(options: Search) -> int:
 
     if bool(options.cadence) == bool(options.list):
         raise ConfigError("expected either --cadence with six files or --list with a CSV (see --help)")
-    cli.needs_out(options, "the search")
     # Workers may have another working folder.
     if options.list:
         observations = read_list(absolute(options.list), n_coarse=options.coarse_channels)

@@ -114,7 +114,6 @@ def run(
     command: str = "python -m setibl_ray.sweep",
 ) -> Results:
     """Sweep over any task with the flags of the command line."""
-    cli.needs_out(options, "the sweep folder")
     space = load_yaml(options.space, "--space") if options.space else None
     given = {name: getattr(options, name) for name in OPTIONS if name in options.model_fields_set}
     if options.confirm:

@@ -194,15 +194,17 @@ def test_a_split_file_that_is_missing_or_no_table(content, says, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_groups_that_a_split_divides_are_counted():
+def test_groups_that_a_split_divides_are_said():
     whole = rows(6, 4, group=np.repeat([f"obs-{i}" for i in range(6)], 4))
     by_shard = splits.assign(parse({"folds": 3}), whole)
-    assert splits.divided_groups(whole, by_shard) == 0
+    assert splits.divided_groups(whole, by_shard) == ""
     by_row = np.arange(24) % 3
-    assert splits.divided_groups(whole, by_row) == 6
+    assert splits.divided_groups(whole, by_row).startswith("6 groups have rows in more than one fold")
+    assert "--split group" in splits.divided_groups(whole, by_row)
     some = rows(6, 4, group=["obs-0"] * 4 + ["obs-1"] * 4 + ["obs-2"] * 4 + [""] * 12)
-    assert splits.divided_groups(some, by_row) == 3
+    assert splits.divided_groups(some, by_row).startswith("3 groups")
+    assert "--split group" not in splits.divided_groups(some, by_row)  # which needs a group of every row
     assert (
-        splits.divided_groups(rows(6, 4, group="one session"), by_row) == 0
-    )  # which no split could keep whole
-    assert splits.divided_groups(rows(6, 4, group=""), by_row) == 0
+        splits.divided_groups(rows(6, 4, group="one session"), by_row) == ""
+    )  # no split could keep it whole
+    assert splits.divided_groups(rows(6, 4, group=""), by_row) == ""

@@ -48,12 +48,17 @@ def assign(config: Config, rows: Rows) -> np.ndarray:
     return fold_of_row
 
 
-def divided_groups(rows: Rows, fold_of_row: np.ndarray) -> int:
-    """Groups with rows in more than one fold; 0 where there are too few groups for one in each fold."""
+def divided_groups(rows: Rows, fold_of_row: np.ndarray) -> str:
+    """What to say of groups with rows in more than one fold; nothing where there are too few for one in each fold."""
     if rows.group is None:
-        return 0
-    fold = pd.Series(fold_of_row).groupby(rows.group.replace("", None).to_numpy())
-    return int((fold.nunique() > 1).sum()) if fold.ngroups > fold_of_row.max() else 0
+        return ""
+    group = rows.group.replace("", None)
+    fold = pd.Series(fold_of_row).groupby(group.to_numpy())
+    n_divided = int((fold.nunique() > 1).sum())
+    if not n_divided or fold.ngroups <= fold_of_row.max():
+        return ""
+    how = "; --split group keeps each in one" if group.notna().all() else ""
+    return f"{n_divided} groups have rows in more than one fold, so scores may be better than for new groups{how}"
 
 
 def is_file(split: str) -> bool:

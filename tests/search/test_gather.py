@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setibl_ray.seti.search.gather import choose_threshold, merge, null_table, recall_table, scaled, tops
+from setibl_ray.seti.search.gather import choose_threshold, merge, null_table, recall_table, tops
 from setibl_ray.seti.search.settings import SearchSettings
 
 
@@ -70,9 +70,8 @@ def test_false_candidates_of_several_observations_are_counted_as_candidates_are(
 
 def test_what_is_one_signal_grows_with_the_channel_width():
     apart = [hit(0, 0.1), hit(500, 0.1)]
-    assert len(merge(apart)) == len(merge(apart, 1.4)) == 2
-    assert len(merge(apart, 2900.0)) == 1
-    assert (scaled(30, 1.4), scaled(30, 2 * 2.794)) == (30, 60)
+    assert len(merge(apart)) == 2
+    assert len(merge(apart, coarseness=1000.0)) == 1
 
 
 def test_recall_table():
@@ -95,7 +94,7 @@ def test_coincidences_and_exclusions():
     def observation(name, source, session="s"):
         header = SimpleNamespace(source=source, tstart_mjd=60000.0, path=f"{name}.h5")
         return SimpleNamespace(
-            name=name, session=session, headers=[header] * 6, is_reversed=False, df_hz=2.8, channels=()
+            name=name, session=session, headers=[header] * 6, is_reversed=False, df_hz=2.8, coarseness=1.0, channels=()
         )  # fmt: skip
 
     observations = [observation("a", "A"), observation("b", "B"), observation("c", "C", "another")]

@@ -56,18 +56,12 @@ class Progress:
     ) -> None:
         self.console = console or terminal.console()
         self._needs, self._note = needs, note
-        begun = begun or {}
-        self._rows = {
-            fold: _Row(state=begun[fold].state, step=self._of(fold, begun[fold].step))
-            if fold in begun
-            else _Row()
-            for fold in needs
-        }
+        begun = dict.fromkeys(needs, Standing()) | dict(begun or {})
+        self._rows = {fold: _Row(begun[fold].state, step=self._of(fold, begun[fold].step)) for fold in needs}
         self._n_test = n_test
         self._shown = shown
         self._n_predicted = {
-            fold: sum(stop - start for start, stop in begun[fold].predicted) if fold in begun else 0
-            for fold in needs
+            fold: sum(stop - start for start, stop in begun[fold].predicted) for fold in needs
         }
         on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Live | terminal.Cell | None = None
@@ -123,6 +117,7 @@ class Progress:
         )
 
     def _of(self, fold: int, done: int) -> str:
+        """So many steps, of how many."""
         n_steps = self._needs[fold].n_steps
         return (f"{done}/{n_steps}" if n_steps else str(done)) if done else ""
 

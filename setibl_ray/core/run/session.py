@@ -105,11 +105,8 @@ def check(
         )
     fold_of_row = splits.assign(config, rows)
     loaded.check(config, rows, fold_of_row)
-    if divided := splits.divided_groups(rows, fold_of_row):
-        say(
-            f"{divided} groups have rows in more than one fold, so scores may be better than for new groups"
-            + ("; --split group keeps each in one" if (rows.table["group"] != "").all() else "")
-        )
+    if note := splits.divided_groups(rows, fold_of_row):
+        say(note)
     return RunSpec(task, config, rows, fold_of_row, scratch_of(rows), files=loaded.files(config))
 
 
@@ -459,13 +456,12 @@ def cross_validate(
     where, console = Where.of(where), console or terminal.console()
     say = sayer(console)
     kind = config_of(load_task(task).Settings)
-    given: Any = None if resume else stored.given(kind, config)
     options = {name: value for name, value in (options or {}).items() if value is not None}
     place_of_data = location("data", data) if data is not None else None
     folder = RunFolder(location("out", out))
+    given: Any = stored.given(kind, config, folder if resume else None)
     with folder.locked():
         if resume:
-            given = stored.given(kind, config, folder)
             _, given, place_of_data, options = stored.take_up(folder, given, place_of_data, options)
         else:
             stored.refuse_existing(folder)

@@ -130,7 +130,6 @@ def sweep(
     where, console = Where.of(where), console or terminal.console()
     say, loaded = session.sayer(console), load_task(task)
     kind = config_of(loaded.Settings)
-    given: Any = None if resume else stored.given(kind, base)
     source = location("data", data) if data is not None else None
     place_of_sweep = location("out", out)
     if "://" in place_of_sweep:
@@ -138,10 +137,10 @@ def sweep(
             f"out: a sweep writes to a local folder, which can be copied at the end; got {place_of_sweep}"
         )
     ledger = Ledger(place_of_sweep, loaded.score)
+    given: Any = stored.given(kind, base, ledger.folder if resume else None)
     with ledger.folder.locked(), session.cleaned(loaded.clean):
         begun = _begun(ledger, resume)
         if begun:
-            given = stored.given(kind, base, ledger.folder)
             given = stored.run_config(ledger.folder, parse(kind, begun["config"]), given)
             source = source or begun["data_root"]
             space = space or begun["space"]
@@ -187,9 +186,11 @@ def sweep(
             try:
                 with desk:
                     left = _to_do(ledger, space, base, settings)
-                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place, ends_s)
+                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
+                    if settings.time_budget_s is not None:
+                        settings = replace(settings, time_budget_s=ends_s - time.monotonic())
                     if settings.confirm_seeds and desk.ends_because is None and time.monotonic() < ends_s:
-                        _confirm(desk, shared, at_once, settings, callbacks, place, ends_s)
+                        _confirm(desk, shared, at_once, settings, callbacks, place)
             except KeyboardInterrupt:
                 desk.interrupted = True
             if loaded.clean:
@@ -406,9 +407,8 @@ def _run(
     options: Options,
     callbacks: list[tune.Callback],
     place: _Placement,
-    ends_s: float,
 ) -> None:
-    """Let Tune run `trials` to their ends, or until `ends_s` of the monotonic clock."""
+    """Let Tune run `trials` to their ends."""
     os.environ |= QUIET
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
@@ -424,7 +424,7 @@ def _run(
             max_concurrent_trials=at_once,
             reuse_actors=True,
             stop=_Ends(desk),
-            time_budget_s=None if ends_s == math.inf else ends_s - time.monotonic(),
+            time_budget_s=options.time_budget_s,
             max_failures=WORKER_DEATHS,
             storage_path=shared.root,
             name="tune",
@@ -467,7 +467,6 @@ def _confirm(
     options: Options,
     callbacks: list[tune.Callback],
     place: _Placement,
-    ends_s: float,
 ) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
@@ -490,7 +489,7 @@ def _confirm(
 
     desk.follow(again, len(points))
     shared, options = replace(shared, root=again.root), replace(options, trials=len(points))
-    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place, ends_s)
+    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place)
 
 
 def _loggers(names: Sequence[str]) -> list[tune.Callback]:

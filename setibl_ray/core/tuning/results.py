@@ -162,8 +162,8 @@ def write_results(
         config = apply(base, best.values)
         ledger.folder.write("best.yaml", config.to_yaml())
         group = rows.group
-        default = ledger.trials.get(DEFAULT)
-        if best.number != DEFAULT and default is not None and ledger.is_scored(DEFAULT):
+        if best.number != DEFAULT and ledger.is_scored(DEFAULT):
+            default = ledger.trials[DEFAULT]
             n_tried = sum(trial.number != DEFAULT for trial in ledger.trials.values())
             against = against_base(ledger.score, _oof(ledger, best), _oof(ledger, default), group, n_tried)
             again = _confirmed(ledger, best, group)

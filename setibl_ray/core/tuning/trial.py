@@ -78,17 +78,8 @@ class Shared:
             self.fold_of_row if as_base else splits.assign(config, rows),
             session.scratch_of(rows),
             predict_test=self.predict_test,
-            files={name: self.files[name] for name in _texts(config.model_dump()) if name in self.files},
+            files=self.files,
         )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a config."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
 
 
 class CrossValidationTrial(tune.Trainable):

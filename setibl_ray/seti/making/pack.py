@@ -91,7 +91,7 @@ def pack(
     """
     root, path = Path(kaggle), Path(os.path.abspath(out))
     sources = find_sources(root, group_column, say, test_only=test_only)
-    shape = _load((sources["train"] or sources["test"])[0].path).shape
+    shape = _load((sources["train"] or sources["test"])[0].path, writable=False).shape
     panel_shape = (shape[1], shape[2])
     with new_folder(path) as folder:
         n_shards_of = {"train": n_shards, "test": n_test_shards}
@@ -229,7 +229,7 @@ def write_shard(task: PackTask) -> WrittenShard:
     """Quantise and write one shard; runs in its own process."""
     with ShardWriter(task.folder, task.split, task.shard) as writer:
         for source in task.sources:
-            cadence = _load(source.path, task.robust)
+            cadence = _load(source.path, writable=task.robust)
             if cadence.shape[1:] != task.panel_shape:
                 expected = (N_PANELS, *task.panel_shape)
                 raise DataError(
@@ -242,8 +242,8 @@ def write_shard(task: PackTask) -> WrittenShard:
     return writer.written
 
 
-def _load(path: Path, robust: bool = False) -> np.ndarray:
-    """(6, time, frequency) float32, every value finite."""
+def _load(path: Path, *, writable: bool) -> np.ndarray:
+    """(6, time, frequency) float32, every value finite; the mapped file itself where it need not be writable."""
     try:
         # Mapped, not read: a header that claims terabytes is refused before as much memory is asked for.
         with np.errstate(over="ignore"):
@@ -267,7 +267,7 @@ def _load(path: Path, robust: bool = False) -> np.ndarray:
         cadence = widen(cadence)
     else:
         with np.errstate(over="ignore"):
-            cadence = cadence.astype(np.float32, copy=robust)  # conditioned in place; the file is mapped
+            cadence = cadence.astype(np.float32, copy=writable)
     bad = np.count_nonzero(~np.isfinite(cadence))
     if bad:
         raise DataError(f"{path}: {bad} of {cadence.size} values are not finite. Download the file again.")

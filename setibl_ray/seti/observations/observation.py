@@ -24,6 +24,7 @@ from setibl_ray.seti.cadence import N_PANELS, OFF, ON
 from setibl_ray.seti.observations.reading import Header, read_header, read_power
 
 COARSE_HZ = 2.9296875e6  # Green Bank's polyphase channel
+FINE_HZ = 2.7939677238464355  # and a channel of its fine product
 LONGEST_SESSION_H = 3.0
 _DAY_S = 86400.0
 
@@ -64,6 +65,11 @@ class Observation:
     @property
     def dt_s(self) -> float:
         return self.headers[0].tsamp_s
+
+    @property
+    def coarseness(self) -> float:
+        """Factor for distances in Hz that are chosen for Green Bank's fine product; 1 in finer ones."""
+        return max(1.0, self.df_hz / FINE_HZ)
 
     @property
     def n_times(self) -> int:

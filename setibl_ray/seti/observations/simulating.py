@@ -22,8 +22,9 @@ from setibl_ray.seti.formats.writer import new_folder
 from setibl_ray.seti.making.synth import noise
 from setibl_ray.seti.observations import signals
 from setibl_ray.seti.observations.lines import span_s
+from setibl_ray.seti.observations.observation import FINE_HZ
 
-DF_HZ, DT_S, N_TIMES = 2.7939677238464355, 18.253611008, 16
+DF_HZ, DT_S, N_TIMES = FINE_HZ, 18.253611008, 16
 SLEW_S = (20.0, 60.0)
 SLOW, FAST = (0.0, 0.25), (0.5, 2.0)  # |drift|, Hz/s
 

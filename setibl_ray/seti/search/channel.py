@@ -21,7 +21,6 @@ from setibl_ray.seti.observations import lines, signals, windows
 from setibl_ray.seti.observations.conditioning import BLOCK, binned, condition, to_bytes
 from setibl_ray.seti.observations.injection import APART, MAX_DRIFT
 from setibl_ray.seti.observations.observation import Channel, Observation
-from setibl_ray.seti.search import gather
 from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
 SWAPPED = (1, 0, 3, 2, 5, 4)
@@ -31,7 +30,7 @@ _MARGIN = 2 * BLOCK  # channels read beyond a coarse channel's ends, for lines t
 _BORDER = (
     32  # how far beyond them the middle of a line may be; two channels then find it, and hits are merged
 )
-_FOUND_HZ = 30.0  # an injected needle counts as found within this, in Green Bank's fine product
+_FOUND_HZ = 30.0  # an injected needle counts as found within this, times `Observation.coarseness`
 
 Score = Callable[[np.ndarray], np.ndarray]
 """(n, 6, time, width) uint8 windows -> (n, folds) float32 scores."""
@@ -100,7 +99,7 @@ def search_channel(
             continue
         if own.source.truth is None:
             result["null" if own.exchanged else "hits"].append(hit)
-        elif _is_found(hit, own.source.truth, observation.df_hz):
+        elif _is_found(hit, own.source.truth, _FOUND_HZ * observation.coarseness):
             row = recovered[id(own.source)]
             row["score"] = max(row["score"], hit["score"])
     result["recovered"] = list(recovered.values())
@@ -257,9 +256,9 @@ def _injected(
     return Source(cut, low + start, truth)
 
 
-def _is_found(hit: dict[str, Any], truth: dict[str, Any], df_hz: float) -> bool:
+def _is_found(hit: dict[str, Any], truth: dict[str, Any], within_hz: float) -> bool:
     off_hz = abs(hit["f_mhz"] - truth["f_mhz"]) * 1e6
-    return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= gather.scaled(_FOUND_HZ, df_hz)
+    return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= within_hz
 
 
 def shares(total: int, n: int) -> Sequence[int]:

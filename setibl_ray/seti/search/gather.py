@@ -17,12 +17,10 @@ from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 # Where neither the user nor the null says anything. Networks with the on-off head give needles 0.98 and more, and above
 # this there was one false candidate in seven observations of two generators (docs/search.md).
 THRESHOLD = 0.95
-# In channels of Green Bank's fine product (2.79 Hz): in Hz there, and in proportion in coarser ones.
-SAME_HZ = (
-    40.0  # lines that are nowhere farther apart are one signal, at bins 1 and 2; more in proportion beyond
-)
+# Both times `Observation.coarseness`. Lines that are nowhere farther apart than the first are one signal, at bins 1 and
+# 2; more in proportion beyond.
+SAME_HZ = 40.0
 COINCIDENT_HZ = 250.0
-_FINE_HZ = 2.794
 _SHOWN_S_N = 5.0  # a panel counts as ON in n_on from here
 _RECALL_EDGES = (6, 8, 10, 15, 20, 30, 50, 100.0001)
 
@@ -34,21 +32,15 @@ class Threshold(NamedTuple):
     how: str
 
 
-def scaled(hz: float, df_hz: float) -> float:
-    """A distance that is meant for Green Bank's fine product, in one of this resolution."""
-    return hz * max(1.0, df_hz / _FINE_HZ)
-
-
-def merge(hits: Sequence[Hit], df_hz: float = _FINE_HZ) -> list[list[Hit]]:
-    """Hits of one observation, grouped by signal, each group's brightest first, groups in the order of their highest
-    score.
+def merge(hits: Sequence[Hit], coarseness: float = 1.0) -> list[list[Hit]]:
+    """Hits of an observation grouped by signal, each group's brightest first, groups in the order of their best score.
 
     Two hits are of one signal where their lines are near each other at the beginning and at the end; a hit joins the
     brightest line that it is near, so that a chain of hits does not grow along the band.
     """
     order = sorted(range(len(hits)), key=lambda i: (-sum(hits[i]["snr"][k] for k in ON), hits[i]["f_mhz"]))
     ends = np.array([(hit["f_start_mhz"], hit["f_end_mhz"]) for hit in hits]).reshape(-1, 2) * 1e6
-    reach = np.array([scaled(SAME_HZ, df_hz) * max(1.0, hit["bin"] / 2) for hit in hits])
+    reach = np.array([SAME_HZ * coarseness * max(1.0, hit["bin"] / 2) for hit in hits])
     groups: list[list[int]] = []
     leaders = np.empty(0, np.int64)
     for i in order:
@@ -63,11 +55,10 @@ def merge(hits: Sequence[Hit], df_hz: float = _FINE_HZ) -> list[list[Hit]]:
     return sorted(merged, key=lambda group: (-max(hit["score"] for hit in group), group[0]["f_mhz"]))
 
 
-def tops(hits: Iterable[Sequence[Hit]], df_hz: float = _FINE_HZ) -> list[float]:
-    """Scores of the candidates of several observations, highest first. Each is merged by itself, as candidates are."""
-    return sorted(
-        (max(hit["score"] for hit in group) for own in hits for group in merge(own, df_hz)), reverse=True
-    )
+def tops(hits: Iterable[Sequence[Hit]], coarseness: float = 1.0) -> list[float]:
+    """Scores of the signals in the hits of each of several observations, highest first."""
+    groups = (group for own in hits for group in merge(own, coarseness))
+    return sorted((max(hit["score"] for hit in group) for group in groups), reverse=True)
 
 
 def choose_threshold(settings: SearchSettings, scores: Sequence[float], ghz: float) -> Threshold:
@@ -139,7 +130,7 @@ def candidates(
             and other.headers[0].source != observation.headers[0].source
         ]
         own = [hit for hit in hits[observation.name] if hit["score"] >= threshold]
-        for group in merge(own, observation.df_hz):
+        for group in merge(own, observation.coarseness):
             best = group[0]
             rows.append(_row(observation, best, group, _flags(observation, best, others, exclude_mhz)))
     rows.sort(
@@ -185,7 +176,7 @@ def _flags(
     if any(start <= high and low <= stop for start, stop in exclude_mhz):
         flags.append("excluded")
     for name, mhz in others:
-        near = scaled(COINCIDENT_HZ, observation.df_hz) / 1e6
+        near = COINCIDENT_HZ * observation.coarseness / 1e6
         first, last = np.searchsorted(mhz, [hit["f_mhz"] - near, hit["f_mhz"] + near])
         if first < last:
             flags.append(f"also-in:{name}")

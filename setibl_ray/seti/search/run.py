@@ -270,7 +270,7 @@ def finish(
     for channel in channels:
         hits[channel["observation"]] += channel["hits"]
         null[channel["observation"]] += channel["null"]
-    false = gather.tops(null.values(), observations[0].df_hz)
+    false = gather.tops(null.values(), observations[0].coarseness)
     recovered = [row for channel in channels for row in channel["recovered"]]
     ghz = sum(channel["mhz"] for channel in channels) / 1e3
     threshold = gather.choose_threshold(settings, false, ghz)
