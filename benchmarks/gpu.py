@@ -1,6 +1,6 @@
 """What the promises are worth on a real GPU: all in some fifteen minutes, the most important parts in eight.
 
-    python benchmarks/gpu.py [--only repeat,kill,speed,memory,job,share,demo,frameworks] [--out DIR] [--seconds 480]
+    python benchmarks/gpu.py [--only repeat,kill,speed-b0,speed-nano,…] [--out DIR] [--seconds 480]
     python benchmarks/gpu.py --rehearse        # everything, small, on the CPU: shows that the script works and no more
 
 Each part runs the commands that a user would. Writes gpu.json and gpu.md, with the card's name and the date; a row that
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class Sizes(NamedTuple):
     device: str
     small: Mapping[str, str]  # nano, for sharing, repeating and killing
     small_data: Recipe
-    speed: tuple[Speed, ...]
+    speed: Mapping[str, Speed]
     job_data: Recipe
     epochs: int
     views: int
@@ -82,11 +83,13 @@ class Sizes(NamedTuple):
             "gpu",
             small,
             Recipe(train=1200, test=200, shards=10, test_shards=2, shape=(91, 85)),
-            (
-                Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
-                Speed("efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("single", "xla")),
-                Speed("efficientnet-b4", "273x256", few, ()),
-            ),
+            {
+                "b0": Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
+                "nano": Speed(
+                    "efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("single", "xla")
+                ),
+                "b4": Speed("efficientnet-b4", "273x256", few, ()),
+            },
             JOB,
             3,
             3,
@@ -99,7 +102,11 @@ class Sizes(NamedTuple):
             "cpu",
             small,
             Recipe(train=100, test=20, shards=10, test_shards=2, shape=(32, 32), positive=0.5),
-            (Speed("efficientnet-nano", "32x32", Recipe(train=80, shards=4, shape=(32, 32)), tuple(WAYS)),),
+            {
+                "nano": Speed(
+                    "efficientnet-nano", "32x32", Recipe(train=80, shards=4, shape=(32, 32)), tuple(WAYS)
+                )
+            },
             Recipe(train=80, test=20, shards=20, test_shards=10, shape=(91, 85), snr=(30, 100)),
             2,
             1,
@@ -172,25 +179,26 @@ class Bench:
         )
         on_device = all(own["device"] == self.sizes.device for _, own in attempts)
         yield Row("demo: where each fold ran", f"all on a {self.sizes.device}", where, on_device)
-        self.run([*self.command("mixed", **flags), "--mixed-precision"])
-        mixed = oof_auc(self.work / "mixed")
-        yield Row("demo in mixed precision: AUC", "as before", f"{mixed:.3f}", abs(mixed - auc) <= 0.01)
 
     def share(self) -> Iterator[Row]:
         alone_s = self.run(self.small("alone"))
         together_s = self.together()
-        alone, together = (train_seconds(self.work / name) for name in ("alone", "together"))
-        ratio = together / alone
-        text = f"{ratio:.2f} x ({together:.1f} s, {alone:.1f} s)"
-        yield Row(
-            "training five folds on one device at once, against one alone",
-            "at most 1.3 x",
-            text,
-            ratio <= 1.3,
-        )
+        what = "training five folds on one device at once"
+        yield self.slower("together", f"{what}, against one alone")
+        with mps(self.work) as running:
+            if running:
+                self.run(self.small("mps", 0.2))
+                yield self.slower("mps", f"{what} under NVIDIA's MPS, against one alone without")
+                yield self.same("together", "mps", "a run under MPS and one without")
         text = f"{together_s:.0f} s against {alone_s:.0f} s"
         what = "the same run, a fifth of a device a fold against a whole one"
         yield Row(what, "less", text, together_s < alone_s)
+
+    def slower(self, out: str, what: str) -> Row:
+        """A row: how much longer than alone each fold of a run trained."""
+        shared_s, alone_s = (train_seconds(self.work / name) for name in (out, "alone"))
+        text = f"{shared_s / alone_s:.2f} x ({shared_s:.1f} s, {alone_s:.1f} s)"
+        return Row(what, "at most 1.3 x", text, shared_s <= 1.3 * alone_s)
 
     def together(self) -> float:
         """Seconds of the run of five folds at once, which several parts compare with."""
@@ -204,9 +212,12 @@ class Bench:
         text = ", ".join(f"{lap.removesuffix('_s')} {mean:.1f} s" for lap, mean in laps.mean().items())
         yield Row(f"where a fold's time goes, of a run of {seconds:.0f} s", "for the record", text, True)
         self.run(self.small("again", 0.2))
-        same = digest(self.work / "together") == digest(self.work / "again")
-        what = "two runs of five folds at once: oof.csv and submission.csv"
-        yield Row(what, "same bytes", "same" if same else "other", same)
+        yield self.same("together", "again", "two runs of five folds at once")
+
+    def same(self, one: str, other: str, what: str) -> Row:
+        same = digest(self.work / one) == digest(self.work / other)
+        text = "same" if same else "other"
+        return Row(f"{what}: oof.csv and submission.csv", "same bytes", text, same)
 
     def kill(self) -> Iterator[Row]:
         self.together()
@@ -268,39 +279,37 @@ class Bench:
                 kept = (used_mb() or 0) - before
                 yield Row(f"{module}: device memory kept after the run", "none", f"{kept:.0f} MB", kept < 100)
 
-    def speed(self) -> Iterator[Row]:
+    def speed(self, name: str) -> Iterator[Row]:
         """What a fold reaches on the whole device, and what other ways to compute would reach."""
-        for model, size, recipe, ways in self.sizes.speed:
-            flags = ["--device", self.sizes.device, "--model", model, "--image-size", size]
-            flags += ["--data", str(self.data(recipe))]
-            as_a_fold = None
-            for way in ("fold", *ways):
-                what = f"{model}, {size}: {WAYS.get(way, 'a fold')}"
-                command = [sys.executable, str(HERE / "gpu.py"), "--speed", way, *flags]
-                try:
-                    found = json.loads(self.said(command, timeout_s=WAY_S).splitlines()[-1])
-                except subprocess.SubprocessError as error:
-                    yield Row(what, "measured", f"not measured: {last_words(error)}", False)
-                    continue
-                bare = found["bare"]
-                if way == "fold":
-                    as_a_fold = bare
-                    text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s; "
-                    text += f"first steps after {found['first_s']:.0f} s)"
-                    holds = found["fold"] >= 0.9 * bare
-                    yield Row(f"{what}, over the bare model", "at least 0.9", text, holds)
-                    text = f"{found['input']:.0f} images/s with {found['threads']} threads"
-                    holds = found["input"] > bare
-                    yield Row(f"{what}, its input alone", "more than the model takes", text, holds)
-                elif as_a_fold:
-                    text = f"{bare / as_a_fold:.2f} x (first steps after {found['first_s']:.0f} s)"
-                    yield Row(
-                        f"{what}, over the bare model as a fold trains it", "for the record", text, True
-                    )
+        model, size, recipe, ways = self.sizes.speed[name]
+        flags = ["--device", self.sizes.device, "--model", model, "--image-size", size]
+        flags += ["--data", str(self.data(recipe))]
+        as_a_fold = None
+        for way in ("fold", *ways):
+            what = f"{model}, {size}: {WAYS.get(way, 'a fold')}"
+            command = [sys.executable, str(HERE / "gpu.py"), "--speed", way, *flags]
+            try:
+                found = json.loads(self.said(command, timeout_s=WAY_S).splitlines()[-1])
+            except subprocess.SubprocessError as error:
+                yield Row(what, "measured", f"not measured: {last_words(error)}", False)
+                continue
+            bare = found["bare"]
+            if way == "fold":
+                as_a_fold = bare
+                text = f"{found['fold'] / bare:.2f} ({found['fold']:.0f} of {bare:.0f} images/s; "
+                text += f"first steps after {found['first_s']:.0f} s)"
+                holds = found["fold"] >= 0.9 * bare
+                yield Row(f"{what}, over the bare model", "at least 0.9", text, holds)
+                text = f"{found['input']:.0f} images/s with {found['threads']} threads"
+                holds = found["input"] > bare
+                yield Row(f"{what}, its input alone", "more than the model takes", text, holds)
+            elif as_a_fold:
+                text = f"{bare / as_a_fold:.2f} x (first steps after {found['first_s']:.0f} s)"
+                yield Row(f"{what}, over the bare model as a fold trains it", "for the record", text, True)
 
     def memory(self) -> Iterator[Row]:
         """A batch that a tenth of the device does not hold."""
-        size, recipe = self.sizes.speed[0].image_size, self.sizes.speed[0].data
+        _, size, recipe, _ = next(iter(self.sizes.speed.values()))
         batch = 512 if self.sizes.device == "gpu" else 16
         flags = ["--device", self.sizes.device, "--model", "efficientnet-nano", "--image-size", size]
         flags += ["--data", str(self.data(recipe)), "--share", "0.1", "--batch-size", str(batch)]
@@ -332,6 +341,24 @@ class Bench:
         ratio = (time.perf_counter() - start) / ours_s
         text = f"{more}{ratio:.1f} x (ours {ours_s:.0f} s)"
         yield Row("whole 5-fold job (B0, 91x85) against the notebook's loop", "5 x", text, ratio >= 5)
+
+
+@contextmanager
+def mps(work: Path) -> Iterator[bool]:
+    """NVIDIA's multi-process service, under which kernels of several processes run at the same time, where it is."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        yield False
+        return
+    own = {f"CUDA_MPS_{name}_DIRECTORY": str(work / f"mps-{name.lower()}") for name in ("PIPE", "LOG")}
+    ENVIRONMENT.update(own)
+    subprocess.run([control, "-d"], check=True, env=ENVIRONMENT)
+    try:
+        yield True
+    finally:
+        subprocess.run([control], input="quit\n", text=True, env=ENVIRONMENT)
+        for name in own:
+            del ENVIRONMENT[name]
 
 
 def manifest(out: Path) -> dict[str, Any]:
@@ -464,7 +491,8 @@ def measure(bench: Bench, only: list[str], seconds: float) -> Iterator[tuple[str
             yield name, Row(name, "measured", "not measured: no TensorFlow here", False)
             continue
         try:
-            for row in getattr(bench, name)():
+            part, _, model = name.partition("-")
+            for row in getattr(bench, part)(*filter(None, [model])):
                 print(f"{row.what}: {row.reached} (goal: {row.goal})", flush=True)
                 yield name, row
         except subprocess.SubprocessError as error:
@@ -489,7 +517,8 @@ def last_words(error: subprocess.SubprocessError) -> str:
     return f"took over {WAY_S:g} s" if isinstance(error, subprocess.TimeoutExpired) else " ".join(said[-1:])
 
 
-PARTS = ("repeat", "kill", "speed", "memory", "job", "share", "demo", "frameworks")
+SPEED = ("speed-b0", "speed-nano", "speed-b4")
+PARTS = ("repeat", "kill", *SPEED, "memory", "job", "share", "demo", "frameworks")
 
 
 def main() -> None:
@@ -522,11 +551,13 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     file, today = options.out / f"{name}.json", datetime.date.today().isoformat()
-    only, rows = options.only.split(","), []
+    sizes = Sizes.rehearsal() if options.rehearse else Sizes.gpu()
+    only = [part for part in options.only.split(",") if part not in SPEED or part[6:] in sizes.speed]
+    rows: list[dict[str, Any]] = []
     if file.exists() and (before := json.loads(file.read_text()))["card"] == about["card"]:
         rows = [row for row in before["rows"] if row["part"] not in only]
     with tempfile.TemporaryDirectory() as work:
-        bench = Bench(Path(work), Sizes.rehearsal() if options.rehearse else Sizes.gpu())
+        bench = Bench(Path(work), sizes)
         for part, row in measure(bench, only, options.seconds):
             rows.append({"part": part, "date": today, **row._asdict()})
             write(
