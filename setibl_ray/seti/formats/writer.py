@@ -41,6 +41,7 @@ from setibl_ray.seti.formats.shards import (
     Split,
     fingerprint,
     join_tables,
+    shard_name,
     table_of,
 )
 from setibl_ray.seti.formats.tfrecord import frame
@@ -100,7 +101,7 @@ class ShardWriter:
             self._partial.unlink()
             return
         n_records = len(self._rows)
-        path = self._folder / f"{self._split}{self._index:02d}-{n_records}.tfrec"
+        path = self._folder / shard_name(self._split, self._index, n_records)
         self._partial.rename(path)
         info = ShardInfo(self._split, self._index, n_records, str(path), self._offset)
         self.written = WrittenShard(info, self._crc.hexdigest().decode(), table_of(self._rows, self._split))
