@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from setibl_ray.seti.cadence import N_PANELS, OFF, ON
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 from setibl_ray.seti.observations.lines import span_s
 
 NEEDLE_SHARES = {
