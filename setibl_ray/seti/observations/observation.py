@@ -135,7 +135,8 @@ def open_observation(
     """
     if len(files) != N_PANELS:
         few = " (an ABABA or three-of-five cadence is not one of six panels)" if len(files) == 5 else ""
-        raise DataError(f"expected six files, ABACAD or BACADA, found {len(files)}{few}: {_names(files)}")
+        names = ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
+        raise DataError(f"expected six files, ABACAD or BACADA, found {len(files)}{few}: {names}")
     if len(set(files)) < N_PANELS:
         twice = next(file for file in files if list(files).count(file) > 1)
         raise DataError(f"{twice} is given twice. Expected six different files.")
@@ -155,13 +156,14 @@ def open_observation(
                     f"{other.path}: {field_name}: expected {a!r} as in {first.name}, found {b!r}. "
                     "Six files of one observation and one product fit together."
                 )
-    notes = []
-    ordered, starts_s, note = _in_time(headers)
-    notes += note
-    reverse, note = _on_first(ordered)
-    notes += note
+    ordered, starts_s, notes_on_time = _in_time(headers)
+    reverse, notes_on_order = _on_first(ordered)
     time_s = starts_s[:, None] + (np.arange(first.n_times) + 0.5) * first.tsamp_s
     time_s -= (time_s[0, 0] + time_s[-1, -1]) / 2
+    if n_coarse and first.n_channels % n_coarse:
+        raise DataError(
+            f"{first.path}: nchans: {first.n_channels} channels do not divide into {n_coarse} coarse channels"
+        )
     if reverse:
         ordered, time_s = ordered[::-1], time_s[::-1, ::-1].copy()
     return Observation(
@@ -170,8 +172,8 @@ def open_observation(
         band=band or f"{first.lowest_mhz:.0f}MHz",
         headers=tuple(ordered),
         time_s=time_s,
-        notes=tuple(notes),
-        n_coarse=_checked(n_coarse, first),
+        notes=(*notes_on_time, *notes_on_order),
+        n_coarse=n_coarse,
     )
 
 
@@ -290,20 +292,8 @@ def _on_first(headers: Sequence[Header]) -> tuple[bool, list[str]]:
     )
 
 
-def _checked(n_coarse: int | None, header: Header) -> int | None:
-    if n_coarse and header.n_channels % n_coarse:
-        raise DataError(
-            f"{header.path}: nchans: {header.n_channels} channels do not divide into {n_coarse} coarse channels"
-        )
-    return n_coarse
-
-
 def _is_relative(file: str) -> bool:
     return "://" not in file and not Path(file).is_absolute()
-
-
-def _names(files: Sequence[str]) -> str:
-    return ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
 
 
 def channels_of(observations: Sequence[Observation]) -> Iterator[tuple[Observation, Channel]]:

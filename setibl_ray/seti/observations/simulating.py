@@ -9,7 +9,6 @@ too. Needles are listed in truth.csv.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -141,7 +140,7 @@ def observe(sky: Sky) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
     for panel in power:
         for row in panel:
             row[:] = noise(fast, (n,), df, 1.0)
-    unit = np.full(n, np.sqrt(2 / df), np.float32)
+    unit = np.sqrt(2 / df)
     for signal in _interference(rng, sky, time_s):
         signals.paint(power, signal, unit)
     truth = []
@@ -246,5 +245,5 @@ def recall(truth: pd.DataFrame, found: pd.DataFrame, *, within_hz: float = 30.0)
         at = int(np.argmin(distance)) if len(found) else -1
         hit = at >= 0 and distance[at] <= within_hz
         rows.append((at, off_hz[at], off_drift[at]) if hit else (-1, np.nan, np.nan))
-    columns: Sequence[str] = ("candidate", "f_error_hz", "drift_error_hz_s")
-    return truth.assign(**dict(zip(columns, map(list, zip(*rows)))) if rows else {key: [] for key in columns})
+    columns = ["candidate", "f_error_hz", "drift_error_hz_s"]
+    return truth.join(pd.DataFrame(rows, columns=columns, index=truth.index))
