@@ -12,8 +12,8 @@ import gzip
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -119,9 +119,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             f"{path} is there already and holds something else. Choose another --out, or remove it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
     try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield partial
         partial.rename(path)
     except BaseException:
@@ -240,12 +240,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # run from a checkout
         return "unknown"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
