@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,8 +261,3 @@ def _injected(
 def _is_found(hit: dict[str, Any], truth: dict[str, Any], within_hz: float) -> bool:
     off_hz = abs(hit["f_mhz"] - truth["f_mhz"]) * 1e6
     return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= within_hz
-
-
-def shares(total: int, n: int) -> Sequence[int]:
-    """`total` over n channels, as evenly as whole numbers allow."""
-    return [total * (i + 1) // n - total * i // n for i in range(n)]
