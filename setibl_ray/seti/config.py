@@ -220,11 +220,11 @@ class Config(core.Config):
     def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
         return resolve(
+            self.schedule.model_dump(exclude_none=True),
             weights=self.weights,
             head=own.head,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,
-            **self.schedule.model_dump(),
         )
 
     @classmethod

@@ -152,10 +152,8 @@ class CadenceTask(Task):
             return {}
         if config.weights == "cadences":
             return {config.weights: weights.read()}
-        path, what = (
-            Path(config.weights),
-            f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",
-        )
+        path = Path(config.weights)
+        what = f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}"
         if not path.is_file():
             raise ConfigError(f"{what} is not a file")
         try:
