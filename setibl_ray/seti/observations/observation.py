@@ -26,6 +26,7 @@ from setibl_ray.seti.observations.reading import Header, read_header, read_power
 COARSE_HZ = 2.9296875e6  # Green Bank's polyphase channel
 FINE_HZ = 2.7939677238464355  # and a channel of its fine product
 LONGEST_SESSION_H = 3.0
+LIST_COLUMNS = ["observation", "session", "band", *(f"file_{i}" for i in range(1, N_PANELS + 1))]
 _DAY_S = 86400.0
 
 
@@ -195,21 +196,21 @@ def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:
     Raises:
       DataError: the table or one of its observations is unsound; names line and file.
     """
-    columns = ["observation", "session", "band", *(f"file_{i}" for i in range(1, N_PANELS + 1))]
+    columns = ", ".join(LIST_COLUMNS)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Expected a table with columns {', '.join(columns)}.") from None
+        raise DataError(f"{path} is missing. Expected a table with columns {columns}.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())}") from None
-    missing = [column for column in columns if column not in table]
+    missing = [column for column in LIST_COLUMNS if column not in table]
     if missing:
-        raise DataError(f"{path}: expected columns {', '.join(columns)}; {', '.join(missing)} is missing")
+        raise DataError(f"{path}: expected columns {columns}; {', '.join(missing)} is missing")
     if not len(table):
         raise DataError(f"{path}: expected one line per observation, found none")
     folder = path.rpartition("/")[0] or "."  # of a path or a URL
     observations: list[Observation] = []
-    for line, row in enumerate(table[columns].itertuples(index=False), start=2):
+    for line, row in enumerate(table[LIST_COLUMNS].itertuples(index=False), start=2):
         files = [f"{folder}/{file}" if _is_relative(file) else file for file in row[3:] if file]
         if row[0] in {observation.name for observation in observations}:
             raise DataError(

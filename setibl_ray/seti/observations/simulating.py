@@ -21,7 +21,7 @@ from setibl_ray.seti.formats.writer import new_folder
 from setibl_ray.seti.making.synth import noise
 from setibl_ray.seti.observations import signals
 from setibl_ray.seti.observations.lines import span_s
-from setibl_ray.seti.observations.observation import FINE_HZ
+from setibl_ray.seti.observations.observation import FINE_HZ, LIST_COLUMNS
 
 DF_HZ, DT_S, N_TIMES = FINE_HZ, 18.253611008, 16
 SLEW_S = (20.0, 60.0)
@@ -92,8 +92,7 @@ def simulate(
             values = power[panel] if rising else power[panel, :, ::-1]
             write_filterbank(made / name, header, _digitised(values, n_bits, n_ifs))
         row = [path.name, sky.session, f"{sky.fch1_mhz:.0f}MHz", *names]
-        columns = ["observation", "session", "band", *(f"file_{i + 1}" for i in range(N_PANELS))]
-        pd.DataFrame([row], columns=columns).to_csv(made / "observation.csv", index=False)
+        pd.DataFrame([row], columns=LIST_COLUMNS).to_csv(made / "observation.csv", index=False)
         truth.to_csv(made / "truth.csv", index=False)
     return path / "observation.csv"
 
