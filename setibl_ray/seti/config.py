@@ -16,7 +16,6 @@ from pydantic import BeforeValidator, Field
 
 from setibl_ray.core import config as core
 from setibl_ray.core.config import NonNegative, PositiveInt, Probability, Section
-from setibl_ray.seti.cadence import LAYOUTS
 from setibl_ray.seti.models import MODELS
 from setibl_ray.seti.schedule import LearningRate, resolve
 
@@ -44,13 +43,9 @@ def _image_size(value: Any) -> Any:
 
 def _image_sizes(value: Any) -> Any:
     # A pair of integers is one size; anything else of several parts is one size per fold.
-    if (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(side, Integral) for side in value)
-    ):
-        return (f"{value[0]}x{value[1]}",)
-    return _as_tuple(value)
+    is_list = isinstance(value, list | tuple)
+    is_pair = is_list and len(value) == 2 and all(isinstance(side, Integral) for side in value)
+    return (value,) if is_pair else _as_tuple(value)
 
 
 def _known_model(value: Any) -> Any:
@@ -206,8 +201,6 @@ class Config(core.Config):
                 raise ValueError(
                     f"{name.replace('_', '-')}: expected 1 value or {self.folds} (one per fold); got {count}"
                 )
-        if self.layout is not None and self.layout not in LAYOUTS:
-            raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         return self
 
     def with_layout(self, layout: str) -> Config:
@@ -227,11 +220,11 @@ class Config(core.Config):
     def learning_rate(self, fold: int, n_replicas: int) -> LearningRate:
         own = self.for_fold(fold)
         return resolve(
+            self.schedule.model_dump(exclude_none=True),
             weights=self.weights,
             head=own.head,
             global_batch=own.batch_size * n_replicas,
             epochs=own.epochs,
-            **self.schedule.model_dump(),
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
@@ -44,19 +45,9 @@ class LearningRate:
 
 
 def resolve(
-    *,
-    weights: str,
-    head: str,
-    global_batch: int,
-    epochs: int,
-    lr_start: float | None,
-    lr_max: float | None,
-    lr_min: float | None,
-    ramp_epochs: float | None,
-    sustain_epochs: float,
-    decay: float | None,
+    given: Mapping[str, float], *, weights: str, head: str, global_batch: int, epochs: int
 ) -> LearningRate:
-    """Fill in the values that the config leaves open.
+    """Fill in the values that the config leaves open; `given` are the others, by the fields of its `schedule`.
 
     Pretrained weights get the notebook's numbers: start 5e-6, peak 1.25e-6 x global batch, floor 1e-6, five
     epochs of ramp, decay 0.8. From scratch, those would hardly change the weights in a short run: peak 5e-4 x global
@@ -65,16 +56,12 @@ def resolve(
     If the notebook's ramp is longer than the run, it is kept: the run is then all ramp, as in the notebook.
     """
     if weights not in ("none", "cadences"):
-        peak = lr_max if lr_max is not None else PRETRAINED_LR_PER_IMAGE * global_batch
-        start = lr_start if lr_start is not None else 5e-6
-        floor = lr_min if lr_min is not None else 1e-6
-        ramp = ramp_epochs if ramp_epochs is not None else 5
-        decay = decay if decay is not None else 0.8
+        peak = given.get("lr_max", PRETRAINED_LR_PER_IMAGE * global_batch)
+        usual = {"lr_start": 5e-6, "lr_min": 1e-6, "ramp_epochs": 5, "decay": 0.8}
     else:
         tuned = weights == "cadences"
-        usual = LR_PER_IMAGE["cadences" if tuned else head] * global_batch
-        peak = lr_max if lr_max is not None else min(usual, LR_LIMIT)
-        start = lr_start if lr_start is not None else peak / 4
-        floor = lr_min if lr_min is not None else peak / 100
-        ramp = ramp_epochs if ramp_epochs is not None else int(epochs > 1 and not tuned)
-    return LearningRate(start, peak, floor, ramp, sustain_epochs, decay, epochs)
+        peak = given.get("lr_max", min(LR_PER_IMAGE["cadences" if tuned else head] * global_batch, LR_LIMIT))
+        usual = {"lr_start": peak / 4, "lr_min": peak / 100, "ramp_epochs": int(epochs > 1 and not tuned)}
+    own = {**usual, **given}
+    start, floor, ramp = own["lr_start"], own["lr_min"], own["ramp_epochs"]
+    return LearningRate(start, peak, floor, ramp, own["sustain_epochs"], own.get("decay"), epochs)

@@ -152,10 +152,8 @@ class CadenceTask(Task):
             return {}
         if config.weights == "cadences":
             return {config.weights: weights.read()}
-        path, what = (
-            Path(config.weights),
-            f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}",
-        )
+        path = Path(config.weights)
+        what = f"weights: expected imagenet, cadences, none or a weights file; {config.weights!r}"
         if not path.is_file():
             raise ConfigError(f"{what} is not a file")
         try:
@@ -237,19 +235,14 @@ def rows_of(index: DataIndex) -> Rows:
         first = f"first {index.bad_records[0]}"
         notes += (f"left out as unusable: {index.n_left_out} records (manifest.json lists them; {first})",)
     train = index.train[["image_id", "target", "group", "snr", "kind"]].assign(unit=index.train["shard"])
-    listed = [{"file": bad.file, "record": bad.record, "reason": bad.reason} for bad in index.bad_records]
     about = {
         "storage": index.storage,
         "panel_shape": list(index.panel_shape),
         "n_train_shards": len(index.shards_of("train")),
         "n_units": len(index.shards_of("train")),
-        "df_hz": index.metadata.get("df_hz"),
-        "dt_s": index.metadata.get("dt_s"),
-        "conditioning": index.metadata.get("conditioning"),
-        "windows": index.metadata.get("windows"),
-        "bins": index.metadata.get("bins"),
+        **{name: index.metadata.get(name) for name in ("df_hz", "dt_s", "conditioning", "windows", "bins")},
         "n_bad_records": index.n_left_out,
-        "bad_records": listed,
+        "bad_records": [bad._asdict() for bad in index.bad_records],
     }
     test = index.test[["image_id", "group"]]
     return Rows(

@@ -33,7 +33,7 @@ def test_index_is_the_same_stored_or_scanned(small_set, tmp_path):
     equal(stored, scanned)
     assert stored.metadata["dt_s"] == SMALL.dt_s
     assert scanned.metadata == {}
-    assert (stored.storage, stored.panel_shape, stored.n_panels) == ("cadence", (32, 24), 6)
+    assert (stored.storage, stored.panel_shape) == ("cadence", (32, 24))
     assert len(stored.train) == 48
     assert stored.train["target"].dtype == np.int8
     assert "target" not in stored.test
@@ -93,7 +93,7 @@ def test_random_access_equals_reading_in_order(small_set, monkeypatch, gap, bloc
 
 def test_png_shards(png_set):
     index = read_index(png_set)
-    assert (index.storage, index.panel_shape, index.n_panels) == ("png", (20, 16), 3)
+    assert (index.storage, index.panel_shape) == ("png", (20, 16))
     assert list(index.train["image_id"]) == ["train00", "train01", "train02", "train10", "train11", "train12"]
     assert list(index.train["target"]) == [0, 1, 0, 1, 0, 1]
     assert index.train["group"].isna().all()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from setibl_ray.core import randomness
 from setibl_ray.seti.cadence import PANEL_SHAPE
 from setibl_ray.seti.config import Augment
+from setibl_ray.seti.kernels import compiled
 
 MIN_ZOOM = 0.1  # without a limit, a normal draw may give a zoom of 0 or less
 
@@ -262,14 +263,6 @@ _DECODE_SIGNATURE = numba.void(
 )
 
 
-def _compile(function: Callable[..., None], signature: Any) -> Callable[..., None]:
-    """Compile now, or load what an earlier process compiled; without a writable cache, compile every time."""
-    try:
-        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-    except (RuntimeError, OSError):  # no cache folder, or one that cannot be written
-        return numba.njit(signature, nogil=True, error_model="numpy")(function)
-
-
 @functools.cache
 def compiled_kernel(panels: int) -> Callable[..., None]:
     """The kernel for images with this number of panels; a constant, so that loops over them unroll and vectorise.
@@ -362,7 +355,7 @@ def compiled_kernel(panels: int) -> Callable[..., None]:
                         for c in range(width):
                             out[sample, first + c] = line[c * panels + k]
 
-    return _compile(kernel, _KERNEL_SIGNATURE)
+    return compiled(kernel, _KERNEL_SIGNATURE)
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -409,4 +402,4 @@ def _compiled_decode() -> Callable[..., None]:
                 for i in range(flat.size):
                     out[sample, i] = gain * np.float32(flat[i]) + bias
 
-    return _compile(decode, _DECODE_SIGNATURE)
+    return compiled(decode, _DECODE_SIGNATURE)

@@ -27,6 +27,7 @@ from scipy import sparse
 from setibl_ray.core import host_memory
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.core.storage import can_be_written, file_lock, temporary_folder
+from setibl_ray.seti.formats.shards import read_panels
 
 Z_RANGE = (-4.0, 8.0)
 """Standard deviations of 0 and 255: more room above, as needles are bright; 85 is exactly 0."""
@@ -173,7 +174,7 @@ def open_store(
     policy: Policy,
     folder: Path,
     threads: int,
-    read: ReadPanels | None = None,
+    read: ReadPanels = read_panels,
 ) -> PanelStore:
     """Open this node's panels of a split, after building them if that has not been done.
 
@@ -193,10 +194,6 @@ def open_store(
       ConfigError: policy "memory" without /dev/shm, or "memory" or "disk" without room.
       DataError: the split has no rows.
     """
-    if read is None:
-        from setibl_ray.seti.formats.shards import read_panels
-
-        read = read_panels
     store = PanelStore(index, split, tuple(panels), image_size, standardize, read)
     if not len(store):
         raise DataError(f"the {split} split has no rows: nothing to open")
@@ -268,15 +265,12 @@ def memory_folder() -> Path:
 
 
 def _homes(policy: Policy, folder: Path) -> tuple[Path, ...]:
-    if policy == "memory" and not _has_shared_memory():
+    has_memory = can_be_written(SHARED_MEMORY)
+    if policy == "memory" and not has_memory:
         what = "is read-only on this node" if SHARED_MEMORY.is_dir() else "this node lacks"
         raise ConfigError(f"cache: memory needs {SHARED_MEMORY}, which {what}; set cache to disk or off")
-    memory = (memory_folder(),) if _has_shared_memory() else ()
+    memory = (memory_folder(),) if has_memory else ()
     return {"memory": memory, "disk": (folder,), "auto": (*memory, folder), "off": ()}[policy]
-
-
-def _has_shared_memory() -> bool:
-    return can_be_written(SHARED_MEMORY)
 
 
 def _in_memory(home: Path) -> bool:
@@ -315,7 +309,7 @@ def room_needed(n_bytes: int, policy: Policy, *, in_memory: bool) -> int:
 
 def free_bytes() -> dict[str, int]:
     """Bytes that stores may take on this node: in "memory" (0 without /dev/shm) and on "disk"."""
-    memory = _available(SHARED_MEMORY) if _has_shared_memory() else 0
+    memory = _available(SHARED_MEMORY) if can_be_written(SHARED_MEMORY) else 0
     return {"memory": memory, "disk": _available(Path(temporary_folder()))}
 
 

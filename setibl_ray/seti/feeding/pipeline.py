@@ -66,7 +66,7 @@ def training_epoch(
     seeds = randomness.sample_seeds(augment_key, sample_keys)
 
     def fill(picked: np.ndarray, out: np.ndarray) -> None:
-        _augment(store, layout, rows[picked], seeds[picked], settings, dropout=True, out=out)
+        _write(store, layout, rows[picked], seeds[picked], settings, dropout=True, out=out)
 
     images = _images(store, layout, order, fill, threads)
     labels = tf.data.Dataset.from_tensor_slices(targets.astype(np.float32)[order][..., None])
@@ -105,40 +105,32 @@ def prediction_views(
     def fill(picked: np.ndarray, out: np.ndarray) -> None:
         view, samples = picked[0] // n, picked % n
         of_view = seeds[view]
-        if of_view is None:
-            _plain(store, layout, rows[samples], out=out)
-        else:
-            _augment(store, layout, rows[samples], of_view[samples], settings, dropout=False, out=out)
+        own = None if of_view is None else of_view[samples]
+        _write(store, layout, rows[samples], own, settings, dropout=False, out=out)
 
     return _images(store, layout, order, fill, threads).prefetch(2).with_options(_options(threads))
 
 
-def _augment(
+def _write(
     store: PanelStore,
     layout: Layout,
     rows: np.ndarray,
-    seeds: np.ndarray,
+    seeds: np.ndarray | None,
     settings: Augment,
     *,
     dropout: bool,
     out: np.ndarray,
 ) -> None:
-    images, rows = _source(store, rows)
-    augment.augment(
-        images, rows, seeds, settings, dropout=dropout, scale=store.scale, stacked=layout.stacked, out=out
-    )
-
-
-def _plain(store: PanelStore, layout: Layout, rows: np.ndarray, *, out: np.ndarray) -> None:
-    images, rows = _source(store, rows)
-    augment.plain(images, rows, store.scale, stacked=layout.stacked, out=out)
-
-
-def _source(store: PanelStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images to read from, and the rows to read: the whole store in place, if it has been built."""
-    if store.images is None:
-        return store.take(rows), np.arange(len(rows))
-    return store.images, rows
+    """Write rows of a store to `out`: augmented, or without seeds as they are."""
+    images = store.images  # the whole store in place, if it has been built
+    if images is None:
+        images, rows = store.take(rows), np.arange(len(rows))
+    if seeds is None:
+        augment.plain(images, rows, store.scale, stacked=layout.stacked, out=out)
+    else:
+        augment.augment(
+            images, rows, seeds, settings, dropout=dropout, scale=store.scale, stacked=layout.stacked, out=out
+        )
 
 
 def _images(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from setibl_ray.core.errors import DataError
 from setibl_ray.core.terminal import one_line
-from setibl_ray.seti.cadence import N_PANELS, ON, Storage
+from setibl_ray.seti.cadence import N_PANELS, Storage
 from setibl_ray.seti.formats.tfrecord import Value, decode_example, encode_example
 
 CLIP = (-3.0, 9.0)  # sigmas of bytes 0 and 255
@@ -43,10 +43,6 @@ class Labels:
     storage: Storage
     panel_shape: tuple[int, int]
     stray_target: float | None = None
-
-    @property
-    def n_panels(self) -> int:
-        return N_PANELS if self.storage == "cadence" else len(ON)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +100,9 @@ def encode_record(record: Record) -> bytes:
         "shape": list(panels.shape),
         "image_id": record.image_id,
     }
-    if record.target is not None:
-        features["target"] = record.target
-    if record.group is not None:
-        features["group"] = record.group
-    if record.kind is not None:
-        features["kind"] = record.kind
-    if not math.isnan(record.snr):
-        features["snr"] = float(record.snr)
-    for name, value in record.provenance.items():
-        if value == value:  # not NaN
+    labels = {"target": record.target, "group": record.group, "kind": record.kind, "snr": float(record.snr)}
+    for name, value in {**labels, **record.provenance}.items():
+        if value is not None and value == value:  # not NaN
             features[name] = value
     return encode_example(features)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, cast
 
 import fsspec
 import google_crc32c
@@ -34,6 +34,8 @@ from setibl_ray.seti.formats.tfrecord import BadRecord, frames, masked_crc
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+# Each storage and panel shape, and a shard of it.
+Layouts: TypeAlias = "dict[tuple[Storage, tuple[int, int]], str]"
 
 DATASET_FILE = "dataset.json"
 INDEX_FILE = "index.csv.gz"
@@ -86,7 +88,6 @@ class DataIndex:
     root: str
     storage: Storage
     panel_shape: tuple[int, int]
-    n_panels: int
     shards: tuple[ShardInfo, ...]
     train: pd.DataFrame
     test: pd.DataFrame
@@ -119,10 +120,14 @@ class Row(NamedTuple):
 
 
 class ShardScan(NamedTuple):
-    """The result of reading a shard from end to end; `table` has the columns of `DataIndex.train`."""
+    """The result of reading a shard from end to end; `table` has the columns of `DataIndex.train`.
+
+    `bad` are the records left out of it, and `n_found` counts them too.
+    """
 
     table: pd.DataFrame
     layouts: frozenset[tuple[Storage, tuple[int, int]]]
+    bad: tuple[BadRecord, ...]
     n_found: int
     crc32c: str
     n_stray_targets: int
@@ -201,7 +206,6 @@ def iter_records(shard: ShardInfo) -> Iterator[Record]:
 def read_index(
     root: str | Path,
     *,
-    threads: int | None = None,
     on_bad_record: Literal["fail", "skip"] = "fail",
     needs: Split = "train",
     decode: Literal["none", "some", "all"] = "none",
@@ -211,7 +215,6 @@ def read_index(
 
     Args:
       root: folder or URL.
-      threads: shards scanned at once; by default one a core, at least four.
       on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
         every record, whatever the stored index says.
       needs: the split that must be present.
@@ -228,31 +231,31 @@ def read_index(
     if stored is not None:
         layout = (metadata["storage"], tuple(metadata["panel_shape"]))
         index = _index(root, shards, stored, {layout: shards[0].name}, metadata, (), needs)
-        return checked(index, decode, threads)
+        return checked(index, decode)
+    skip = on_bad_record == "skip"
 
-    def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
-        skipped: list[BadRecord] | None = [] if on_bad_record == "skip" else None
-        found = scan_shard(shard, skipped, pixels=skipped is not None)
+    def scan(shard: ShardInfo) -> ShardScan:
+        found = scan_shard(shard, skip=skip)
         miscount = count_problem(shard, found.n_found)
-        if miscount and skipped is None:
+        if miscount and not skip:
             raise DataError(f"{miscount}. Rename the shard, or copy it again.")
-        if miscount and not skipped:
-            skipped = [BadRecord(shard.name, found.n_found, miscount)]
-        return found, skipped or []
+        if miscount and not found.bad:
+            return found._replace(bad=(BadRecord(shard.name, found.n_found, miscount),))
+        return found
 
-    with ThreadPoolExecutor(threads or max(4, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         scans = list(pool.map(scan, shards))
-    tables = join_tables(shards, [found.table for found, _ in scans])
-    layouts = {layout: shard.name for shard, (found, _) in zip(shards, scans) for layout in found.layouts}
-    bad = tuple(item for _, skipped in scans for item in skipped)
-    notes = notes_of(found for found, _ in scans)
+    bad = tuple(record for found in scans for record in found.bad)
+    tables, layouts, notes = combined(shards, scans)
     index = _index(root, shards, tables, layouts, metadata, bad, needs, notes)
-    return index if on_bad_record == "skip" else checked(index, decode, threads)
+    return index if skip else checked(index, decode)
 
 
-def checked(
-    index: DataIndex, decode: Literal["none", "some", "all"], threads: int | None = None
-) -> DataIndex:
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(4, os.cpu_count() or 1))  # at least four, as reading waits for a store
+
+
+def checked(index: DataIndex, decode: Literal["none", "some", "all"]) -> DataIndex:
     """Decode images of `index`: none, some of each split spread evenly, or all.
 
     Raises:
@@ -268,51 +271,52 @@ def checked(
         if decode == "some":
             rows = rows[:: max(1, len(rows) // _SAMPLE)]
         parts += [(split, rows[i : i + _SAMPLE]) for i in range(0, len(rows), _SAMPLE)]
-    with ThreadPoolExecutor(threads or max(4, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         for _ in pool.map(read, parts):
             pass
     return index
 
 
-def scan_shard(
-    shard: ShardInfo, skipped: list[BadRecord] | None = None, *, pixels: bool = False
-) -> ShardScan:
-    """Read one shard from end to end, verifying checksums and labels, and with `pixels` decoding every panel.
+def scan_shard(shard: ShardInfo, *, skip: bool) -> ShardScan:
+    """Read one shard from end to end, verifying checksums and labels.
 
-    Bad records go to `skipped` if given, otherwise the first is raised. `n_found` includes bad records.
+    Without `skip` the first bad record is raised; with it, they are left out, and every panel is decoded to find them.
     """
     rows: list[Row] = []
+    bad: list[BadRecord] = []
     last, n_stray_targets = -1, 0
     with reaching(shard.path, "read", StorageError), fsspec.open(shard.path, "rb") as file:
         stream = _ChecksumReader(file)
-        for item in frames(cast(BinaryIO, stream), shard.name, skipped):
+        for item in frames(cast(BinaryIO, stream), shard.name, bad if skip else None):
             last = item.record
             where = _where(shard, item.record)
             try:
                 labels = decode_labels(item.payload, where, labelled=shard.split == "train")
-                if pixels and labels.storage == "png":  # the bytes of a cadence are its pixels
+                if skip and labels.storage == "png":  # the bytes of a cadence are its pixels
                     decode_record(item.payload, where)
             except DataError as error:
-                if skipped is None:
+                if not skip:
                     raise
-                skipped.append(
-                    BadRecord(shard.name, item.record, error.message.removeprefix(where).lstrip(": "))
-                )
+                bad.append(BadRecord(shard.name, item.record, error.message.removeprefix(where).lstrip(": ")))
             else:
                 n_stray_targets += labels.stray_target is not None
                 rows.append(Row(labels, item.record, item.offset, len(item.payload), item.crc))
         stream.drain()
-    n_found = 1 + max([last, *(bad.record for bad in skipped or ())])
+    n_found = 1 + max([last, *(record.record for record in bad)])
     layouts = frozenset((row.labels.storage, row.labels.panel_shape) for row in rows)
-    return ShardScan(table_of(rows, shard.split), layouts, n_found, stream.crc32c(), n_stray_targets)
+    table = table_of(rows, shard.split)
+    return ShardScan(table, layouts, tuple(bad), n_found, stream.crc32c(), n_stray_targets)
 
 
-def notes_of(scans: Iterable[ShardScan]) -> tuple[str, ...]:
-    """Sentences about what scanning passed over."""
+def combined(
+    shards: Sequence[ShardInfo], scans: Sequence[ShardScan]
+) -> tuple[dict[Split, pd.DataFrame], Layouts, tuple[str, ...]]:
+    """Tables of all shards, their layouts, and sentences about what scanning passed over."""
+    tables = join_tables(shards, [scan.table for scan in scans])
+    layouts = {layout: shard.name for shard, scan in zip(shards, scans) for layout in scan.layouts}
     n_stray = sum(scan.n_stray_targets for scan in scans)
-    if not n_stray:
-        return ()
-    return (f"{n_stray} test records have a target that is neither 0 nor 1, such as -1; it is not used",)
+    note = f"{n_stray} test records have a target that is neither 0 nor 1, such as -1; it is not used"
+    return tables, layouts, (note,) if n_stray else ()
 
 
 def count_problem(shard: ShardInfo, n_found: int) -> str | None:
@@ -435,9 +439,9 @@ def table_of(rows: Iterable[Row], split: Split) -> pd.DataFrame:
         (r.labels.image_id, r.labels.target, r.labels.group, r.labels.snr, r.labels.kind, 0, *r[1:])
         for r in rows
     ]
-    columns = dict(zip(_COLUMNS, zip(*records))) if records else dict.fromkeys(_COLUMNS, ())
+    columns = dict(zip(_COLUMNS, zip(*records)))  # none where there are no rows
     return pd.DataFrame(
-        {name: pd.Series(columns[name], dtype=kind) for name, kind in _columns(split).items()}
+        {name: pd.Series(columns.get(name, ()), dtype=kind) for name, kind in _columns(split).items()}
     )
 
 
@@ -473,8 +477,8 @@ def id_problems(shards: Sequence[ShardInfo], tables: dict[Split, pd.DataFrame]) 
         yield f"image_id {image_id} belongs to {len(places)} records: {where}"
 
 
-def layout_problems(names: dict[tuple[Storage, tuple[int, int]], str]) -> Iterator[str]:
-    """A sentence if shards differ in storage or panel shape; `names` holds one shard of each."""
+def layout_problems(names: Layouts) -> Iterator[str]:
+    """A sentence if shards differ in storage or panel shape."""
     if len(names) > 1:
         found = ", ".join(f"{storage} {h}x{w} in {name}" for (storage, (h, w)), name in sorted(names.items()))
         yield f"expected shards of one storage and panel shape, found {found}"
@@ -484,7 +488,7 @@ def _index(
     root: str,
     shards: Sequence[ShardInfo],
     tables: dict[Split, pd.DataFrame],
-    layouts: dict[tuple[Storage, tuple[int, int]], str],
+    layouts: Layouts,
     metadata: dict[str, Any],
     bad: tuple[BadRecord, ...],
     needs: Split,
@@ -501,7 +505,6 @@ def _index(
         root=root,
         storage=storage,
         panel_shape=panel_shape,
-        n_panels=N_PANELS if storage == "cadence" else len(ON),
         shards=tuple(shards),
         train=tables["train"],
         test=tables["test"],

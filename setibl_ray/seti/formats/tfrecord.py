@@ -186,11 +186,11 @@ def _decode_entry(entry: memoryview) -> tuple[str, list]:
         if number == 1:
             name = str(_delimited(field), "utf-8")
         elif number == 2:
-            values = _decode_feature(_delimited(field))
+            values = _decode_feature(field)
     return name, values
 
 
-def _decode_feature(feature: memoryview) -> list:
+def _decode_feature(feature: _Field) -> list:
     values: list = []
     for kind, field in _fields(feature):
         if kind in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
@@ -198,13 +198,13 @@ def _decode_feature(feature: memoryview) -> list:
         if kind == _BYTES_LIST:
             values = list(_messages(field, 1))
         elif kind == _FLOAT_LIST:
-            for number, item in _fields(_delimited(field)):
+            for number, item in _fields(field):
                 if number == 1:  # packed, or one 32-bit item each
                     if isinstance(item, int) or len(item) % 4 or (isinstance(item, bytes) and len(item) > 4):
                         raise ValueError("a float list holds something else")
                     values += struct.unpack(f"<{len(item) // 4}f", item)
         elif kind == _INT64_LIST:
-            for number, item in _fields(_delimited(field)):
+            for number, item in _fields(field):
                 if number == 1:
                     values += [_signed(item)] if isinstance(item, int) else _decode_varints(_delimited(item))
     return values
@@ -223,7 +223,7 @@ def _signed(value: int) -> int:
 
 
 def _messages(field: _Field, number: int) -> Iterator[memoryview]:
-    for found, item in _fields(_delimited(field)):
+    for found, item in _fields(field):
         if found == number:
             yield _delimited(item)
 

@@ -12,8 +12,8 @@ import gzip
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -41,6 +41,7 @@ from setibl_ray.seti.formats.shards import (
     Split,
     fingerprint,
     join_tables,
+    shard_name,
     table_of,
 )
 from setibl_ray.seti.formats.tfrecord import frame
@@ -100,7 +101,7 @@ class ShardWriter:
             self._partial.unlink()
             return
         n_records = len(self._rows)
-        path = self._folder / f"{self._split}{self._index:02d}-{n_records}.tfrec"
+        path = self._folder / shard_name(self._split, self._index, n_records)
         self._partial.rename(path)
         info = ShardInfo(self._split, self._index, n_records, str(path), self._offset)
         self.written = WrittenShard(info, self._crc.hexdigest().decode(), table_of(self._rows, self._split))
@@ -118,9 +119,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             f"{path} is there already and holds something else. Choose another --out, or remove it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
     try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield partial
         partial.rename(path)
     except BaseException:
@@ -239,12 +240,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # run from a checkout
         return "unknown"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -145,7 +145,7 @@ def find_sources(
         line, found = odd.index[0] + 2, odd["target"].iloc[0]
         raise DataError(f"{root / LABELS_FILE} line {line}: expected target 0 or 1, found {found!r}")
     targets = dict(zip(labels["id"], values.astype(int)))
-    tables = {"train": labels}
+    tables: dict[Split, pd.DataFrame] = {"train": labels}
     _check_same_ids(root / LABELS_FILE, labels["id"], root / "train", files["train"])
     if (root / SUBMISSION_FILE).exists():
         tables["test"] = _read_csv(root / SUBMISSION_FILE, ["id"])
@@ -188,23 +188,21 @@ def _npy_files(folder: Path, say: Callable[[str], None]) -> list[Path]:
 
 
 def _groups(
-    root: Path, files: dict[Split, list[Path]], tables: dict[str, pd.DataFrame], column: str | None
+    root: Path, files: dict[Split, list[Path]], tables: dict[Split, pd.DataFrame], column: str | None
 ) -> dict[Split, dict[str, str]]:
     """The group of each id that has one."""
+    groups: dict[Split, dict[str, str]] = {split: {} for split in files}
     if column:
-        groups = {split: table for split, table in tables.items() if column in table}
-        return {
-            split: {key: name for key, name in zip(groups[split]["id"], groups[split][column]) if name}
-            if split in groups
-            else {}
-            for split in files
-        }
+        for split, table in tables.items():
+            if column in table:
+                groups[split] = {key: name for key, name in zip(table["id"], table[column]) if name}
+        return groups
     folders = {
         split: {path.stem: path.parent.name for path in paths if path.parent != root / split}
         for split, paths in files.items()
     }
     begins = all(key.startswith(name) for named in folders.values() for key, name in named.items())
-    return {split: {} for split in files} if begins else folders
+    return groups if begins else folders
 
 
 def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tuple[Source, ...]]:

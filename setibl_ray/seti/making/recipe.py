@@ -5,7 +5,7 @@ Separate from synth.py so that the command line can show its help without loadin
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -41,13 +41,10 @@ def _split_shape(value: object) -> object:
     return tuple(text.split("x")) if isinstance(text, str) else value
 
 
-def _split_kinds(value: object) -> object:
-    items = [value] if isinstance(value, str) else value
-    return (
-        [kind for item in items for kind in str(item).split(",")]
-        if isinstance(items, list | tuple)
-        else value
-    )
+def comma_separated(value: Any) -> tuple[Any, ...]:
+    """Text, and each text of a list, split at commas: the command line passes `a,b` as ["a,b"]."""
+    parts = [value] if isinstance(value, str | int | float | None) else value
+    return tuple(item for part in parts for item in (part.split(",") if isinstance(part, str) else (part,)))
 
 
 Shape = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_shape)]
@@ -70,7 +67,7 @@ class Recipe(BaseModel):
     hard_snr: tuple[PositiveFloat, PositiveFloat] | None = Field(
         default=None, description="lowest and highest S/N of look-alikes [as needles]"
     )
-    without: Annotated[tuple[str, ...], BeforeValidator(_split_kinds)] = Field(
+    without: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = Field(
         default=(), description="kinds to leave out, e.g. needle-sine,hard-uneven"
     )
     positive: Share = Field(default=0.5, description="share of cadences with a needle")

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,18 +95,16 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
         needles = int(recipe.positive * records + 0.5)
         return needles, int(recipe.hard * (records - needles) + 0.5)
 
-    bounds = [len(numbers) for numbers in _shard_numbers(recipe, split)]
-    first = sum(bounds[:shard])
-    n_records = bounds[shard]
+    sizes = _shard_sizes(recipe, split)
+    first, n_records = sum(sizes[:shard]), sizes[shard]
     (needles, hards), (needles_end, hards_end) = total(first), total(first + n_records)
     kinds = [recipe.needle_kinds[i % len(recipe.needle_kinds)] for i in range(needles, needles_end)]
     kinds += [recipe.hard_kinds[i % len(recipe.hard_kinds)] for i in range(hards, hards_end)]
     kinds += [HAYSTACK] * (n_records - len(kinds))
     order = _generator(recipe.seed, "plan", split, shard).permutation(n_records)
     # Observations are numbered consecutively, those of the test set after those of the training set.
-    observation = sum(-(-n // CADENCES_PER_OBSERVATION) for n in bounds[:shard])
-    if split == "test":
-        observation += sum(-(-len(n) // CADENCES_PER_OBSERVATION) for n in _shard_numbers(recipe, "train"))
+    earlier = sizes[:shard] if split == "train" else _shard_sizes(recipe, "train") + sizes[:shard]
+    observation = sum(-(-n // CADENCES_PER_OBSERVATION) for n in earlier)
     return [
         Planned(split, first + i, kinds[order[i]], observation + i // CADENCES_PER_OBSERVATION)
         for i in range(n_records)
@@ -320,11 +318,12 @@ def write_synthetic(
     made = _made(recipe)
     if is_made(path, made):
         return path
-    tasks = [
-        ShardTask(recipe, split, shard, "") for split in SPLITS for shard in range(recipe.n_shards(split))
-    ]
     with new_folder(path) as folder:
-        tasks = [task._replace(folder=str(folder)) for task in tasks]
+        tasks = [
+            ShardTask(recipe, split, shard, str(folder))
+            for split in SPLITS
+            for shard in range(recipe.n_shards(split))
+        ]
         shards = write_shards(write_shard, tasks, n_processes=n_processes, on_shard=on_shard)
         write_dataset(folder, shards, recipe.shape, made, df_hz=recipe.df_hz, dt_s=recipe.dt_s)
     return path
@@ -374,15 +373,10 @@ def _made(recipe: Recipe) -> dict[str, Any]:
     return {"command": "synth", "synth_version": SYNTH_VERSION, **recipe.model_dump(mode="json")}
 
 
-def _shard_numbers(recipe: Recipe, split: Split) -> Iterator[range]:
-    """Cadence numbers of each shard: runs whose lengths differ by one at most."""
-    n_shards = recipe.n_shards(split)
-    base, longer = divmod(recipe.n_cadences(split), n_shards) if n_shards else (0, 0)
-    start = 0
-    for shard in range(n_shards):
-        end = start + base + (shard < longer)
-        yield range(start, end)
-        start = end
+def _shard_sizes(recipe: Recipe, split: Split) -> list[int]:
+    """Cadences of each shard, which differ by one at most."""
+    n_cadences, n_shards = recipe.n_cadences(split), recipe.n_shards(split)
+    return [n_cadences // n_shards + (shard < n_cadences % n_shards) for shard in range(n_shards)]
 
 
 def _generator(*names: int | str) -> np.random.Generator:

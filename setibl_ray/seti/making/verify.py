@@ -16,18 +16,16 @@ from setibl_ray.seti.formats.shards import (
     ShardInfo,
     ShardScan,
     Split,
+    combined,
     count_problem,
     fingerprint,
     id_problems,
-    join_tables,
     layout_problems,
     list_shards,
-    notes_of,
     read_metadata,
     scan_shard,
     stored_tables,
 )
-from setibl_ray.seti.formats.tfrecord import BadRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +56,19 @@ def verify(
     shards = list_shards(root, needs=None)
     metadata = read_metadata(root)
 
-    def scan(shard: ShardInfo) -> tuple[ShardScan, list[BadRecord]]:
-        bad: list[BadRecord] = []
-        found = scan_shard(shard, bad, pixels=True)
+    def scan(shard: ShardInfo) -> ShardScan:
+        found = scan_shard(shard, skip=True)
         on_shard(shard)
-        return found, bad
+        return found
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         scans = list(pool.map(scan, shards))
-    tables = join_tables(shards, [found.table for found, _ in scans])
+    tables, layouts, notes = combined(shards, scans)
 
     problems: list[str] = []
     described = {shard["name"]: shard for shard in metadata.get("shards", ())}
-    for shard, (found, bad) in zip(shards, scans):
-        problems += map(str, bad)
+    for shard, found in zip(shards, scans):
+        problems += map(str, found.bad)
         if miscount := count_problem(shard, found.n_found):
             problems.append(miscount)
         expected = described.pop(shard.name, None)
@@ -82,9 +79,7 @@ def verify(
                 f"{shard.name}: dataset.json says CRC32C {expected['crc32c']}, the file has {found.crc32c}"
             )
     problems += [f"{name} is listed in dataset.json but missing" for name in described]
-    problems += layout_problems(
-        {key: shard.name for shard, (found, _) in zip(shards, scans) for key in found.layouts}
-    )
+    problems += layout_problems(layouts)
     problems += id_problems(shards, tables)
     if metadata and not problems:
         stored = stored_tables(root, metadata, shards)
@@ -92,7 +87,6 @@ def verify(
             problems.append(f"{INDEX_FILE} is missing or damaged; readers scan the shards instead")
         elif any(not stored[split].equals(table) for split, table in tables.items()):
             problems.append(f"{INDEX_FILE} differs from the shards. Remove it.")
-    notes = notes_of(found for found, _ in scans)
     return Report(tuple(shards), tables, tuple(problems), notes, fingerprint(tables))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setibl_ray.seti.formats.records import CLIP
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 
 VERSION = 1
 BLOCK = (

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,9 +148,8 @@ def plan(observations: Sequence[Observation], recipe: InjectionRecipe) -> list[S
     least = 4 * MAX_DRIFT * max(recipe.bins)
     stretches: list[Stretch] = []
     share = np.arange(len(channels) + 1) * recipe.shards / len(channels)
-    bounds = np.ceil(share - 1e-9).astype(int)
-    for (observation, channel), (start, stop) in zip(channels, pairwise(bounds)):
-        count = int(stop - start)
+    counts = np.diff(np.ceil(share - 1e-9).astype(int)).tolist()
+    for (observation, channel), count in zip(channels, counts):
         for i in range(count):
             edges = [
                 channel.low + (channel.high - channel.low) * k // count // BLOCK * BLOCK for k in (i, i + 1)

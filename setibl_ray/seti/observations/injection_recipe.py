@@ -14,18 +14,13 @@ from pydantic import (
     model_validator,
 )
 
-from setibl_ray.seti.making.recipe import Share
-
-
-def _numbers(value: Any) -> Any:
-    parts = [value] if isinstance(value, str | int | float) else value
-    return tuple(item for part in parts for item in (part.split(",") if isinstance(part, str) else (part,)))
+from setibl_ray.seti.making.recipe import Share, comma_separated
 
 
 def _ranges(value: Any) -> Any:
     """`1400-1427,1525.5-1560` to pairs of MHz."""
     pairs = []
-    for part in _numbers(value):
+    for part in comma_separated(value):
         if not isinstance(part, list | tuple):
             low, dash, high = str(part).partition("-")
             if not dash:
@@ -43,8 +38,8 @@ def ascending(ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, flo
 
 
 Ranges = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_ranges), Field(validate_default=True)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_numbers)]
-Bins = Annotated[tuple[PositiveInt, ...], BeforeValidator(_numbers)]
+Names = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
+Bins = Annotated[tuple[PositiveInt, ...], BeforeValidator(comma_separated)]
 
 
 class InjectionRecipe(BaseModel):

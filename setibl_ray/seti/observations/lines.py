@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from setibl_ray.seti.cadence import N_PANELS, OFF, ON
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 
 TIME_BINS = 16  # rows of a panel in the search; finer products are averaged
 CLIPPED = 9.0  # sigmas that one value may bring to a line: a burst in one row is no line

@@ -26,6 +26,7 @@ from setibl_ray.seti.observations.reading import Header, read_header, read_power
 COARSE_HZ = 2.9296875e6  # Green Bank's polyphase channel
 FINE_HZ = 2.7939677238464355  # and a channel of its fine product
 LONGEST_SESSION_H = 3.0
+LIST_COLUMNS = ["observation", "session", "band", *(f"file_{i}" for i in range(1, N_PANELS + 1))]
 _DAY_S = 86400.0
 
 
@@ -135,7 +136,8 @@ def open_observation(
     """
     if len(files) != N_PANELS:
         few = " (an ABABA or three-of-five cadence is not one of six panels)" if len(files) == 5 else ""
-        raise DataError(f"expected six files, ABACAD or BACADA, found {len(files)}{few}: {_names(files)}")
+        names = ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
+        raise DataError(f"expected six files, ABACAD or BACADA, found {len(files)}{few}: {names}")
     if len(set(files)) < N_PANELS:
         twice = next(file for file in files if list(files).count(file) > 1)
         raise DataError(f"{twice} is given twice. Expected six different files.")
@@ -155,13 +157,14 @@ def open_observation(
                     f"{other.path}: {field_name}: expected {a!r} as in {first.name}, found {b!r}. "
                     "Six files of one observation and one product fit together."
                 )
-    notes = []
-    ordered, starts_s, note = _in_time(headers)
-    notes += note
-    reverse, note = _on_first(ordered)
-    notes += note
+    ordered, starts_s, notes_on_time = _in_time(headers)
+    reverse, notes_on_order = _on_first(ordered)
     time_s = starts_s[:, None] + (np.arange(first.n_times) + 0.5) * first.tsamp_s
     time_s -= (time_s[0, 0] + time_s[-1, -1]) / 2
+    if n_coarse and first.n_channels % n_coarse:
+        raise DataError(
+            f"{first.path}: nchans: {first.n_channels} channels do not divide into {n_coarse} coarse channels"
+        )
     if reverse:
         ordered, time_s = ordered[::-1], time_s[::-1, ::-1].copy()
     return Observation(
@@ -170,8 +173,8 @@ def open_observation(
         band=band or f"{first.lowest_mhz:.0f}MHz",
         headers=tuple(ordered),
         time_s=time_s,
-        notes=tuple(notes),
-        n_coarse=_checked(n_coarse, first),
+        notes=(*notes_on_time, *notes_on_order),
+        n_coarse=n_coarse,
     )
 
 
@@ -193,21 +196,21 @@ def read_list(path: str, *, n_coarse: int | None = None) -> list[Observation]:
     Raises:
       DataError: the table or one of its observations is unsound; names line and file.
     """
-    columns = ["observation", "session", "band", *(f"file_{i}" for i in range(1, N_PANELS + 1))]
+    columns = ", ".join(LIST_COLUMNS)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Expected a table with columns {', '.join(columns)}.") from None
+        raise DataError(f"{path} is missing. Expected a table with columns {columns}.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())}") from None
-    missing = [column for column in columns if column not in table]
+    missing = [column for column in LIST_COLUMNS if column not in table]
     if missing:
-        raise DataError(f"{path}: expected columns {', '.join(columns)}; {', '.join(missing)} is missing")
+        raise DataError(f"{path}: expected columns {columns}; {', '.join(missing)} is missing")
     if not len(table):
         raise DataError(f"{path}: expected one line per observation, found none")
     folder = path.rpartition("/")[0] or "."  # of a path or a URL
     observations: list[Observation] = []
-    for line, row in enumerate(table[columns].itertuples(index=False), start=2):
+    for line, row in enumerate(table[LIST_COLUMNS].itertuples(index=False), start=2):
         files = [f"{folder}/{file}" if _is_relative(file) else file for file in row[3:] if file]
         if row[0] in {observation.name for observation in observations}:
             raise DataError(
@@ -290,20 +293,8 @@ def _on_first(headers: Sequence[Header]) -> tuple[bool, list[str]]:
     )
 
 
-def _checked(n_coarse: int | None, header: Header) -> int | None:
-    if n_coarse and header.n_channels % n_coarse:
-        raise DataError(
-            f"{header.path}: nchans: {header.n_channels} channels do not divide into {n_coarse} coarse channels"
-        )
-    return n_coarse
-
-
 def _is_relative(file: str) -> bool:
     return "://" not in file and not Path(file).is_absolute()
-
-
-def _names(files: Sequence[str]) -> str:
-    return ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
 
 
 def channels_of(observations: Sequence[Observation]) -> Iterator[tuple[Observation, Channel]]:

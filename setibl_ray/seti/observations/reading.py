@@ -121,16 +121,15 @@ def read_power(header: Header, low: int, high: int) -> np.ndarray:
     """
     n = header.n_channels
     first, last = (low, high) if header.foff_mhz > 0 else (n - high, n - low)
-    ifs = slice(0, header.n_summed)
     if header.path.endswith(".h5"):
         with _opened_h5(header.path) as (data, _):
             if data.shape != (header.n_times, header.n_ifs, n):
                 raise DataError(
                     f"{header.path}: data has changed shape since its header was read, now {data.shape}"
                 )
-            raw = data[:, ifs, first:last]
+            raw = data[:, : header.n_summed, first:last]
     else:
-        raw = _fil_block(header, ifs, first, last)
+        raw = _fil_block(header, first, last)
     power = (
         raw.sum(axis=1, dtype=np.float32) if raw.shape[1] > 1 else raw[:, 0].astype(np.float32, copy=False)
     )
@@ -244,14 +243,13 @@ def _fil_fields(path: str, stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     raise DataError(f"{path}: expected a filterbank file, which begins with HEADER_START")
 
 
-def _fil_block(header: Header, ifs: slice, first: int, last: int) -> np.ndarray:
-    """(n_times, IFs, last - first) of the file's own type."""
+def _fil_block(header: Header, first: int, last: int) -> np.ndarray:
+    """(n_times, n_summed, last - first) of the file's own type."""
     dtype = _DTYPES[header.n_bits]
-    n_ifs = ifs.stop
-    block = np.empty((header.n_times, n_ifs, last - first), dtype)
+    block = np.empty((header.n_times, header.n_summed, last - first), dtype)
     with _opened(header.path) as (stream, _):
         for time in range(header.n_times):
-            for number in range(n_ifs):
+            for number in range(header.n_summed):
                 at = (time * header.n_ifs + number) * header.n_channels + first
                 stream.seek(header.data_start + at * dtype.itemsize)
                 content = stream.read((last - first) * dtype.itemsize)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from setibl_ray.seti.cadence import N_PANELS, OFF, ON
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 from setibl_ray.seti.observations.lines import span_s
 
 NEEDLE_SHARES = {
@@ -49,12 +49,10 @@ class Signal(NamedTuple):
     fwhm: float
 
 
-def paint(panels: np.ndarray, signal: Signal, unit: np.ndarray | None = None) -> None:
-    """Add a signal to (6, time, frequency) float32 in place; with `unit` (frequency), in units of that."""
-    n = panels.shape[-1]
-    unit = np.ones(n, np.float32) if unit is None else unit
+def paint(panels: np.ndarray, signal: Signal, unit: float = 1.0) -> None:
+    """Add a signal to (6, time, frequency) float32 in place; `unit` is the value of a sigma there."""
     sigma = signal.fwhm / (2 * math.sqrt(2 * math.log(2)))
-    _paint(panels, signal.centre, signal.sweep, signal.level, sigma, unit)
+    _paint(panels, signal.centre, signal.sweep, signal.level, sigma, np.float32(unit))
 
 
 @jit
@@ -75,7 +73,7 @@ def _paint(panels, centre, sweep, level, sigma, unit):
                 else:  # the mean of the profile over the channels that it crosses
                     h = half * scale
                     value = math.sqrt(math.pi) / (4 * h) * (math.erf(x + h) - math.erf(x - h))
-                panels[p, t, f] += np.float32(level[p, t] * value * unit[f])
+                panels[p, t, f] += np.float32(level[p, t] * value * unit)
 
 
 def line(

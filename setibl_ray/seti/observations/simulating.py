@@ -9,7 +9,6 @@ too. Needles are listed in truth.csv.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +21,7 @@ from setibl_ray.seti.formats.writer import new_folder
 from setibl_ray.seti.making.synth import noise
 from setibl_ray.seti.observations import signals
 from setibl_ray.seti.observations.lines import span_s
-from setibl_ray.seti.observations.observation import FINE_HZ
+from setibl_ray.seti.observations.observation import FINE_HZ, LIST_COLUMNS
 
 DF_HZ, DT_S, N_TIMES = FINE_HZ, 18.253611008, 16
 SLEW_S = (20.0, 60.0)
@@ -93,8 +92,7 @@ def simulate(
             values = power[panel] if rising else power[panel, :, ::-1]
             write_filterbank(made / name, header, _digitised(values, n_bits, n_ifs))
         row = [path.name, sky.session, f"{sky.fch1_mhz:.0f}MHz", *names]
-        columns = ["observation", "session", "band", *(f"file_{i + 1}" for i in range(N_PANELS))]
-        pd.DataFrame([row], columns=columns).to_csv(made / "observation.csv", index=False)
+        pd.DataFrame([row], columns=LIST_COLUMNS).to_csv(made / "observation.csv", index=False)
         truth.to_csv(made / "truth.csv", index=False)
     return path / "observation.csv"
 
@@ -141,7 +139,7 @@ def observe(sky: Sky) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
     for panel in power:
         for row in panel:
             row[:] = noise(fast, (n,), df, 1.0)
-    unit = np.full(n, np.sqrt(2 / df), np.float32)
+    unit = np.sqrt(2 / df)
     for signal in _interference(rng, sky, time_s):
         signals.paint(power, signal, unit)
     truth = []
@@ -246,5 +244,5 @@ def recall(truth: pd.DataFrame, found: pd.DataFrame, *, within_hz: float = 30.0)
         at = int(np.argmin(distance)) if len(found) else -1
         hit = at >= 0 and distance[at] <= within_hz
         rows.append((at, off_hz[at], off_drift[at]) if hit else (-1, np.nan, np.nan))
-    columns: Sequence[str] = ("candidate", "f_error_hz", "drift_error_hz_s")
-    return truth.assign(**dict(zip(columns, map(list, zip(*rows)))) if rows else {key: [] for key in columns})
+    columns = ["candidate", "f_error_hz", "drift_error_hz_s"]
+    return truth.join(pd.DataFrame(rows, columns=columns, index=truth.index))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from setibl_ray.seti.formats.records import CLIP
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 
 ABSENT = round(-CLIP[0] * 255 / (CLIP[1] - CLIP[0]))  # the byte of 0 sigmas, beyond the ends of a band
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,9 @@ class Line(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Conditioned panels to look for lines in: `low` is the fine channel of their first; `truth` what was injected."""
+    """Conditioned panels to look for lines in: `low` is the fine channel of their first; `truth` what was injected, and
+    the best score of the hits that find it.
+    """
 
     z: np.ndarray
     low: int
@@ -91,18 +93,17 @@ def search_channel(
         if source.truth or channel.low - _BORDER <= source.low + found.line.centre < channel.high + _BORDER
     ]
     scores = score(np.stack([own.window for own in proposed])) if proposed else np.empty((0, 1))
-    result: dict[str, Any] = {"hits": [], "null": [], "recovered": []}
-    recovered = {id(source): {**source.truth, "score": 0.0} for source in sources if source.truth is not None}
+    recovered = [source.truth for source in sources if source.truth]
+    result: dict[str, Any] = {"hits": [], "null": [], "recovered": recovered}
     for own, of_folds in zip(proposed, scores):
         hit = _hit(observation, own, of_folds, settings) if of_folds.mean(dtype=np.float64) >= FLOOR else None
         if hit is None:
             continue
-        if own.source.truth is None:
+        truth = own.source.truth
+        if truth is None:
             result["null" if own.exchanged else "hits"].append(hit)
-        elif _is_found(hit, own.source.truth, _FOUND_HZ * observation.coarseness):
-            row = recovered[id(own.source)]
-            row["score"] = max(row["score"], hit["score"])
-    result["recovered"] = list(recovered.values())
+        elif _is_found(hit, truth, _FOUND_HZ * observation.coarseness):
+            truth["score"] = max(truth["score"], hit["score"])
     for kind in ("hits", "null"):
         result[kind].sort(key=lambda hit: (-hit["score"], hit["f_mhz"]))
     return {
@@ -252,6 +253,7 @@ def _injected(
         "f_mhz": float(observation.mhz(low + start + centre)),
         "drift_hz_s": rate * observation.df_hz,
         "bin": width,
+        "score": 0.0,
     }
     return Source(cut, low + start, truth)
 
@@ -259,8 +261,3 @@ def _injected(
 def _is_found(hit: dict[str, Any], truth: dict[str, Any], within_hz: float) -> bool:
     off_hz = abs(hit["f_mhz"] - truth["f_mhz"]) * 1e6
     return off_hz + 900 * abs(hit["drift_hz_s"] - truth["drift_hz_s"]) <= within_hz
-
-
-def shares(total: int, n: int) -> Sequence[int]:
-    """`total` over n channels, as evenly as whole numbers allow."""
-    return [total * (i + 1) // n - total * i // n for i in range(n)]

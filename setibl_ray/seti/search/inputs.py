@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from setibl_ray.seti.feeding import panels as feeding
-from setibl_ray.seti.observations.kernels import jit
+from setibl_ray.seti.kernels import jit
 
 
 def prepared(

@@ -281,7 +281,7 @@ def finish(
             folder.write(name, text)
     summary = {
         **plan,
-        "threshold": {"value": threshold.value, "how": threshold.how},
+        "threshold": threshold._asdict(),
         "candidates": len(rows),
         "ghz": round(ghz, 9),
         "channels": len(channels),

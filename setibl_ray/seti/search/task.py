@@ -16,7 +16,7 @@ from setibl_ray.core.task import Needs, Prediction, Work
 from setibl_ray.seti.config import Config
 from setibl_ray.seti.memory import fold_bytes
 from setibl_ray.seti.observations.observation import Observation, channels_of
-from setibl_ray.seti.search.channel import Score, search_channel, shares, to_text
+from setibl_ray.seti.search.channel import Score, search_channel, to_text
 from setibl_ray.seti.search.settings import SearchSettings
 from setibl_ray.seti.sizes import sizes
 from setibl_ray.seti.task import CadenceTask
@@ -64,7 +64,8 @@ class ChannelTask(CadenceTask):
     def predict(self, work: Work) -> Prediction:
         observations, settings, width = work.rows.content
         units = list(channels_of(observations))
-        recover = shares(settings.recover, len(units))
+        # As evenly over the channels as whole numbers allow.
+        recover = np.diff(np.arange(len(units) + 1) * settings.recover // len(units)).tolist()
         score = self._networks(work)
         texts = [
             to_text(search_channel(*units[row], score, settings, width=width, n_recover=recover[row]))
