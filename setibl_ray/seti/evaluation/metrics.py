@@ -335,10 +335,11 @@ def _intervals(
     return about | {name: interval(column) for name, column in zip(names, columns)}
 
 
-def share(n_hits: int, n: int) -> dict[str, Any]:
-    """A proportion with its Wilson interval; None where n is 0."""
+def share(hits: np.ndarray) -> dict[str, Any]:
+    """The proportion of (n,) bool that is true, with its Wilson interval; None where n is 0."""
     from scipy.stats import binomtest
 
+    n, n_hits = len(hits), int(hits.sum())
     if not n:
         return {"n": 0, "n_hits": 0, "share": None, "interval": None}
     bounds = binomtest(n_hits, n).proportion_ci(LEVEL, method="wilson")
@@ -357,13 +358,9 @@ def _by_kind(oof: pd.DataFrame, own: np.ndarray, pred: np.ndarray, found: np.nda
     """Per kind in the class of the rows `own`: share found, and AUC against all rows of the other class."""
     target = oof["target"].to_numpy(np.int64)
     return [
-        {"kind": kind, **_share(found, mask), "auc": auc(target[mask | ~own], pred[mask | ~own])}
+        {"kind": kind, **share(found[mask]), "auc": auc(target[mask | ~own], pred[mask | ~own])}
         for kind, mask in _kinds(oof, own)
     ]
-
-
-def _share(found: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    return share(int(found[mask].sum()), int(mask.sum()))
 
 
 def _recall_by_snr(oof: pd.DataFrame, found: np.ndarray) -> list[dict[str, Any]]:
@@ -385,7 +382,7 @@ def _recall_by_snr(oof: pd.DataFrame, found: np.ndarray) -> list[dict[str, Any]]
             rows.append(
                 {"kind": kind, "snr_low": low, "snr_high": high}
                 | {"snr_median": float(np.median(snr[inside])) if inside.any() else None}
-                | _share(found, inside)
+                | share(found[inside])
             )
     return rows
 

@@ -145,14 +145,13 @@ def examine(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
                 {
                     "fpr": fpr,
                     "n_false": int(counts.false[at]) if at >= 0 else 0,
-                    **metrics.share(int(found.sum()), len(found)),
+                    **metrics.share(found),
                     "snr_at": snr_at(snr, found, seed),
                     "by_snr": _bins(snr, found, snr_edges),
                     "by_drift": _bins(drift, found, drift_edges),
                     "by_kind": [
-                        {"kind": kind, **metrics.share(int(found[own].sum()), int(own.sum()))}
+                        {"kind": kind, **metrics.share(found[needles["kind"] == kind])}
                         for kind in sorted(set(needles["kind"]))
-                        for own in [(needles["kind"] == kind).to_numpy()]
                     ],
                 }
             )
@@ -165,8 +164,7 @@ def examine(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
 def _bins(values: np.ndarray, found: np.ndarray, edges: np.ndarray) -> list[dict[str, Any]]:
     place = np.searchsorted(edges[1:-1], values, side="right")
     return [
-        {"low": float(edges[i]), "high": float(edges[i + 1])}
-        | metrics.share(int(found[place == i].sum()), int((place == i).sum()))
+        {"low": float(edges[i]), "high": float(edges[i + 1])} | metrics.share(found[place == i])
         for i in range(len(edges) - 1)
     ]
 
