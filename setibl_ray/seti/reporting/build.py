@@ -18,7 +18,7 @@ from setibl_ray.core.text import duration, gained, number, percent, size, spread
 from setibl_ray.seti.cadence import CLASS_NAMES, LAYOUTS
 from setibl_ray.seti.evaluation import metrics as scoring
 from setibl_ray.seti.evaluation.finished import Run, same_rows
-from setibl_ray.seti.evaluation.pixels import Pixels, Split
+from setibl_ray.seti.evaluation.pixels import Pixels, Split, positions
 from setibl_ray.seti.evaluation.summary import verdict
 from setibl_ray.seti.reporting import figures, gallery, sensitivity
 
@@ -203,9 +203,8 @@ def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.n
     from setibl_ray.seti.feeding import augment, panels
 
     config = run.config
-    layout = LAYOUTS[config.layout] if config.layout else LAYOUTS["all6"]
-    stored = gallery.positions(raw.shape[3])
-    channels = [list(stored).index(position) for position in layout.panels]
+    layout = LAYOUTS[config.layout or "all6"]
+    channels = [positions(raw.shape[3]).index(position) for position in layout.panels]
     images = panels.prepare(raw[..., channels], config.for_fold(0).image_size, config.standardize)
     seeds = randomness.sample_seeds(
         randomness.stream_key(config.seed, "report"), randomness.sample_keys(image_ids)
