@@ -37,7 +37,7 @@ class FoldData:
 
     def __init__(self, work: Work, threads: int, n_replicas: int) -> None:
         self._config = config = work.config
-        self._work = work
+        self._folder = Path(work.scratch)
         self._index: DataIndex = work.rows.content
         self._fold = work.fold
         self._threads = threads
@@ -70,20 +70,17 @@ class FoldData:
     def open(self, split: str) -> PanelStore:
         """The node's panels of a split, decoded on first use."""
         if split not in self._stores:
-            self._stores[split] = self._open(split)
+            self._stores[split] = open_store(
+                self._index,
+                split,
+                self._layout.panels,
+                self._image_size,
+                self._config.standardize,
+                policy=self._config.cache,
+                folder=self._folder,
+                threads=self._threads,
+            )
         return self._stores[split]
-
-    def _open(self, split: str) -> PanelStore:
-        return open_store(
-            self._index,
-            split,
-            self._layout.panels,
-            self._image_size,
-            self._config.standardize,
-            policy=self._config.cache,
-            folder=Path(self._work.scratch),
-            threads=self._threads,
-        )
 
     def close(self) -> None:
         """Release the node's panels, so that they can be removed."""
