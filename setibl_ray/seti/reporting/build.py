@@ -225,12 +225,9 @@ def comparison(runs: Sequence[Run]) -> str:
     same_rows(runs)
     names = _unique([run.name for run in runs])
     metrics = [_metrics(run) for run in runs]
-    target, first, group = (runs[0].oof[column] for column in ("target", "pred", "group"))
+    target, preds = runs[0].oof["target"].to_numpy(), [run.oof["pred"].to_numpy() for run in runs]
     gains: list[dict[str, Any]] = [{"difference": None, "interval": None}]
-    for run in runs[1:]:
-        gains.append(
-            scoring.difference(target.to_numpy(), first.to_numpy(), run.oof["pred"].to_numpy(), group)
-        )
+    gains += [scoring.difference(target, preds[0], pred, runs[0].oof["group"]) for pred in preds[1:]]
     apart = any(gain["interval"] and not gain["interval"][0] <= 0 <= gain["interval"][1] for gain in gains)
     rows = [
         [name, number(own["oof_auc"]), gained(gain), number(own["oof_ap"])]
