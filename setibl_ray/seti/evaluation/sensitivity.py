@@ -73,16 +73,9 @@ def make(recipe: Recipe, shard: int) -> tuple[np.ndarray, pd.DataFrame]:
 
     made = [synth.synthesise_with_drift(recipe, planned) for planned in synth.plan(recipe, "train", shard)]
     panels = np.stack([record.panels for record, _ in made])
-    table = pd.DataFrame(
-        {
-            "target": [record.target for record, _ in made],
-            "kind": [record.kind for record, _ in made],
-            "snr": [record.snr for record, _ in made],
-            "drift_hz_s": [drift for _, drift in made],
-            "line": baselines.dedoppler(panels.transpose(0, 2, 3, 1)),
-        }
-    )
-    return panels, table
+    labels = [(record.target, record.kind, record.snr, drift) for record, drift in made]
+    table = pd.DataFrame(labels, columns=["target", "kind", "snr", "drift_hz_s"])
+    return panels, table.assign(line=baselines.dedoppler(panels.transpose(0, 2, 3, 1)))
 
 
 def _made(recipe: Recipe, n_processes: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
