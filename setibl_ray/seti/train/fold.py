@@ -27,6 +27,7 @@ from setibl_ray.seti.formats.shards import DataIndex
 from setibl_ray.seti.memory import check_share
 from setibl_ray.seti.sizes import PREDICT_SPEEDUP, sizes
 from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train import keras2
 from setibl_ray.seti.train.models import Code
 from setibl_ray.seti.train.parts import within_memory
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
@@ -186,7 +187,7 @@ def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
         clock.lap("predict_valid_s")
         yield Fitted(
             pred=valid_pred,
-            artifact=trainer.weights_file(),
+            artifact=keras2.weights_file(trainer.model),
             columns={"pred_no_tta": valid_plain},
             facts={
                 "best_epoch": state.best_epoch,
@@ -218,7 +219,7 @@ def predict(work: Work, code: Code) -> Prediction:
         data.open("test")
         clock.lap("open_s")
         trainer = trainer_for(work, config.for_fold(work.fold), data.image_shape, device, code)
-        trainer.load_weights_file(work.artifact)
+        keras2.load_weights_file(trainer.model, work.artifact)
         clock.lap("build_s")
         n, views = work.span[1] - work.span[0], [None, *range(config.tta)]
         pred = trainer.predict(data.test_views(work.span, views), n, len(views))
