@@ -107,12 +107,12 @@ def resampling_units(group: pd.Series) -> tuple[np.ndarray, str]:
     return pd.factorize(labels)[0], "groups"
 
 
-def interval(draws: np.ndarray, level: float = LEVEL) -> list[float] | None:
+def interval(draws: np.ndarray) -> list[float] | None:
     """Percentile interval of bootstrap draws (k,), nan left out; None when nothing is left."""
     kept = draws[np.isfinite(draws)]
     if not len(kept):
         return None
-    tail = 100 * (1 - level) / 2
+    tail = 100 * (1 - LEVEL) / 2
     return [float(bound) for bound in np.percentile(kept, [tail, 100 - tail])]
 
 
