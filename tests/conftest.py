@@ -40,6 +40,14 @@ def own_ray():
 
 
 @pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A small set of cadences; not to be written to."""
+    from datasets import cadence_shards
+
+    return cadence_shards(tmp_path_factory.mktemp("shards") / "cadences")
+
+
+@pytest.fixture(scope="session")
 def chromium():
     """One headless browser for all pages; without one, the tests that want it are skipped and say what is missing."""
     import browser

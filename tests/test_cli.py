@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from datasets import cadence_shards
 
 from setibl_ray import cli, completion
 from setibl_ray.blend import Blend
@@ -61,7 +60,7 @@ def test_help_gives_lists_as_they_are_typed(capsys):
     )
 
 
-def test_the_console_script_runs_the_same_commands(tmp_path):
+def test_the_console_script_runs_the_same_commands(shards, tmp_path):
     def setibl_ray(*arguments):
         script = Path(sys.executable).with_name("setibl-ray")
         return subprocess.run([script, *arguments], capture_output=True, text=True, cwd=tmp_path)
@@ -74,7 +73,7 @@ def test_the_console_script_runs_the_same_commands(tmp_path):
     # A module in the folder where the command is typed is found; it has no such function.
     (tmp_path / "hooks.py").write_text("")
     hook = ["--postprocess", "hooks:same", "--folds", "2", "--weights", "none"]
-    refused = setibl_ray("cv", *hook, "--data", str(cadence_shards(tmp_path / "cadences")))
+    refused = setibl_ray("cv", *hook, "--data", str(shards))
     assert refused.returncode == 2
     assert "hooks:same cannot be imported: module 'hooks' has no attribute 'same'" in refused.stderr
 

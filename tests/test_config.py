@@ -167,14 +167,3 @@ def test_a_wrong_field_is_named(values, says):
     with pytest.raises(ConfigError) as caught:
         parse(values)
     assert says in str(caught.value)
-
-
-def test_config_files_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match="No such file"):
-        load_yaml(tmp_path / "absent.yaml")
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="expected a mapping"):
-        load_yaml(tmp_path / "list.yaml")
-    (tmp_path / "broken.yaml").write_text("folds: [1\n")
-    with pytest.raises(ConfigError, match="not YAML"):
-        load_yaml(tmp_path / "broken.yaml")

@@ -10,21 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SMALL, cadence_shards, png_shards
+from datasets import SMALL, TINY, cadence_shards, png_shards
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import cv
 from setibl_ray.seti.formats.shards import read_index
 from setibl_ray.seti.reporting.figures import PHASES
 
-TINY = ["--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8"]
 QUICK = [*TINY, "--folds", "3", "--epochs", "2", "--tta", "2", "--cpus-per-fold", "1", "--device", "cpu"]
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml")
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory):
-    return cadence_shards(tmp_path_factory.mktemp("shards") / "cadences")
 
 
 def run(*arguments):
@@ -151,11 +145,6 @@ def test_png_shards(tmp_path, height, width):
     assert "layout: on3" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_a_run_folder_is_not_written_over(shards, plain_run, capsys):
-    assert cv.entry([*QUICK, "--data", str(shards), "--out", str(plain_run)]) == 2
-    assert "holds a run already. Add --resume" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("own_ray")
 def test_how_a_run_is_computed_may_change_when_it_goes_on(shards, plain_run, tmp_path):
     out = tmp_path / "run"
@@ -166,9 +155,3 @@ def test_how_a_run_is_computed_may_change_when_it_goes_on(shards, plain_run, tmp
     for name in ("oof.csv", "submission.csv"):
         assert (plain_run / name).read_bytes() == (out / name).read_bytes(), name
     assert "cache: disk" in (out / "config.yaml").read_text()
-
-
-def test_resume_refuses_another_config_and_says_what_differs(shards, plain_run, capsys):
-    arguments = [*QUICK, "--data", str(shards), "--out", str(plain_run), "--resume", "--runner", "local"]
-    assert cv.entry([*arguments, "--augment.strength", "0.5", "--seed", "7"]) == 2
-    assert "augment.strength was 0.3, now 0.5; seed was 42, now 7" in capsys.readouterr().err

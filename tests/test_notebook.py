@@ -5,6 +5,7 @@ import time
 
 import pytest
 from jupyter_client.manager import start_new_kernel
+from waiting import wait_for
 
 TASK = """
 import asyncio, os, threading, time
@@ -87,10 +88,7 @@ def kernel(tmp_path_factory):
 
 def test_a_run_is_interrupted_and_resumed(kernel):
     asked = kernel.begin("run('one')")
-    deadline = time.monotonic() + 200
-    while not list(kernel.folder.glob("one/fold-1/state-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: list(kernel.folder.glob("one/fold-1/state-*")), 200)
     kernel.manager.interrupt_kernel()
     reply = kernel.end(asked)
     assert reply["ename"] == "Interrupted"

@@ -6,27 +6,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from datasets import cadence_shards
+from datasets import TINY
+from waiting import wait_for
 
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
 
 PROJECT = Path(__file__).parents[1]
-OWN = [
-    "--model",
-    "examples.own_model:shallow",
-    "--weights",
-    "none",
-    "--image-size",
-    "40x36",
-    "--batch-size",
-    "8",
-]
+OWN = ["--model", "examples.own_model:shallow", *TINY[2:]]
 QUICK = [*OWN, "--folds", "3", "--epochs", "2", "--tta", "1", "--cpus-per-fold", "1", "--device", "cpu"]
 
 
@@ -39,11 +30,6 @@ def run(name, *arguments, code=0):
     done = subprocess.run(command(name, *arguments), cwd=PROJECT, capture_output=True, text=True, timeout=280)
     assert done.returncode == code, done.stderr[-2000:]
     return done
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return cadence_shards(tmp_path_factory.mktemp("own") / "cadences")
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +56,7 @@ def test_a_killed_worker_and_driver_on_ray_end_with_the_bytes_of_the_plain_loop(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
-    while not list(out.glob("fold-*/state-*")) and driver.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: list(out.glob("fold-*/state-*")) or driver.poll() is not None, 200)
     entries = [json.loads(path.read_text()) for path in out.glob("fold-*/fold.json")]
     (pid,) = {one["pid"] for entry in entries for one in entry["attempts"] if one["outcome"] == "running"}
     os.kill(pid, signal.SIGKILL)

@@ -1,20 +1,12 @@
 """Waiting for what others hold: said once, and not for ever if told so."""
 
-import time
-
 import pytest
 import ray
+from waiting import wait_for
 
 from setibl_ray.core.cluster.crowd import PATIENCE_S, Crowd, free_nodes
 from setibl_ray.core.cluster.placement import Node, Request
 from setibl_ray.core.errors import RunStoppedError
-
-
-def becomes(condition, deadline_s=60):
-    deadline = time.monotonic() + deadline_s
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 class Clock:
@@ -61,7 +53,7 @@ def test_it_gives_up_if_told_to(clock):
 
 def test_what_is_free_of_a_real_cluster(own_ray):
     request = Request("cpu", cpus=2)
-    assert becomes(lambda: any(map(request.slots, free_nodes())))  # Ray hears of it a second later
+    wait_for(lambda: any(map(request.slots, free_nodes())))  # Ray hears of it a second later
 
     @ray.remote(num_cpus=1)
     class Other:
@@ -70,5 +62,5 @@ def test_what_is_free_of_a_real_cluster(own_ray):
 
     other = Other.remote()
     assert ray.get(other.is_there.remote())
-    assert becomes(lambda: not any(map(request.slots, free_nodes())))
+    wait_for(lambda: not any(map(request.slots, free_nodes())))
     ray.kill(other)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tasks import Made, spec_of, zeros
+from waiting import wait_for
 
 from setibl_ray.core.cluster.placement import Request, cluster_nodes
 from setibl_ray.core.cluster.runner import EVENTS_AHEAD, RayRunner
@@ -144,9 +145,7 @@ def test_cancel_leaves_no_task_running(tmp_path, polite):
         started |= {event.fold} if isinstance(event, Started) else set()
         if len(started) == 2:
             break
-    deadline = time.monotonic() + 30
-    while not beats.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(beats.exists)
     runner.cancel()
     size = beats.stat().st_size
     time.sleep(0.5)
@@ -199,10 +198,7 @@ def test_a_process_that_had_an_accelerator_ends_with_its_job():
         if isinstance(event, Started):
             pids.append(event.place.pid)
     assert len(set(pids)) == 4
-    deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 @pytest.mark.usefixtures("own_ray")

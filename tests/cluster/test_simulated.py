@@ -9,6 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 from raylets import until_it_starts
 from tasks import Made, spec_of, zeros
+from waiting import wait_for
 
 from setibl_ray import cv
 from setibl_ray.core.cluster import connect
@@ -34,18 +35,11 @@ def nine_nodes(own_ray):
     with connect._loopback_only():
         for options in [TPU_HOST] * 4 + [GPU_HOST] * 2 + [CPU_HOST, IN_ZONE_B]:
             until_it_starts(cluster.add_node, **options, wait=False)
-    _until(lambda: len(cluster_nodes()) == 9)
+    wait_for(lambda: len(cluster_nodes()) == 9, 240)
     yield
     for node in list(cluster.worker_nodes):
         cluster.remove_node(node)
-    _until(lambda: len(cluster_nodes()) == 1)
-
-
-def _until(done):
-    deadline = time.monotonic() + 240
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: len(cluster_nodes()) == 1, 240)
 
 
 def idle():
@@ -69,9 +63,8 @@ def places(meeting, values, at_once, **options):
             time.sleep(0.02)
         yield from zeros(work)
 
-    _until(
-        idle
-    )  # what the test before held: a raylet hears late that another's GPUs are free, and passes it by
+    # What the test before held: a raylet hears late that another's GPUs are free, and passes it by.
+    wait_for(idle, 240)
     request = request_for(Ask.of(config, Needs(), Where(**options)), cluster_nodes())
     share = {"devices_per_fold": config.devices_per_fold}
     runner = RayRunner(spec_of(Made(fit), folds=config.folds, **share), request)

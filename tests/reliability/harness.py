@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import yaml
+from datasets import TINY
+from waiting import wait_for
 
 from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.manifest import Manifest
@@ -18,22 +19,11 @@ from setibl_ray.seti.config import parse
 from setibl_ray.seti.feeding import panels
 from setibl_ray.seti.formats.shards import read_index
 
-ARGUMENTS = (
-    "--model",
-    "efficientnet-nano",
-    "--weights",
-    "none",
-    "--image-size",
-    "40x36",
-    "--batch-size",
-    "8",
-)
 # Batches of two, so that a test set of fourteen can be cut into spans.
-RUN = (*ARGUMENTS[:-1], "2", "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
+RUN = (*TINY[:-1], "2", "--folds", "5", "--epochs", "4", "--cpus-per-fold", "1", "--device", "cpu")
 RESULTS = ("oof.csv", "submission.csv", "folds.csv", "records.csv", "config.yaml", "fold-3/weights.h5")
 
 STANDIN = (str(Path(__file__).with_name("standin.py")),)
-DEADLINE_S = 120
 
 
 def start(*arguments, epoch_s=0.2, log=subprocess.PIPE, script=STANDIN, **more):
@@ -60,14 +50,6 @@ def manifest(out):
 def folds_of(out):
     """What is known of each fold: while a run goes on, in a file of its own."""
     return Manifest.load(RunFolder(str(out))).plain()["folds"]
-
-
-def wait_for(condition, deadline_s=DEADLINE_S):
-    deadline = time.monotonic() + deadline_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def leftovers(out):

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import s3fs
-from harness import ARGUMENTS
+from datasets import TINY, copied, put, record
 from standin import StandIn
-from test_bad_input import copied, put, record
 
 from setibl_ray import cv, predict
 from setibl_ray import data as data_command
@@ -60,6 +59,8 @@ def config(what, text):
 
 flags("a flag that does not exist", "--fold", 3)
 flags("a misspelt section field", "--augment.strenght", 1)
+flags("a flag that is like several", "--workers-per-fold", 2)
+flags("a flag that is like none", "--nothing-like-it", 1)
 flags("fewer than two folds", "--folds", 1)
 flags("more folds than shards", "--folds", 7)
 flags("text for a number", "--epochs", "many")
@@ -75,6 +76,8 @@ flags("a weights file that is not there", "--weights", "absent.h5")
 flags("pretrained weights that nobody trained", "--weights", "imagenet")
 flags("no backbone and the plain head", "--model", "none", "--head", "plain")
 flags("ImageNet weights of no backbone", "--model", "none", "--weights", "imagenet")
+flags("the on-off head and three panels", "--head", "on-off", "--layout", "on3")
+flags("the package's weights and three panels", "--weights", "cadences", "--layout", "on3")
 flags("a weight that is no number", "--folds", 3, "--fold-weights", "1,nan,1")
 flags("a flag without its value", "--epochs")
 flags("a value for a switch", "--resume", "yes")
@@ -297,7 +300,7 @@ def _(data):
 
 @data_case("shards of two shapes")
 def _(data):
-    put(data, "train", 2, record(panels=np.zeros((6, 42, 36), np.uint8)))
+    put(data, "train", 2, record("one", panels=np.zeros((6, 42, 36), np.uint8)))
 
 
 def record_case(what, *records):
@@ -329,21 +332,22 @@ IDAT = zlib.compress(bytes(40 * (1 + 36 * 3)))
 PIXELS = bytes(6 * 40 * 36)
 
 
-def image_case(what, image):
-    """A case about one image among those of PNG shards."""
+def image_case(what, image=None, *more):
+    """A case about PNG shards, or about one image in them."""
 
-    @data_case(what, "images")
-    def _(data):
-        for path in data.glob("*.tfrec"):
-            path.unlink()
+    @case("images", what)
+    def _(data, folder):
+        shards = folder / "data"
+        shards.mkdir()
         for number in range(6):
-            images = [image if (number, i) == (2, 0) else png(IDAT) for i in range(12)]
+            images = [image if image and (number, i) == (2, 0) else png(IDAT) for i in range(12)]
             records = [
                 {"image_id": f"{number}-{i}", "target": i % 2, "image": png} for i, png in enumerate(images)
             ]
-            (data / f"train{number:02d}-12.tfrec").write_bytes(
+            (shards / f"train{number:02d}-12.tfrec").write_bytes(
                 b"".join(frame(encode_example(r)) for r in records)
             )
+        return ["--data", shards, *more]
 
 
 GOOD = {"image_id": "x", "target": 1, "cadence": PIXELS, "shape": [6, 40, 36]}
@@ -363,6 +367,8 @@ image_case("an image without an end", png(IDAT)[:-12])
 image_case("an image of 16 bits", png(IDAT, depth=16))
 image_case("an image of a billion pixels", png(IDAT, size=(32000, 32000)))
 image_case("a JPEG that is cut off", b"\xff\xd8\xff\xe0" + bytes(50))
+image_case("a layout of all six panels", None, "--layout", "all6")
+image_case("post-processing by groups, which they have none of", None, "--postprocess", "group-mean")
 example_case("an image_id with a NUL", **{**GOOD, "image_id": "x\0y"})
 example_case("an image_id of nothing", **{**GOOD, "image_id": ""})
 example_case("a target that is text", **{**GOOD, "target": "yes"})
@@ -563,7 +569,7 @@ def message_of(group, build, data, folder, capsys):
 
 
 def base_of(arguments, folder):
-    base = [*ARGUMENTS, "--folds", "3", "--runner", "local"]
+    base = [*TINY, "--folds", "3", "--runner", "local"]
     for flag in [part for part in arguments if part.startswith("--")]:
         if flag in base:
             del base[base.index(flag) : base.index(flag) + 2]

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import ray
-from harness import ARGUMENTS, RUN, attempts_of, nothing_left, same_results, start, wait_for
+from datasets import TINY
+from harness import RUN, attempts_of, nothing_left, same_results, start
 from ray.cluster_utils import Cluster
 from raylets import until_it_starts
+from waiting import wait_for
 
 DEADLINE_S = 500
 N_REAL_KILLS = 6
@@ -142,7 +144,7 @@ def test_twenty_kills(faults, standin_run, tmp_path, record_soak):
 def test_kills_of_real_folds(faults, shards, tmp_path, record_soak):
     """The same with TensorFlow in the folds."""
     arguments = (
-        *ARGUMENTS,
+        *TINY,
         "--folds",
         "5",
         "--epochs",

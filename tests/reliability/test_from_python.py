@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import put, record
 from harness import RUN, same_results
 from standin import StandIn
 
@@ -52,8 +53,6 @@ def test_what_is_of_another_type(shards, tmp_path, given, message):
 
 
 def test_an_id_of_any_text_survives_a_resume(tmp_path, monkeypatch):
-    from test_bad_input import put, record
-
     ids = ["a\rb", "a\r\nb", "=1+1", "007", "NaN", 'a"b,c', " x", "[/red]", "\x1b[31m", "\u202e", "é"]
     data = tmp_path / "data"
     data.mkdir()

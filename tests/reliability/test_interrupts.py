@@ -9,7 +9,6 @@ import termios
 
 import pytest
 from harness import (
-    DEADLINE_S,
     RUN,
     STANDIN,
     attempts_of,
@@ -19,8 +18,8 @@ from harness import (
     same_results,
     start,
     stores_of,
-    wait_for,
 )
+from waiting import DEADLINE_S, wait_for
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
-"""`cv --postprocess --calibrate`: declared in the config, refused early, the same as `blend` does afterwards."""
+"""`cv --postprocess --calibrate`: declared in the config, the same as `blend` does afterwards."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SMALL, cadence_shards, png_shards
-from harness import ARGUMENTS
 from sklearn.metrics import roc_auc_score
 
 from setibl_ray import blend
@@ -54,21 +52,3 @@ def test_it_is_part_of_the_run(plain, local_cv, capsys):
     assert local_cv(plain, "--resume") == 0
     assert local_cv(plain, "--resume", "--postprocess", "group-max") == 2
     assert "postprocess was none, now group-max" in capsys.readouterr().err
-
-
-def test_what_cannot_be_applied_is_refused_before_training(local_cv, tmp_path, capsys):
-    data = png_shards(
-        tmp_path / "png",
-        cadence_shards(tmp_path / "data", SMALL.model_copy(update={"train": 12, "test": 2})),
-    )
-    own = (*ARGUMENTS, "--folds", "2", "--epochs", "1", "--data", str(data))
-    for hook, message in (
-        ("group-mean", "none of the 12 training records has one"),
-        ("group-median", "expected none, group-mean"),
-        ("nowhere:hook", "cannot be imported"),
-    ):
-        assert local_cv(tmp_path / "run", "--postprocess", hook, run=own) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()

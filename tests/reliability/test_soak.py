@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import RUN, attempts_of, manifest, nothing_left, processes_with, same_results, start, wait_for
+from harness import RUN, attempts_of, manifest, nothing_left, processes_with, same_results, start
+from waiting import wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 DEADLINE_S = 400

@@ -11,10 +11,12 @@ from contextlib import suppress
 import fsspec
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from datasets import TINY, copied
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from harness import leftovers, manifest, same_results, wait_for
+from harness import leftovers, manifest, same_results
 from standin import StandIn
+from waiting import wait_for
 
 from setibl_ray.core.errors import RunFolderError, StorageError
 from setibl_ray.core.run import locks
@@ -163,10 +165,7 @@ def test_a_held_lock_object_is_kept_fresh(monkeypatch):
     fs = fsspec.filesystem("memory")
     with RunFolder("memory://bucket/fresh").locked():
         first = fs.cat_file("/bucket/fresh/.lock")
-        deadline = time.monotonic() + 20
-        while fs.cat_file("/bucket/fresh/.lock") == first and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert fs.cat_file("/bucket/fresh/.lock") != first
+        wait_for(lambda: fs.cat_file("/bucket/fresh/.lock") != first)
 
 
 @pytest.fixture
@@ -245,17 +244,13 @@ def test_a_whole_run_in_an_object_store(local_cv, undisturbed, tmp_path):
 
 
 def test_bad_records_are_left_out_and_listed(local_cv, shards, tmp_path, capsys):
-    data = tmp_path / "data"
-    data.mkdir()
-    for path in shards.glob("*.tfrec"):
-        (data / path.name).write_bytes(path.read_bytes())
+    data = copied(shards, tmp_path)
     damaged = sorted(data.glob("train02-*"))[0]
     row = read_index(str(shards)).train.query("shard == 2 and record == 4").iloc[0]
     content = bytearray(damaged.read_bytes())
     content[row["offset"] + row["length"] // 2] ^= 1
     damaged.write_bytes(content)
-    run = ("--model", "efficientnet-nano", "--weights", "none", "--image-size", "40x36", "--batch-size", "8")
-    run += ("--folds", "5", "--epochs", "1", "--cpus-per-fold", "1", "--data", str(data))
+    run = (*TINY, "--folds", "5", "--epochs", "1", "--cpus-per-fold", "1", "--data", str(data))
     assert local_cv(tmp_path / "run", run=run) == 2
     assert damaged.name in capsys.readouterr().err
     code = local_cv(tmp_path / "run", "--on-bad-record", "skip", run=run)

@@ -2,17 +2,12 @@
 
 import json
 
-import hypothesis
 import pytest
 import runs as fake
 
 from setibl_ray.seti.formats import shards
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.making.synth import write_synthetic
-
-# Folds train beside the tests: how long an example takes says nothing about the code.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

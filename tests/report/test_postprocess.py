@@ -171,7 +171,7 @@ def test_calibration_comes_after_post_processing():
 
 def test_calibration_without_a_class_outside_a_fold_is_refused():
     oof, test = tables()
-    with pytest.raises(DataError, match="both classes"):
+    with pytest.raises(DataError, match="needs both classes"):
         postprocess.finish(oof.assign(fold=oof["target"]), test, postprocess="none", calibrate="platt")
 
 

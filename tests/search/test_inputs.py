@@ -44,12 +44,13 @@ def test_scores_are_the_trainers_and_do_not_depend_on_neighbours(monkeypatch):
     scoring = importlib.import_module("setibl_ray.seti.train.scoring")
     trainer_module = importlib.import_module("setibl_ray.seti.train.trainer")
     devices = importlib.import_module("setibl_ray.seti.train.device")
+    keras2 = importlib.import_module("setibl_ray.seti.train.keras2")
     tf = importlib.import_module("tensorflow")
     device = devices.Device("cpu", tf.distribute.get_strategy(), 1)  # a share of a process that runs already
     monkeypatch.setattr(devices, "acquire", lambda kind, threads: device)
     work = SimpleNamespace(config=CONFIG, files={})
     trainer = trainer_module.Trainer(work, CONFIG.for_fold(0), (32, 64, 6), device, {})
-    own = trainer.weights_file()
+    own = keras2.weights_file(trainer.model)
     windows = cuts(7)
     images = prepared(windows, range(6), (32, 64), True).astype(np.float32) * np.float32(12 / 255) - 4
     expected = trainer.model(images, training=False).numpy()[:, 0]

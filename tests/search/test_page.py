@@ -3,15 +3,12 @@
 import json
 from types import SimpleNamespace
 
-import browser as browsers
 import numpy as np
 import pytest
 
 from setibl_ray.seti.observations.lines import span_s
 from setibl_ray.seti.search.channel import picture
 from setibl_ray.seti.search.page import render
-
-pytestmark = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing() or "there is a browser")
 
 ROWS = np.concatenate([k * 330 + (np.arange(16) + 0.5) * 18.25 for k in range(6)]).reshape(6, 16)
 TIME_S = ROWS - (ROWS[0, 0] + ROWS[-1, -1]) / 2
@@ -44,12 +41,6 @@ def page(n, evil=""):
     observation = SimpleNamespace(name="x", dt_s=18.25, time_s=TIME_S, headers=[header] * 6)
     assert span_s(TIME_S) > 1900
     return render(rows, summary, [observation])
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browsers.browser() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("width", [390, 1400])

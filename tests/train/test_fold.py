@@ -15,7 +15,7 @@ from setibl_ray.core.task import Work
 from setibl_ray.seti.config import parse
 from setibl_ray.seti.evaluation import selection
 from setibl_ray.seti.task import TASK
-from setibl_ray.seti.train import device
+from setibl_ray.seti.train import device, keras2
 from setibl_ray.seti.train.fold import FoldData
 from setibl_ray.seti.train.trainer import trainer_for
 
@@ -95,6 +95,6 @@ def test_weights_that_travel_as_a_file_predict_what_the_trained_model_did(spec, 
     work = Work(spec.config, spec.rows, 1, spec.fold_of_row, Place.here(spec.config), spec.scratch)
     with closing(FoldData(work, 1, 1)) as data:
         trainer = trainer_for(work, spec.config.for_fold(1), data.image_shape, here, {})
-        trainer.load_weights_file(fitted.artifact)
+        keras2.load_weights_file(trainer.model, fitted.artifact)
         pred = trainer.predict(data.valid_views([None]), len(data.valid_rows))
     assert pred.tobytes() == fitted.columns["pred_no_tta"].tobytes()

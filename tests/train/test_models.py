@@ -185,10 +185,8 @@ def linear(image_shape, config, own):
 
 
 def test_a_users_own_model_is_built_by_its_name_or_from_what_was_passed():
-    config = parse({"model": "mine:linear", "weights": "none"})
-    for code in ({"mine:linear": linear}, {}):
-        if not code:
-            config = parse({"model": f"{__name__}:linear", "weights": "none"})
+    for name, code in (("mine:linear", {"mine:linear": linear}), (f"{__name__}:linear", {})):
+        config = parse({"model": name, "weights": "none"})
         model = models.build_model((40, 36, 6), config, config.for_fold(0), code)
         assert model.count_params() == 40 * 36 * 6 + 1
 

@@ -15,6 +15,7 @@ import sys
 from types import SimpleNamespace
 import numpy as np
 from setibl_ray.seti.config import parse
+from setibl_ray.seti.train import keras2
 from setibl_ray.seti.train.device import acquire
 from setibl_ray.seti.train.trainer import FoldState, Trainer
 import tensorflow as tf
@@ -29,9 +30,9 @@ if act == "write":
     trainer.train_epoch(batches, learning_rate=1e-2, key=1)
     state = FoldState(1, *trainer.capture(), [], 0.5, 0, np.empty(0, np.float32))
     open(f"{folder}/state", "wb").write(state.to_bytes())
-    open(f"{folder}/weights.h5", "wb").write(trainer.weights_file())
+    open(f"{folder}/weights.h5", "wb").write(keras2.weights_file(trainer.model))
 else:
-    trainer.load_weights_file(open(f"{folder}/weights.h5", "rb").read())
+    keras2.load_weights_file(trainer.model, open(f"{folder}/weights.h5", "rb").read())
 pred = [trainer.predict(batches.map(lambda image, _: image), 32)]
 trainer.restore(FoldState.from_bytes(open(f"{folder}/state", "rb").read()))
 trainer.train_epoch(batches, learning_rate=1e-2, key=2)

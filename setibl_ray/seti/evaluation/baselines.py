@@ -13,7 +13,7 @@ import numpy as np
 
 from setibl_ray.seti.cadence import N_PANELS, OFF, ON
 from setibl_ray.seti.evaluation import metrics
-from setibl_ray.seti.evaluation.pixels import Pixels, Split
+from setibl_ray.seti.evaluation.pixels import Pixels, Split, positions
 
 CHUNK = 64  # cadences in memory at once: 27 MB of raw panels
 TIME_BINS = 16  # rows per panel in the de-Doppler search; drift within one is far below a channel
@@ -90,7 +90,7 @@ def unmoved_by_needles(n_panels: int) -> list[int]:
 def statistic_name(column: int, n_panels: int) -> str:
     """The statistic and panel of a column of `statistics`, in words."""
     panel, statistic = divmod(column, len(STATISTICS))
-    position = panel if n_panels == N_PANELS else ON[panel]
+    position = positions(n_panels)[panel]
     return f"{STATISTICS[statistic]} of panel {position} ({'ON' if position in ON else 'OFF'})"
 
 
@@ -109,14 +109,12 @@ def dedoppler(panels: np.ndarray) -> np.ndarray:
     ].astype(np.float32)
     rows -= rows.mean(axis=(1, 2), keepdims=True)
     rows /= np.maximum(rows.std(axis=(1, 2), keepdims=True), 1e-6)
-    by_time = np.ascontiguousarray(
-        rows.transpose(3, 1, 0, 2)
-    )  # (P, bins, n, W): every shift below is a slice
-    places = range(N_PANELS) if count == N_PANELS else ON
+    # (P, bins, n, W): every shift below is a slice.
+    by_time = np.ascontiguousarray(rows.transpose(3, 1, 0, 2))
     best = np.full(n, -np.inf, np.float32)
     for drift in np.linspace(-width, width, N_DRIFTS):
         along = np.zeros((count, n, width), np.float32)
-        for panel, position in enumerate(places):
+        for panel, position in enumerate(positions(count)):
             for row in range(bins):
                 shift = round(drift * ((position + (row + 0.5) / bins) / N_PANELS - 0.5))
                 low, high = max(0, -shift), min(width, width - shift)

@@ -106,7 +106,7 @@ def _moves(weights: np.ndarray, step: float) -> list[np.ndarray]:
             if taker != giver:
                 moved = weights.copy()
                 amount = min(step, weights[giver])
-                moved[giver] = 0.0 if amount == weights[giver] else weights[giver] - amount
+                moved[giver] -= amount
                 moved[taker] += amount
                 moves.append(moved)
     return moves

@@ -107,12 +107,12 @@ def resampling_units(group: pd.Series) -> tuple[np.ndarray, str]:
     return pd.factorize(labels)[0], "groups"
 
 
-def interval(draws: np.ndarray, level: float = LEVEL) -> list[float] | None:
+def interval(draws: np.ndarray) -> list[float] | None:
     """Percentile interval of bootstrap draws (k,), nan left out; None when nothing is left."""
     kept = draws[np.isfinite(draws)]
     if not len(kept):
         return None
-    tail = 100 * (1 - level) / 2
+    tail = 100 * (1 - LEVEL) / 2
     return [float(bound) for bound in np.percentile(kept, [tail, 100 - tail])]
 
 
@@ -196,8 +196,9 @@ def summarise(
 
     Args:
       oof: one row per training cadence: image_id, target (0/1), pred (as written to oof.csv), pred_no_tta, fold;
-        where known group, snr (per panel), kind (of needle for target 1, of interference for target 0); and
-        pred_model, the mean over views before post-processing and calibration, where it differs from pred.
+        group, snr (per panel) and kind (of needle for target 1, of interference for target 0), missing or empty
+        where unknown; and pred_model, the mean over views before post-processing and calibration, where it differs
+        from pred.
       n_bootstrap: draws behind each interval.
       seed: of the draws.
 
@@ -206,13 +207,13 @@ def summarise(
       docs/evaluation.md.
 
     Raises:
-      DataError: a column is missing, there are no rows, or a value cannot be scored.
+      DataError: a score is not in [0, 1].
     """
     _check(oof)
     target, pred = oof["target"].to_numpy(np.int64), oof["pred"].to_numpy(np.float64)
     raw = oof["pred_no_tta"].to_numpy(np.float64)
     fold = oof["fold"].to_numpy()
-    group = oof.get("group", pd.Series([""] * len(oof), oof.index))
+    group = oof["group"]
 
     # The gain from averaging views is that of the model's own scores, before post-processing and calibration.
     model = oof.get("pred_model", oof["pred"]).to_numpy(np.float64)
@@ -263,21 +264,12 @@ class _Rankings(NamedTuple):
 
 
 def _check(oof: pd.DataFrame) -> None:
-    missing = [name for name in ("target", "pred", "pred_no_tta", "fold") if name not in oof]
-    if missing:
-        raise DataError(f"out-of-fold predictions: no column {missing[0]!r}, only {', '.join(oof.columns)}")
-    if not len(oof):
-        raise DataError("out-of-fold predictions: there are no rows to score")
-    if not oof["target"].isin((0, 1)).all():
-        came = oof.loc[~oof["target"].isin((0, 1)), "target"].iloc[0]
-        raise DataError(f"out-of-fold predictions: expected target 0 or 1, got {came!r}")
     for name in ("pred", "pred_no_tta"):
         inside = oof[name].between(0, 1)
         if not inside.all():
             row = oof.loc[~inside].iloc[0]
             raise DataError(
-                f"out-of-fold predictions: expected {name} in [0, 1], got {row[name]!r} "
-                f"for {row.get('image_id', 'a row')}"
+                f"out-of-fold predictions: expected {name} in [0, 1], got {row[name]!r} for {row['image_id']}"
             )
 
 
@@ -335,10 +327,11 @@ def _intervals(
     return about | {name: interval(column) for name, column in zip(names, columns)}
 
 
-def share(n_hits: int, n: int) -> dict[str, Any]:
-    """A proportion with its Wilson interval; None where n is 0."""
+def share(hits: np.ndarray) -> dict[str, Any]:
+    """The proportion of (n,) bool that is true, with its Wilson interval; None where n is 0."""
     from scipy.stats import binomtest
 
+    n, n_hits = len(hits), int(hits.sum())
     if not n:
         return {"n": 0, "n_hits": 0, "share": None, "interval": None}
     bounds = binomtest(n_hits, n).proportion_ci(LEVEL, method="wilson")
@@ -347,8 +340,6 @@ def share(n_hits: int, n: int) -> dict[str, Any]:
 
 def _kinds(oof: pd.DataFrame, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """(kind, mask) of every kind named among `rows`, sorted; none where the shards carry no kinds."""
-    if "kind" not in oof:
-        return []
     kind = oof["kind"].fillna("").astype(str).to_numpy()
     return [(name, rows & (kind == name)) for name in sorted(set(kind[rows]) - {""})]
 
@@ -357,19 +348,13 @@ def _by_kind(oof: pd.DataFrame, own: np.ndarray, pred: np.ndarray, found: np.nda
     """Per kind in the class of the rows `own`: share found, and AUC against all rows of the other class."""
     target = oof["target"].to_numpy(np.int64)
     return [
-        {"kind": kind, **_share(found, mask), "auc": auc(target[mask | ~own], pred[mask | ~own])}
+        {"kind": kind, **share(found[mask]), "auc": auc(target[mask | ~own], pred[mask | ~own])}
         for kind, mask in _kinds(oof, own)
     ]
 
 
-def _share(found: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    return share(int(found[mask].sum()), int(mask.sum()))
-
-
 def _recall_by_snr(oof: pd.DataFrame, found: np.ndarray) -> list[dict[str, Any]]:
     """Recall in bins of S/N with about equal numbers of needles, over all kinds ("all") and for each kind."""
-    if "snr" not in oof:
-        return []
     snr = oof["snr"].to_numpy(np.float64, na_value=np.nan)
     known = (oof["target"] == 1).to_numpy() & np.isfinite(snr)
     if not known.any():
@@ -385,7 +370,7 @@ def _recall_by_snr(oof: pd.DataFrame, found: np.ndarray) -> list[dict[str, Any]]
             rows.append(
                 {"kind": kind, "snr_low": low, "snr_high": high}
                 | {"snr_median": float(np.median(snr[inside])) if inside.any() else None}
-                | _share(found, inside)
+                | share(found[inside])
             )
     return rows
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 
+def positions(n_panels: int) -> Sequence[int]:
+    """Cadence positions of stored panels: all six, or the three ON ones."""
+    return range(N_PANELS) if n_panels == N_PANELS else ON
+
+
 class Pixels:
     """Random access to raw panels in shards.
 

@@ -226,10 +226,7 @@ def train_against_test(subject: Subject, seed: int) -> dict[str, Any] | None:
     fold = np.random.default_rng(seed).permutation(len(label)) % 5
     pred = baselines.out_of_fold(features, label, fold, seed)
     auc = metrics.auc(label, pred)
-    low, high = metrics.bootstrap_auc(label, pred, np.arange(len(label)), seed=seed) or (
-        float("nan"),
-        float("nan"),
-    )
+    low, high = metrics.bootstrap_auc(label, pred, np.arange(len(label)), seed=seed) or (np.nan, np.nan)
     state = "ok" if not low > SHIFTED[0] else "look" if not low > SHIFTED[1] else "problem"
     says = f"A classifier tells training from test cadences with AUC {auc:.3f} [{low:.3f}, {high:.3f}]."
     if state != "ok":

@@ -73,16 +73,9 @@ def make(recipe: Recipe, shard: int) -> tuple[np.ndarray, pd.DataFrame]:
 
     made = [synth.synthesise_with_drift(recipe, planned) for planned in synth.plan(recipe, "train", shard)]
     panels = np.stack([record.panels for record, _ in made])
-    table = pd.DataFrame(
-        {
-            "target": [record.target for record, _ in made],
-            "kind": [record.kind for record, _ in made],
-            "snr": [record.snr for record, _ in made],
-            "drift_hz_s": [drift for _, drift in made],
-            "line": baselines.dedoppler(panels.transpose(0, 2, 3, 1)),
-        }
-    )
-    return panels, table
+    labels = [(record.target, record.kind, record.snr, drift) for record, drift in made]
+    table = pd.DataFrame(labels, columns=["target", "kind", "snr", "drift_hz_s"])
+    return panels, table.assign(line=baselines.dedoppler(panels.transpose(0, 2, 3, 1)))
 
 
 def _made(recipe: Recipe, n_processes: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
@@ -145,14 +138,13 @@ def examine(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
                 {
                     "fpr": fpr,
                     "n_false": int(counts.false[at]) if at >= 0 else 0,
-                    **metrics.share(int(found.sum()), len(found)),
+                    **metrics.share(found),
                     "snr_at": snr_at(snr, found, seed),
                     "by_snr": _bins(snr, found, snr_edges),
                     "by_drift": _bins(drift, found, drift_edges),
                     "by_kind": [
-                        {"kind": kind, **metrics.share(int(found[own].sum()), int(own.sum()))}
+                        {"kind": kind, **metrics.share(found[needles["kind"] == kind])}
                         for kind in sorted(set(needles["kind"]))
-                        for own in [(needles["kind"] == kind).to_numpy()]
                     ],
                 }
             )
@@ -165,8 +157,7 @@ def examine(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
 def _bins(values: np.ndarray, found: np.ndarray, edges: np.ndarray) -> list[dict[str, Any]]:
     place = np.searchsorted(edges[1:-1], values, side="right")
     return [
-        {"low": float(edges[i]), "high": float(edges[i + 1])}
-        | metrics.share(int(found[place == i].sum()), int((place == i).sum()))
+        {"low": float(edges[i]), "high": float(edges[i + 1])} | metrics.share(found[place == i])
         for i in range(len(edges) - 1)
     ]
 

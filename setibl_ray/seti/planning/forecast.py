@@ -97,18 +97,9 @@ class Forecast:
     @property
     def fold_bytes(self) -> int:
         """The estimate for the largest fold."""
+        config, share, folds = self.config, self.share, [cost.fold for cost in self.costs]
         return max(
-            (
-                fold_bytes(
-                    self.config,
-                    cost.fold,
-                    self.share.kind,
-                    self.share.cpus,
-                    sizes(self.config, cost.fold, {}),
-                )
-                for cost in self.costs
-            ),
-            default=0,
+            fold_bytes(config, fold, share.kind, share.cpus, sizes(config, fold, {})) for fold in folds
         )
 
     def nodes_used(self) -> set[int]:

@@ -18,7 +18,7 @@ from setibl_ray.core.text import duration, gained, number, percent, size, spread
 from setibl_ray.seti.cadence import CLASS_NAMES, LAYOUTS
 from setibl_ray.seti.evaluation import metrics as scoring
 from setibl_ray.seti.evaluation.finished import Run, same_rows
-from setibl_ray.seti.evaluation.pixels import Pixels, Split
+from setibl_ray.seti.evaluation.pixels import Pixels, Split, positions
 from setibl_ray.seti.evaluation.summary import verdict
 from setibl_ray.seti.reporting import figures, gallery, sensitivity
 
@@ -203,9 +203,8 @@ def augmented(run: Run, raw: np.ndarray, image_ids: Sequence[str]) -> tuple[np.n
     from setibl_ray.seti.feeding import augment, panels
 
     config = run.config
-    layout = LAYOUTS[config.layout] if config.layout else LAYOUTS["all6"]
-    stored = gallery.positions(raw.shape[3])
-    channels = [list(stored).index(position) for position in layout.panels]
+    layout = LAYOUTS[config.layout or "all6"]
+    channels = [positions(raw.shape[3]).index(position) for position in layout.panels]
     images = panels.prepare(raw[..., channels], config.for_fold(0).image_size, config.standardize)
     seeds = randomness.sample_seeds(
         randomness.stream_key(config.seed, "report"), randomness.sample_keys(image_ids)
@@ -226,12 +225,9 @@ def comparison(runs: Sequence[Run]) -> str:
     same_rows(runs)
     names = _unique([run.name for run in runs])
     metrics = [_metrics(run) for run in runs]
-    target, first, group = (runs[0].oof[column] for column in ("target", "pred", "group"))
+    target, preds = runs[0].oof["target"].to_numpy(), [run.oof["pred"].to_numpy() for run in runs]
     gains: list[dict[str, Any]] = [{"difference": None, "interval": None}]
-    for run in runs[1:]:
-        gains.append(
-            scoring.difference(target.to_numpy(), first.to_numpy(), run.oof["pred"].to_numpy(), group)
-        )
+    gains += [scoring.difference(target, preds[0], pred, runs[0].oof["group"]) for pred in preds[1:]]
     apart = any(gain["interval"] and not gain["interval"][0] <= 0 <= gain["interval"][1] for gain in gains)
     rows = [
         [name, number(own["oof_auc"]), gained(gain), number(own["oof_ap"])]

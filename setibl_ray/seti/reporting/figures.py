@@ -135,12 +135,11 @@ def _interval_bars(values: Sequence[Any], bounds: Sequence[Sequence[float] | Non
 def score_distribution(oof: pd.DataFrame, submission: pd.DataFrame) -> Spec:
     """Share of cadences per score, for both classes and for the test set."""
     edges = np.linspace(0, 1, N_BINS + 1)
-    parts: list[tuple[str, pd.Series, str, Spec]] = [
-        ("test set", submission["pred"], "@ink", {"dash": "dot"})
-    ]
-    for label, colour in ((1, "@needle"), (0, "@haystack")):
+    parts: list[tuple[str, pd.Series, str, Spec]] = []
+    for label, colour in ((0, "@haystack"), (1, "@needle")):
         fill = {"fill": "tozeroy", "fillcolor": f"{colour}/0.25"}
-        parts.insert(0, (CLASS_NAMES[label], oof.loc[oof["target"] == label, "pred"], colour, fill))
+        parts.append((CLASS_NAMES[label], oof.loc[oof["target"] == label, "pred"], colour, fill))
+    parts.append(("test set", submission["pred"], "@ink", {"dash": "dot"}))
     traces = []
     for name, pred, colour, style in parts:
         if len(pred):

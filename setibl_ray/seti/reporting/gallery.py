@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setibl_ray.core.reporting.page import image_url
-from setibl_ray.seti.cadence import N_PANELS, ON
+from setibl_ray.seti.cadence import ON
+from setibl_ray.seti.evaluation.pixels import positions
 
 MAX_ROWS = 56  # of one panel in the picture; time is averaged, as drift is slow
 GAP = 3  # rows between panels
@@ -52,11 +53,6 @@ def waterfall(panels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "webp", quality=QUALITY, method=4)
     return buffer.getvalue()
-
-
-def positions(n_panels: int) -> Sequence[int]:
-    """Cadence positions of stored panels: all six, or the three ON ones."""
-    return range(N_PANELS) if n_panels == N_PANELS else ON
 
 
 class Lane(NamedTuple):

@@ -27,6 +27,7 @@ from setibl_ray.seti.formats.shards import DataIndex
 from setibl_ray.seti.memory import check_share
 from setibl_ray.seti.sizes import PREDICT_SPEEDUP, sizes
 from setibl_ray.seti.train import device as devices
+from setibl_ray.seti.train import keras2
 from setibl_ray.seti.train.models import Code
 from setibl_ray.seti.train.parts import within_memory
 from setibl_ray.seti.train.trainer import FoldState, Trainer, trainer_for
@@ -37,7 +38,7 @@ class FoldData:
 
     def __init__(self, work: Work, threads: int, n_replicas: int) -> None:
         self._config = config = work.config
-        self._work = work
+        self._folder = Path(work.scratch)
         self._index: DataIndex = work.rows.content
         self._fold = work.fold
         self._threads = threads
@@ -70,20 +71,17 @@ class FoldData:
     def open(self, split: str) -> PanelStore:
         """The node's panels of a split, decoded on first use."""
         if split not in self._stores:
-            self._stores[split] = self._open(split)
+            self._stores[split] = open_store(
+                self._index,
+                split,
+                self._layout.panels,
+                self._image_size,
+                self._config.standardize,
+                policy=self._config.cache,
+                folder=self._folder,
+                threads=self._threads,
+            )
         return self._stores[split]
-
-    def _open(self, split: str) -> PanelStore:
-        return open_store(
-            self._index,
-            split,
-            self._layout.panels,
-            self._image_size,
-            self._config.standardize,
-            policy=self._config.cache,
-            folder=Path(self._work.scratch),
-            threads=self._threads,
-        )
 
     def close(self) -> None:
         """Release the node's panels, so that they can be removed."""
@@ -189,7 +187,7 @@ def fit(work: Work, code: Code) -> Iterator[Step | Fitted]:
         clock.lap("predict_valid_s")
         yield Fitted(
             pred=valid_pred,
-            artifact=trainer.weights_file(),
+            artifact=keras2.weights_file(trainer.model),
             columns={"pred_no_tta": valid_plain},
             facts={
                 "best_epoch": state.best_epoch,
@@ -221,7 +219,7 @@ def predict(work: Work, code: Code) -> Prediction:
         data.open("test")
         clock.lap("open_s")
         trainer = trainer_for(work, config.for_fold(work.fold), data.image_shape, device, code)
-        trainer.load_weights_file(work.artifact)
+        keras2.load_weights_file(trainer.model, work.artifact)
         clock.lap("build_s")
         n, views = work.span[1] - work.span[0], [None, *range(config.tta)]
         pred = trainer.predict(data.test_views(work.span, views), n, len(views))

@@ -29,24 +29,17 @@ def main() -> None:
         print(json.dumps({"error": error.message}))
         return
     pixels = shape[0] * shape[1]
-    outputs = sum(float(np.prod([side or 1 for side in layer.output_shape[1:]])) for layer in _layers(model))
-    adds = sum(_multiply_adds(layer) for layer in _layers(model))
+    layers = [own for own in keras2.layers(model) if isinstance(getattr(own, "output_shape", None), tuple)]
+    outputs = sum(float(np.prod([side or 1 for side in layer.output_shape[1:]])) for layer in layers)
+    adds = sum(map(_multiply_adds, layers))
     parameters = max(model.count_params() / 1e6, 0.001)
     sizes = {"parameters": parameters, "kept": KEPT * outputs / pixels, "multiply_adds": adds / pixels}
     print(json.dumps(sizes))
 
 
-def _layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    return [
-        layer for layer in keras2.layers(model) if isinstance(getattr(layer, "output_shape", None), tuple)
-    ]
-
-
 def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
     """Of a forward pass: each weight of a kernel is used once for every position of the layer's output."""
-    kernel = (
-        getattr(layer, "kernel", None) if not hasattr(layer, "depthwise_kernel") else layer.depthwise_kernel
-    )
+    kernel = getattr(layer, "depthwise_kernel", getattr(layer, "kernel", None))
     places = np.prod([side or 1 for side in layer.output_shape[1:-1]]) if len(layer.output_shape) > 2 else 1
     return float(np.prod(kernel.shape) * places) if kernel is not None else 0.0
 

@@ -144,14 +144,6 @@ class Trainer:
     def loss_of(self, targets: np.ndarray, pred: np.ndarray) -> float:
         return float(self.loss(targets.reshape(-1, 1).astype(np.float32), pred.reshape(-1, 1)))
 
-    def weights_file(self) -> bytes:
-        """The model's weights as HDF5."""
-        return keras2.weights_file(self.model)
-
-    def load_weights_file(self, content: bytes) -> None:
-        """Load the bytes of `weights_file`."""
-        keras2.load_weights_file(self.model, content)
-
     def _optimizer_values(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in keras2.optimizer_variables(self.optimizer)]
 
