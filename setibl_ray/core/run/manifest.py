@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pydantic
@@ -90,21 +90,6 @@ class Manifest(_Open):
     resumed: list[dict[str, Any]] = []
     started_s: float
     ended_s: float | None = None
-
-    @classmethod
-    def new(
-        cls, task: str, data: dict[str, Any], folds: Mapping[int, FoldEntry], command: str, **more: Any
-    ) -> Manifest:
-        return cls(
-            format=FORMAT,
-            task=task,
-            command=command,
-            versions=versions(),
-            data=data,
-            folds=dict(folds),
-            started_s=time.time(),
-            **more,
-        )
 
     @classmethod
     def load(cls, folder: RunFolder) -> Manifest:
