@@ -58,8 +58,6 @@ def cross_validate(
       console: where progress is shown.
     """
     task, config = _with_model(task, config, model)
-    options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
-    options |= {"check_all": True} if check_all else {}
     done = session.cross_validate(
         task,
         config,
@@ -67,7 +65,7 @@ def cross_validate(
         out=out,
         where=where,
         resume=resume,
-        options=options,
+        options={"on_bad_record": on_bad_record, "check_all": check_all or None},
         command="",
         console=console,
     )
@@ -166,7 +164,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
             sweep_command.run(task, config, options, place, console, program)
             return 0
         done = cv.run(task, config, options, place, console, program)
-        session.sayer(console)(f"everything lies in {done.folder}")
+        terminal.say(f"everything lies in {done.folder}", console)
         return 0
 
     return cli.run(cli.command_of(*fields, doc=type(task).__doc__, program=program), do, arguments)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli, cv
+from setibl_ray.core import terminal
 from setibl_ray.core.config import load_yaml
 from setibl_ray.core.storage import Location
 from setibl_ray.seti.config import Config
@@ -90,17 +91,10 @@ def main(options: Sweep) -> int:
     demo = options.data is None and not options.resume
     base = cli.layered(options, Config, cv.DEMO if demo else {})
 
-    from setibl_ray.core import terminal
-    from setibl_ray.core.run.session import sayer
     from setibl_ray.seti import task
 
     console = terminal.console()
-    data = options.data
-    if demo:
-        from setibl_ray.seti.making.synth import demo_dataset
-
-        sayer(console)("no --data: running on the embedded demo set of simulated cadences")
-        data = str(demo_dataset())
+    data = cv.demo_data(console) if demo else options.data
     run(task.NAME, base, options, data, console)
     return 0
 
