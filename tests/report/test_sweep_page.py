@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from setibl_ray.core.reporting import sweep_page
-from setibl_ray.core.reporting.sweep_page import Searched, Sweep
+from setibl_ray.core.reporting.sweep_page import Sweep
+from setibl_ray.core.tuning.space import Field, Space
 
-FIELDS = [
-    Searched("schedule.lr-max", "lr-max", True, []),
-    Searched("augment.strength", "strength", False, []),
-    Searched("model", "model", False, [["efficientnet-b0"], ["efficientnet-b1"]]),
-]
+FIELDS = (
+    Field("schedule.lr-max", "loguniform", (1e-4, 0.1)),
+    Field("augment.strength", "uniform", (0, 2)),
+    Field("model", "choice", (["efficientnet-b0"], ["efficientnet-b1"])),
+)
 LR, STRENGTH = [None, 0.01, 0.002, 0.0004, 0.03], [None, 0.2, 1.1, 0.7, 1.9]
 MODEL = [None, ["efficientnet-b1"], ["efficientnet-b0"], ["efficientnet-b1"], ["efficientnet-b0"]]
 AUC = [0.80, 0.86, 0.55, None, 0.83]
@@ -37,7 +38,7 @@ def sweep(states=("done", "done", "stopped", "failed", "done"), **changes) -> Sw
         for number, auc in enumerate(AUC)
     }
     content = {
-        "name": "night-3", "table": table, "fields": FIELDS, "reports": reports, "best": 1, "default": 0,
+        "name": "night-3", "table": table, "space": Space(FIELDS), "reports": reports, "best": 1, "default": 0,
         "base": {"schedule.lr-max": 1e-3, "augment.strength": 1.0},
         "importance": {"schedule.lr-max": 0.7, "augment.strength": 0.3}, "rungs": [2, 6], "full": 45,
         "verdict": "Trial 1 beats the base config beyond noise.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -16,19 +16,12 @@ from setibl_ray.core.reporting import charts, page
 from setibl_ray.core.reporting.charts import Spec, numbers
 from setibl_ray.core.text import spread
 
+if TYPE_CHECKING:
+    from setibl_ray.core.tuning.space import Field, Space
+
 COLOURS = {"done": "@c0", "running": "@c5", "stopped": "@c1", "unfinished": "@muted", "failed": "@bad"}
 BEST = "@good"
 BAR = 16  # pixels of a trial in the timeline
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A searched field; `label` is its short name, `options` those of a list, else none."""
-
-    name: str
-    label: str
-    is_log: bool
-    options: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Sweep:
       name: of the sweep's folder.
       table: trial, state, score, low, high (its interval), a column per searched field, folds_done, fold_epochs,
         started_s, ended_s, message; one row per trial.
-      fields: the searched fields.
+      space: the searched fields.
       base: field -> the base config's value, shown for the trial without values.
       reports: trial -> fold_epochs, score, time_s at each comparable step.
       importance: field -> share of variance.
@@ -58,7 +51,7 @@ class Sweep:
 
     name: str
     table: pd.DataFrame
-    fields: Sequence[Searched]
+    space: Space
     base: Mapping[str, Any]
     reports: Mapping[int, pd.DataFrame]
     importance: Mapping[str, float]
@@ -89,11 +82,11 @@ class Sweep:
 def draw(sweep: Sweep) -> str:
     """The page as HTML that needs no network."""
     table = sweep.table.copy()
-    for field in sweep.fields:
+    for field in sweep.space:
         base = sweep.base.get(field.name)
         table[field.name] = [base if _missing(value) else value for value in table[field.name]]
     done = table[table["state"] == "done"]
-    fields = {f"field-{i}": field for i, field in enumerate(sweep.fields)}
+    fields = {f"field-{i}": field for i, field in enumerate(sweep.space)}
     figures = {"objective": _objective(sweep, done)} if len(done) else {}
     if len(done) > 1:
         figures |= {name: _slice(field, sweep, table, done) for name, field in fields.items()}
@@ -107,7 +100,7 @@ def draw(sweep: Sweep) -> str:
         "sweep.html",
         figures=figures,
         title=sweep.name,
-        subtitle=f"{sweep.name} · {len(table)} trials · {', '.join(field.name for field in sweep.fields)}",
+        subtitle=f"{sweep.name} · {len(table)} trials · {', '.join(sweep.space.names)}",
         verdict=sweep.verdict,
         sweep=sweep,
         fields=fields,
@@ -148,7 +141,7 @@ def _trial_rows(sweep: Sweep, table: pd.DataFrame) -> list[list[Any]]:
         score = "" if _missing(row["score"]) else _shown(row["score"])
         if score and row["state"] != "done":
             score = f"({score})"
-        values = [_cell(row[field.name]) for field in sweep.fields]
+        values = [_cell(row[name]) for name in sweep.space.names]
         about = [sweep.title(row["trial"]), row["state"], score, _interval(row)]
         rows.append([*about, *values, row["folds_done"], row["fold_epochs"], _cell(row["message"])])
     return rows
@@ -191,7 +184,7 @@ def _objective(sweep: Sweep, done: pd.DataFrame) -> Spec:
     )
 
 
-def _slice(field: Searched, sweep: Sweep, table: pd.DataFrame, done: pd.DataFrame) -> Spec:
+def _slice(field: Field, sweep: Sweep, table: pd.DataFrame, done: pd.DataFrame) -> Spec:
     stopped = table[table["state"] == "stopped"]
     foot = pd.to_numeric(done["low"]).fillna(pd.to_numeric(done["score"])).min()
     marks = charts.points(
@@ -219,7 +212,7 @@ def _decades(values: pd.Series) -> Spec:
     return {"tickvals": numbers(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _values(field: Searched, values: pd.Series) -> list[Any]:
+def _values(field: Field, values: pd.Series) -> list[Any]:
     if field.options:
         return [None if _missing(value) else str(value) for value in values]
     return numbers(pd.to_numeric(values))
@@ -231,11 +224,11 @@ def _parallel(sweep: Sweep, done: pd.DataFrame) -> Spec:
     scale: list[list[Any]] = [[0, "@c1"], [0.5, "@muted"], [1, "@c0"]]
     if sweep.direction == "minimize":
         scale = [[1 - at, colour] for at, colour in reversed(scale)]
-    font = {"color": "@soft", "size": 11}
+    font, labels = {"color": "@soft", "size": 11}, sweep.space.labels
     lines = {
         "type": "parcoords",
         "dimensions": [
-            *(_axis(field, done[field.name]) for field in sweep.fields),
+            *({"label": labels[field.name], **_axis(field, done[field.name])} for field in sweep.space),
             {"label": f"OOF {sweep.score}", **_scale(score, lambda value: f"{value:.3g}")},
         ],
         "line": {"color": numbers(score), "colorscale": scale, "showscale": True, "colorbar": bar},
@@ -246,17 +239,17 @@ def _parallel(sweep: Sweep, done: pd.DataFrame) -> Spec:
     return {"data": [lines], "layout": {"height": 360, "margin": {"l": 46, "r": 10, "t": 48, "b": 24}}}
 
 
-def _axis(field: Searched, values: pd.Series) -> Spec:
+def _axis(field: Field, values: pd.Series) -> Spec:
     if field.options:
-        options = list(field.options)
+        options = field.options
         places = [options.index(value) if value in options else None for value in values]
         ticks = {"tickvals": list(range(len(options))), "ticktext": list(map(str, options))}
-        return {"label": field.label, "values": places, **ticks}
+        return {"values": places, **ticks}
     known = pd.to_numeric(values)
     if not field.is_log:
-        return {"label": field.label, **_scale(known)}
+        return _scale(known)
     logs = known.map(lambda value: math.log10(value) if value > 0 else math.nan)
-    return {"label": field.label, **_scale(logs, lambda log: f"{10**log:.2g}")}
+    return _scale(logs, lambda log: f"{10**log:.2g}")
 
 
 def _scale(values: pd.Series, text: Callable[[float], str] = lambda value: f"{value:.2g}") -> Spec:

@@ -190,7 +190,7 @@ def write_results(
 def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
     from setibl_ray.core.reporting import sweep_page
 
-    against, again, labels = results.against_base, results.confirmed, space.labels
+    against, again = results.against_base, results.confirmed
     gain = None
     if against is not None:
         detail = ", ".join(filter(None, (against.interval, against.corrected)))
@@ -207,10 +207,7 @@ def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: S
         sweep_page.Sweep(
             name=os.path.basename(ledger.root),
             table=results.table.rename(columns=as_page),
-            fields=[
-                sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
-                for field in space
-            ],
+            space=space,
             base=space.default(base) or {},
             reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
             importance=_importance(ledger, space, base),
