@@ -22,7 +22,6 @@ from setibl_ray.core.cluster.placement import Request
 from setibl_ray.core.errors import SetiblError
 from setibl_ray.core.jobs import Event, Failed, Predicted, Runner, RunSpec, Stepped, Trained, load_task
 from setibl_ray.core.run import session
-from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.gathering import CoverageError
 from setibl_ray.core.run.record import Record
 from setibl_ray.core.run.supervisor import Answer
@@ -109,7 +108,10 @@ class Work:
         n_steps = [task.needs(self._spec.config, fold).n_steps for fold in range(self._spec.config.folds)]
         steps = ladder(n_steps, shared.slots)
         self._standing = Standing(steps, self._spec.rows.target, self._spec.fold_of_row, task.score)
-        self._reported = _Reports(self._folder)
+        self._reports: dict[int, dict[str, Any]] = {}  # rows of reports.csv by step
+        if self._folder.exists("reports.csv"):
+            rows = self._folder.read_csv("reports.csv").to_dict("records")
+            self._reports = {row["step"]: row for row in rows}
         self._runner: Runner | None = None
 
     def reports(self) -> Iterator[dict[str, Any]]:
@@ -160,7 +162,9 @@ class Work:
                 "score": score,
                 "wave_score": self._standing.wave_score(step),
             }
-            self._reported.add(report)
+            if step.number not in self._reports:  # a continued trial passes its old steps again
+                self._reports[step.number] = {**report, "time_s": time.time()}
+                self._folder.write_csv("reports.csv", pd.DataFrame(self._reports.values()))
             yield {**report, "complete": done, "done": done}
 
 
@@ -187,21 +191,6 @@ class _Follow:
     def _done(self, fold: int) -> None:
         if fold in (self._record.predicted if self._record.spec.n_test else self._record.fitted):
             self._standing.saw_result(fold, self._record.fitted[fold].pred)
-
-
-class _Reports:
-    """reports.csv of a trial."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._reports: dict[int, dict[str, Any]] = {}
-        if folder.exists("reports.csv"):
-            self._reports = {row["step"]: row for row in folder.read_csv("reports.csv").to_dict("records")}
-
-    def add(self, report: dict[str, Any]) -> None:
-        if report["step"] not in self._reports:  # a continued trial passes its old steps again
-            self._reports[report["step"]] = {**report, "time_s": time.time()}
-            self._folder.write_csv("reports.csv", pd.DataFrame(self._reports.values()))
 
 
 def _finite(value: Any, score: Score) -> float:
