@@ -247,7 +247,7 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     ]
     table = pd.DataFrame(rows).assign(difference=lambda t: t[f"{name}_best"] - t[f"{name}_base"])
     ledger.folder.write_csv("confirm.csv", table)
-    return confirmed(ledger.score, pairs, [group] * len(pairs))
+    return confirmed(ledger.score, pairs, group)
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
