@@ -114,19 +114,13 @@ def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tu
     """The task, and the config that names the model."""
     if model is None:
         return task or cadences.NAME, config
+    if isinstance(config, BaseModel):
+        config = config.model_dump(exclude_unset=True)
+    values = {} if config is None else config
     if isinstance(model, str):
-        name, code = model, {}
-    else:
-        name = f"{model.__module__}:{model.__qualname__}"
-        code = {name: model}
-    values = (
-        config.model_dump(exclude_unset=True)
-        if hasattr(config, "model_dump")
-        else {}
-        if config is None
-        else config
-    )
-    return cadences.CadenceTask(code) if code else cadences.NAME, values | {"model": name}
+        return cadences.NAME, values | {"model": model}
+    name = f"{model.__module__}:{model.__qualname__}"
+    return cadences.CadenceTask({name: model}), values | {"model": name}
 
 
 def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = None, **defaults: Any) -> int:

@@ -84,9 +84,12 @@ class Results:
     def __repr__(self) -> str:
         return f"{self.root}: {self.verdict()}"
 
+    @property
+    def _best_first(self) -> pd.DataFrame:
+        return self.table.sort_values(self.score.name, ascending=self.score.sign < 0, kind="stable")
+
     def _repr_html_(self) -> str:
-        done = self.table.sort_values(self.score.name, ascending=self.score.sign < 0, kind="stable")
-        shown = done[["trial", "state", self.score.name, *self.labels]].head(SHOWN)
+        shown = self._best_first[["trial", "state", self.score.name, *self.labels]].head(SHOWN)
         return f"<div><p>{escape(repr(self))}</p>{shown.to_html(escape=True, border=0, index=False)}</div>"
 
     def lines(self) -> list[str]:
@@ -96,9 +99,7 @@ class Results:
         width = {name: max(len(label), 8) for name, label in self.labels.items()}
         heads = [label.rjust(width[name]) for name, label in self.labels.items()]
         lines = ["  ".join([f"trial  OOF {self.score.label:4} 95 % interval", *heads])]
-        done = self.table[self.table["state"] == "done"].sort_values(
-            self.score.name, ascending=self.score.sign < 0, kind="stable"
-        )
+        done = self._best_first[self._best_first["state"] == "done"]
         place = np.arange(len(done))
         for row in done[(place < SHOWN) | (done["trial"] == DEFAULT)].to_dict("records"):
             values = [_shown(row[name]).rjust(width[name]) for name in self.labels]
