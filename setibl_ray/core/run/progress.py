@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from setibl_ray.core import terminal
-from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Trained
+from setibl_ray.core.jobs import Event, Predicted, Started, Stepped, Trained
 from setibl_ray.core.run.supervisor import Answer, Standing
 from setibl_ray.core.task import Needs
 
@@ -109,12 +109,10 @@ class Progress:
                 return f"predicted {self._n_predicted[event.fold]} of {self._n_test} test rows"
             row.state = answer.state
             return f"{row.state}, {self._n_test} test rows predicted"
-        assert isinstance(event, Failed)
         decision = answer.decision
-        row.state = "failed" if decision is None or decision.action == "give-up" else "retrying"
-        return f"{row.state}: {event.message}" + (
-            f" -> {decision.action} ({decision.reason})" if decision else ""
-        )
+        assert decision is not None
+        row.state = "failed" if decision.action == "give-up" else "retrying"
+        return f"{row.state}: {event.message} -> {decision.action} ({decision.reason})"
 
     def _of(self, fold: int, done: int) -> str:
         """So many steps, of how many."""
