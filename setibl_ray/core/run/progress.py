@@ -34,7 +34,7 @@ class _Row:
 
 
 class Progress:
-    """A context manager and an observer; `say` takes any other line.
+    """A context manager and an observer.
 
     Args:
       needs: of each fold; how many steps it takes, if that is known.
@@ -79,15 +79,12 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        terminal.say(text, self.console)
-
     def on(self, event: Event, answer: Answer) -> None:
         line = self._apply(self._rows[event.fold], event, answer)
         if isinstance(self._live, terminal.Cell):
             self._live.refresh()
         if line and not self._live:
-            self.say(f"fold {event.fold}  {line}")
+            terminal.say(f"fold {event.fold}  {line}", self.console)
 
     def _apply(self, row: _Row, event: Event, answer: Answer) -> str:
         if isinstance(event, Started):
