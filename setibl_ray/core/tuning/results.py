@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -191,38 +190,19 @@ def write_results(
 def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
     from setibl_ray.core.reporting import sweep_page
 
-    against, again = results.against_base, results.confirmed
-    gain = None
-    if against is not None:
-        detail = ", ".join(filter(None, (against.interval, against.corrected)))
-        gain = (f"{against.gain:+.4f}", "best against base config", detail)
     texts = {"Base config": base.to_yaml(), "Search space": yaml.safe_dump(space.plain(), sort_keys=False)}
     if results.config is not None:
         texts["Best config: best.yaml"] = results.config.to_yaml()
-    name = ledger.score.name
-    as_page = {name: "score", f"{name}_low": "low", f"{name}_high": "high"}
-    seeds = None if again is None else ledger.folder.read_csv("confirm.csv")
-    if seeds is not None:
-        seeds = seeds.rename(columns={f"{name}_best": "best", f"{name}_base": "base"})
     return sweep_page.draw(
         sweep_page.Sweep(
-            name=os.path.basename(ledger.root),
-            table=results.table.rename(columns=as_page),
-            space=space,
+            results,
+            space,
             base=space.default(base) or {},
             reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
             importance=_importance(ledger, space, base),
-            best=None if results.best is None else results.best.number,
-            default=DEFAULT,
             rungs=rungs,
-            full=results.full,
-            verdict=results.verdict(),
-            gain=gain,
-            confirmed="" if again is None else f"Repeated with other seeds: {again}.",
-            seeds=seeds,
+            seeds=None if results.confirmed is None else ledger.folder.read_csv("confirm.csv"),
             texts=texts,
-            score=ledger.score.label,
-            direction=ledger.score.direction,
         )
     )
 
