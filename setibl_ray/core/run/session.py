@@ -14,7 +14,7 @@ import pkgutil
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +38,7 @@ from setibl_ray.core.run import gathering, stored
 from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256
 from setibl_ray.core.run.manifest import PACKAGES, FoldEntry, Manifest, versions
 from setibl_ray.core.run.progress import Progress
-from setibl_ray.core.run.record import Record
+from setibl_ray.core.run.record import Record, Say
 from setibl_ray.core.run.supervisor import Answer, Standing, Supervisor
 from setibl_ray.core.storage import location, temporary_folder
 from setibl_ray.core.task import FoldReport, Rows, Task
@@ -46,8 +46,6 @@ from setibl_ray.core.where import Where
 
 if TYPE_CHECKING:
     from setibl_ray.core.cluster.placement import Request
-
-Say = Callable[[str], None]
 
 
 class Observer(Protocol):

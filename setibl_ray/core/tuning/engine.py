@@ -176,16 +176,15 @@ def sweep(
             scheduler = _scheduler(ledger, steps, settings)
             desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
             ends_s = math.inf if settings.time_budget_s is None else time.monotonic() + settings.time_budget_s
+            run = partial(_run, desk, at_once=at_once, callbacks=callbacks, place=place)
             try:
                 with desk:
-                    left = _to_do(
-                        ledger, settings.trials, partial(_values, ledger, space, base, settings.search)
-                    )
-                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
+                    values_of = partial(_values, ledger, space, base, settings.search)
+                    run(shared, _to_do(ledger, settings.trials, values_of), scheduler, settings)
                     if settings.time_budget_s is not None:
                         settings = replace(settings, time_budget_s=ends_s - time.monotonic())
                     if settings.confirm_seeds and desk.ends_because is None and time.monotonic() < ends_s:
-                        _confirm(desk, shared, at_once, settings, callbacks, place)
+                        _confirm(run, desk, shared, settings)
             except KeyboardInterrupt:
                 desk.interrupted = True
             if loaded.clean:
@@ -396,8 +395,9 @@ def _run(
     shared: Shared,
     trials: Iterator[Trial],
     scheduler: TrialScheduler,
-    at_once: int,
     options: Options,
+    *,
+    at_once: int,
     callbacks: list[tune.Callback],
     place: _Placement,
 ) -> None:
@@ -453,14 +453,7 @@ class _Ends(tune.Stopper):
         return self._desk.must_end()
 
 
-def _confirm(
-    desk: Desk,
-    shared: Shared,
-    at_once: int,
-    options: Options,
-    callbacks: list[tune.Callback],
-    place: _Placement,
-) -> None:
+def _confirm(run: Callable[..., None], desk: Desk, shared: Shared, options: Options) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
     if best is None or best.number == DEFAULT or not desk.ledger.is_scored(DEFAULT):
@@ -473,8 +466,7 @@ def _confirm(
     ]
     desk.follow(again, len(points))
     shared, options = replace(shared, root=again.root), replace(options, trials=len(points))
-    left = _to_do(again, len(points), points.__getitem__)
-    _run(desk, shared, left, FIFOScheduler(), at_once, options, callbacks, place)
+    run(shared, _to_do(again, len(points), points.__getitem__), FIFOScheduler(), options)
 
 
 def _loggers(names: Sequence[str]) -> list[tune.Callback]:
