@@ -38,7 +38,7 @@ class Sweep:
       reports: trial -> fold_epochs, score, time_s at each comparable step.
       importance: field -> share of variance.
       rungs: fold-epochs after which trials are stopped.
-      seeds: confirm.csv, one row per repetition with other seeds; None if there is none.
+      seeds: confirm.csv: seed, SCORE_best, SCORE_base, difference; one row per repetition. None if there is none.
       texts: title -> text about how the sweep was made, collapsed at the end of the page.
     """
 
