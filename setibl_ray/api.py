@@ -58,8 +58,6 @@ def cross_validate(
       console: where progress is shown.
     """
     task, config = _with_model(task, config, model)
-    options: dict[str, Any] = {} if on_bad_record is None else {"on_bad_record": on_bad_record}
-    options |= {"check_all": True} if check_all else {}
     done = session.cross_validate(
         task,
         config,
@@ -67,7 +65,7 @@ def cross_validate(
         out=out,
         where=where,
         resume=resume,
-        options=options,
+        options={"on_bad_record": on_bad_record, "check_all": check_all or None},
         command="",
         console=console,
     )
@@ -116,19 +114,13 @@ def _with_model(task: Task | str | None, config: Any, model: Model | None) -> tu
     """The task, and the config that names the model."""
     if model is None:
         return task or cadences.NAME, config
+    if isinstance(config, BaseModel):
+        config = config.model_dump(exclude_unset=True)
+    values = {} if config is None else config
     if isinstance(model, str):
-        name, code = model, {}
-    else:
-        name = f"{model.__module__}:{model.__qualname__}"
-        code = {name: model}
-    values = (
-        config.model_dump(exclude_unset=True)
-        if hasattr(config, "model_dump")
-        else {}
-        if config is None
-        else config
-    )
-    return cadences.CadenceTask(code) if code else cadences.NAME, values | {"model": name}
+        return cadences.NAME, values | {"model": model}
+    name = f"{model.__module__}:{model.__qualname__}"
+    return cadences.CadenceTask({name: model}), values | {"model": name}
 
 
 def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = None, **defaults: Any) -> int:
@@ -166,7 +158,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
             sweep_command.run(task, config, options, place, console, program)
             return 0
         done = cv.run(task, config, options, place, console, program)
-        session.sayer(console)(f"everything lies in {done.folder}")
+        terminal.say(f"everything lies in {done.folder}", console)
         return 0
 
     return cli.run(cli.command_of(*fields, doc=type(task).__doc__, program=program), do, arguments)

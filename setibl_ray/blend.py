@@ -104,10 +104,7 @@ def blend_runs(
     if taken == "weights":
         pred, test_pred = honest.pred, test_preds @ weights
     else:
-        pred, test_pred = (
-            ranked,
-            blending.ranks(test_preds).mean(axis=1) if len(test_preds) else test_preds.mean(axis=1),
-        )
+        pred, test_pred = ranked, blending.ranks(test_preds).mean(axis=1)
     report: dict[str, Any] = {
         "method": taken,
         "runs": [

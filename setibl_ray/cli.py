@@ -75,8 +75,7 @@ class NodeFlags(pydantic.BaseModel):
     """Seconds after which an attempt at a fold is stopped and tried again on another node [no limit]."""
 
     def where(self) -> Where:
-        names = [name for name in (*NodeFlags.model_fields, "runner", "workers") if hasattr(self, name)]
-        values = {name: getattr(self, name) for name in names}
+        values = self.model_dump(include=set(ClusterFlags.model_fields))  # those of NodeFlags among them
         labels = dict(label.split("=", 1) for label in values.pop("label"))
         return Where(**values, labels=labels)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from setibl_ray import cli
+from setibl_ray.core import terminal
 from setibl_ray.core.errors import ConfigError
 
 
@@ -37,7 +38,6 @@ class Cluster(cli.Command):
 def main(options: Cluster) -> int:
     from rich.table import Table
 
-    from setibl_ray.core import terminal
     from setibl_ray.core.cluster.check import check_files
 
     command = get_subcommand(options, is_required=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.core import terminal
 from setibl_ray.core.errors import ConfigError, RunFolderError, RunStoppedError
 from setibl_ray.core.storage import Location
 from setibl_ray.seti.config import Config
@@ -69,17 +70,10 @@ def main(options: Cv) -> int:
     if not options.plan and (options.rates or options.assume.model_fields_set):
         raise ConfigError("--rates and --assume.… belong to --plan: add it, or leave them out")
 
-    from setibl_ray.core import terminal
-    from setibl_ray.core.run.session import sayer
     from setibl_ray.seti import task
 
     console = terminal.console()
-    data = options.data
-    if demo:
-        from setibl_ray.seti.making.synth import demo_dataset
-
-        sayer(console)("no --data: running on the embedded demo set of simulated cadences")
-        data = str(demo_dataset())
+    data = demo_data(console) if demo else options.data
     if options.plan:
         from setibl_ray.seti.planning.command import plan_run
 
@@ -97,17 +91,25 @@ def main(options: Cv) -> int:
         return 0
     of_task: dict[str, Any] = {"on_bad_record": options.on_bad_record, "check_all": options.check_all or None}
     done = run(task.NAME, config, options, data, console, **of_task)
-    say, again = sayer(console), f"python -m setibl_ray.report {done.folder}"
+    again = f"python -m setibl_ray.report {done.folder}"
     try:
         from setibl_ray.report import write_report
 
-        say(f"report: {write_report(done.folder, data, done.rows.content)}")
+        terminal.say(f"report: {write_report(done.folder, data, done.rows.content)}", console)
     except RunFolderError as error:
         raise RunStoppedError(f"{error} All else is there; write the report with: {again}") from error
     except Exception as error:  # a report that cannot be drawn must not make a whole run a failure
-        say(f"no report ({terminal.one_line(error)}); try again with: {again}")
-    say(f"everything lies in {done.folder}")
+        terminal.say(f"no report ({terminal.one_line(error)}); try again with: {again}", console)
+    terminal.say(f"everything lies in {done.folder}", console)
     return 0
+
+
+def demo_data(console: Any) -> str:
+    """The embedded demo set, which is made when it is first asked for."""
+    from setibl_ray.seti.making.synth import demo_dataset
+
+    terminal.say("no --data: running on the embedded demo set of simulated cadences", console)
+    return str(demo_dataset())
 
 
 def run(
@@ -121,11 +123,10 @@ def run(
 ) -> CrossValidation:
     """Cross-validate any task with the flags of the command line, and print the result."""
     from setibl_ray.core.jobs import load_task
-    from setibl_ray.core.run.session import cross_validate, sayer
+    from setibl_ray.core.run.session import cross_validate
 
-    say = sayer(console)
     out = options.out or time.strftime("runs/%Y%m%d-%H%M%S")
-    say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}")
+    terminal.say(f"resuming {out}" if options.resume else f"data {data}, run folder {out}", console)
     done = cross_validate(
         task,
         config,
@@ -138,7 +139,7 @@ def run(
         console=console,
     )
     for line in load_task(task).summary(done.metrics):
-        say(line)
+        terminal.say(line, console)
     return done
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from setibl_ray import cli
+from setibl_ray.core import terminal
 from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.observations.injection_recipe import Bins, InjectionRecipe
@@ -58,7 +59,6 @@ class Pack(BaseModel):
     processes: PositiveInt | None = _PROCESSES
 
     def run(self) -> None:
-        from setibl_ray.core.terminal import say
         from setibl_ray.seti.making.pack import pack
 
         with _progress("packing", self.shards + self.test_shards) as step:
@@ -69,7 +69,7 @@ class Pack(BaseModel):
                 n_test_shards=self.test_shards,
                 seed=self.seed,
                 group_column=self.group_column,
-                say=say,
+                say=terminal.say,
                 df_hz=self.df_hz,
                 dt_s=self.dt_s,
                 robust=self.robust,
@@ -122,7 +122,6 @@ class Verify(BaseModel):
     threads: PositiveInt | None = Field(None, description="shards read at once; by default one per core")
 
     def run(self) -> None:
-        from setibl_ray.core import terminal
         from setibl_ray.seti.formats.shards import list_shards
         from setibl_ray.seti.making.verify import balance_tables, verify
 
@@ -195,8 +194,6 @@ def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
     """A bar over shards, drawn on a terminal only."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from setibl_ray.core import terminal
-
     console = terminal.console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -205,12 +202,11 @@ def _progress(what: str, n_shards: int) -> Iterator[Callable[[Any], None]]:
 
 
 def _say_written(path: Path) -> None:
-    from setibl_ray.core.terminal import say
     from setibl_ray.seti.formats.shards import read_index
 
     index = read_index(path, needs="train" if any(path.glob("train*.tfrec")) else "test")
     needles = int(index.train["target"].sum())
-    say(
+    terminal.say(
         f"{path}: {len(index.shards)} shards, {len(index.train)} train ({needles} needles) and "
         f"{len(index.test)} test cadences, fingerprint {index.fingerprint[:16]}"
     )

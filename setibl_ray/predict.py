@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.core import terminal
 from setibl_ray.core.storage import Location
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ class Predict(Flags, cli.Command):
 
 
 def main(options: Predict) -> int:
-    from setibl_ray.core import terminal
     from setibl_ray.seti import task
 
     named = {name: getattr(options, name) for name in ("tta", "cache") if getattr(options, name) is not None}
@@ -71,7 +71,6 @@ def run(
 ) -> str:
     """Predict with a run of any task as the flags say; where the predictions are."""
     from setibl_ray.core.run.prediction import predict
-    from setibl_ray.core.run.session import sayer
 
     placed = {
         name: getattr(options, name)
@@ -90,7 +89,7 @@ def run(
         command=command,
         console=console,
     )
-    sayer(console)(f"predictions: {path}")
+    terminal.say(f"predictions: {path}", console)
     return path
 
 

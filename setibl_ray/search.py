@@ -11,8 +11,9 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from setibl_ray import cli
+from setibl_ray.core import terminal
 from setibl_ray.core.errors import ConfigError
-from setibl_ray.core.storage import Location
+from setibl_ray.core.storage import Location, absolute
 from setibl_ray.seti.search.settings import SearchSettings
 
 
@@ -42,8 +43,6 @@ class Search(SearchSettings, cli.ClusterFlags, cli.Command):
 
 
 def main(options: Search) -> int:
-    from setibl_ray.core import terminal
-    from setibl_ray.core.storage import absolute
     from setibl_ray.seti.observations.observation import find_files, open_observation, read_list
     from setibl_ray.seti.search.run import search
 

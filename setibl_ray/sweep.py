@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from setibl_ray import cli, cv
+from setibl_ray.core import terminal
 from setibl_ray.core.config import load_yaml
 from setibl_ray.core.storage import Location
 from setibl_ray.seti.config import Config
@@ -80,27 +82,14 @@ class Sweep(Config, Flags, cli.Command):
     """YAML file of fields and Tune distributions [schedule.lr-max, augment.dropout-size, augment.strength]."""
 
 
-OPTIONS = (
-    "trials", "search", "stopping", "reduction_factor", "grace_epochs", "folds_at_once", "trials_at_once",
-    "time_budget_s", "predict_test", "keep_weights", "log_to",
-)  # fmt: skip
-
-
 def main(options: Sweep) -> int:
     demo = options.data is None and not options.resume
     base = cli.layered(options, Config, cv.DEMO if demo else {})
 
-    from setibl_ray.core import terminal
-    from setibl_ray.core.run.session import sayer
     from setibl_ray.seti import task
 
     console = terminal.console()
-    data = options.data
-    if demo:
-        from setibl_ray.seti.making.synth import demo_dataset
-
-        sayer(console)("no --data: running on the embedded demo set of simulated cadences")
-        data = str(demo_dataset())
+    data = cv.demo_data(console) if demo else options.data
     run(task.NAME, base, options, data, console)
     return 0
 
@@ -115,12 +104,14 @@ def run(
 ) -> Results:
     """Sweep over any task with the flags of the command line."""
     space = load_yaml(options.space, "--space") if options.space else None
-    given = {name: getattr(options, name) for name in OPTIONS if name in options.model_fields_set}
+
+    from setibl_ray.core.tuning.engine import Options, sweep
+
+    names = [own.name for own in fields(Options) if own.name in options.model_fields_set]
+    given = {name: getattr(options, name) for name in names}
+    given.pop("confirm_seeds", None)  # asked for by --confirm only, and then with a default of its own
     if options.confirm:
         given["confirm_seeds"] = options.confirm_seeds
-
-    from setibl_ray.core.tuning.engine import sweep
-
     return sweep(
         task,
         base,

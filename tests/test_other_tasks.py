@@ -141,7 +141,7 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(plain, name, tmp_path):
     ]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    waits_for = "fold-1/state-*" if name == "walk" else "fold-0/oof.csv"
+    waits_for = "fold-1/state-*.bin" if name == "walk" else "fold-0/oof.csv"
     while not list(out.glob(waits_for)) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -112,10 +112,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """YAML that `cv --config` reads back unchanged; single values are written without brackets."""
-        plain = self.model_dump(mode="json")
-        for name, value in plain.items():
-            if isinstance(value, list):
-                plain[name] = value[0] if len(value) == 1 else value
+        plain = {name: _shown(value) for name, value in self.model_dump(mode="json").items()}
         return yaml.safe_dump(plain, sort_keys=False)
 
 

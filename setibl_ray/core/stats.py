@@ -21,13 +21,13 @@ def units(group: pd.Series | None, n: int) -> np.ndarray:
     return np.unique(codes, return_inverse=True)[1]
 
 
-def _resamples(unit: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def _resamples(unit: np.ndarray) -> Iterator[np.ndarray]:
     """Rows of `N_BOOTSTRAP` draws of all units with replacement; none where there is but one unit."""
     if unit.max(initial=0) == 0:
         return
     order = np.argsort(unit, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(unit[order])) + 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for _ in range(N_BOOTSTRAP):
         yield np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
 
@@ -35,7 +35,7 @@ def _resamples(unit: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 def _drawn(fn: Fn, target: np.ndarray, preds: list[np.ndarray], group: pd.Series | None) -> np.ndarray:
     """(draws, predictions) scores; without draws in which the score is undefined."""
     found = []
-    for rows in _resamples(units(group, len(target)), seed=0):
+    for rows in _resamples(units(group, len(target))):
         try:
             found.append([fn(target[rows], pred[rows]) for pred in preds])
         except ValueError:  # one class only, say

@@ -55,7 +55,7 @@ def one_line(message: object, limit: int = LINE) -> str:
     return text if len(text) <= limit else f"{text[: limit - 2].rstrip()} …"
 
 
-def headline(message: object, limit: int = LINE) -> str:
+def headline(message: object) -> str:
     """The first line of a long foreign message that says something: no stack, no heading without what it heads."""
     lines = _CODES.sub("", str(message)).splitlines()
     telling = [line for line in lines if line and not _LOCATION.fullmatch(line)] or [str(message)]
@@ -64,7 +64,7 @@ def headline(message: object, limit: int = LINE) -> str:
         if not head.rstrip().endswith(":"):
             break
         head = f"{head} {line}"
-    return one_line(head, limit)
+    return one_line(head)
 
 
 def console(*, stderr: bool = False) -> Console:

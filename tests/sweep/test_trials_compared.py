@@ -239,7 +239,7 @@ def test_a_best_of_many_equals_is_within_noise_and_a_real_gain_is_not():
     worse = against_base(AUC, oof(target, 0.2, rng), base, group, n_tried=12)
     assert worse.beyond_noise
     assert not worse.is_better
-    again = confirmed(AUC, [(oof(target, 2.5, rng), oof(target, 1.0, rng)) for _ in range(2)], [group] * 2)
+    again = confirmed(AUC, [(oof(target, 2.5, rng), oof(target, 1.0, rng)) for _ in range(2)], group)
     assert again.beyond_noise
     assert "2 other seeds" in str(again)
 
@@ -263,6 +263,6 @@ def test_less_error_is_better_and_a_generic_score_is_compared_by_a_paired_bootst
     assert back.beyond_noise
     assert not back.is_better
     assert not against_base(RMSE, alike, base, group, n_tried=5).beyond_noise
-    again = confirmed(RMSE, [(table(0.5), table(1.0)) for _ in range(3)], [None] * 3)
+    again = confirmed(RMSE, [(table(0.5), table(1.0)) for _ in range(3)], None)
     assert again.is_better
     assert again.high < 0

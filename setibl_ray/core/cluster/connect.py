@@ -24,7 +24,7 @@ from ray._private.utils import detect_fate_sharing_support_linux
 from setibl_ray.core import host_memory
 from setibl_ray.core.cluster import surroundings
 from setibl_ray.core.errors import ConfigError, PlacementError
-from setibl_ray.core.storage import temporary_folder
+from setibl_ray.core.storage import can_be_written, temporary_folder
 from setibl_ray.core.terminal import one_line
 from setibl_ray.core.where import Where
 
@@ -166,7 +166,7 @@ def _memory() -> dict[str, Any]:
     share = min(limit or total, total)
     wanted = min(int(0.3 * share), ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES)
     shared, disk = str(surroundings.SHARED_MEMORY), temporary_folder()
-    places = [shared, disk] if surroundings.has_shared_memory() else [disk]
+    places = [shared, disk] if can_be_written(shared) else [disk]
     room = {
         place: shutil.disk_usage(place).free // 2 for place in places
     }  # the rest is for decoded panels and others

@@ -73,16 +73,10 @@ class Request:
     @property
     def resources(self) -> dict[str, float]:
         """Ray's resource names and amounts."""
-        wanted: dict[str, float] = {"CPU": self.cpus}
-        if self.gpus:
-            wanted["GPU"] = self.gpus
-        if self.tpu_chips:
-            wanted["TPU"] = self.tpu_chips
-        if self.memory_bytes:
-            wanted["memory"] = self.memory_bytes
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "TPU": self.tpu_chips, "memory": self.memory_bytes}
         if self.accelerator_type:
             wanted[_TYPE_PREFIX + self.accelerator_type] = 0.001
-        return wanted
+        return {name: amount for name, amount in wanted.items() if amount}
 
     def options(self, spread: bool = True, avoid: Sequence[str] = (), prefer: str | None = None) -> dict:
         """Keyword arguments of a Ray task's `.options`.
@@ -92,17 +86,16 @@ class Request:
           avoid: ids of nodes that it must not run on.
           prefer: id of a node to run on if it has room.
         """
-        custom = {
-            name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU", "memory")
-        }
-        options: dict = {"num_cpus": self.cpus, "resources": custom}
+        own = {
+            "CPU": "num_cpus",
+            "GPU": "num_gpus",
+            "memory": "memory",
+        }  # resources with arguments of their own
+        options: dict = {own[name]: amount for name, amount in self.resources.items() if name in own}
+        options["resources"] = {name: n for name, n in self.resources.items() if name not in own}
         if spread:
             near = prefer and NodeAffinitySchedulingStrategy(prefer, soft=True, _spill_on_unavailable=True)
             options["scheduling_strategy"] = near or "SPREAD"
-        if self.gpus:
-            options["num_gpus"] = self.gpus
-        if self.memory_bytes:
-            options["memory"] = self.memory_bytes
         if selector := self.selector(avoid):
             options["label_selector"] = selector
         return options

@@ -95,7 +95,7 @@ class _Attempt:
 
 
 class RayRunner:
-    """A `contract.Runner` on the connected Ray cluster.
+    """A `jobs.Runner` on the connected Ray cluster.
 
     Training goes before prediction: a span of the test set only starts in a slot that no running or waiting fold needs.
     Folds are submitted to Ray at once, so that an autoscaler sees the demand.

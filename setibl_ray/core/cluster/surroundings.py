@@ -55,10 +55,6 @@ def check_temporary_folder() -> None:
         raise ConfigError(f"{name}: {folder!r} {what}. Set {name} to a short path such as /tmp.")
 
 
-def has_shared_memory() -> bool:
-    return can_be_written(SHARED_MEMORY)
-
-
 def check_answer(address: str, host: str, port: int, timeout_s: float) -> None:
     """Wait for a Ray head to answer.
 

@@ -6,15 +6,21 @@ The text is in templates/sweep.html.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from setibl_ray.core.reporting import charts, page
 from setibl_ray.core.reporting.charts import Spec, numbers
 from setibl_ray.core.text import spread
+from setibl_ray.core.tuning.ledger import DEFAULT
+
+if TYPE_CHECKING:
+    from setibl_ray.core.tuning.results import Results
+    from setibl_ray.core.tuning.space import Field, Space
 
 COLOURS = {"done": "@c0", "running": "@c5", "stopped": "@c1", "unfinished": "@muted", "failed": "@bad"}
 BEST = "@good"
@@ -22,61 +28,46 @@ BAR = 16  # pixels of a trial in the timeline
 
 
 @dataclass(frozen=True)
-class Searched:
-    """A searched field; `label` is its short name, `options` those of a list, else none."""
-
-    name: str
-    label: str
-    is_log: bool
-    options: Sequence[Any]
-
-
-@dataclass(frozen=True)
 class Sweep:
     """What the page is drawn from.
 
     Attributes:
-      name: of the sweep's folder.
-      table: trial, state, score, low, high (its interval), a column per searched field, folds_done, fold_epochs,
-        started_s, ended_s, message; one row per trial.
-      fields: the searched fields.
+      results: what the sweep found.
+      space: the searched fields.
       base: field -> the base config's value, shown for the trial without values.
       reports: trial -> fold_epochs, score, time_s at each comparable step.
       importance: field -> share of variance.
-      best: number of the best trial.
-      default: number of the trial that is the base config.
       rungs: fold-epochs after which trials are stopped.
-      full: fold-epochs of all trials, had each run to its end.
-      verdict: whether the best differs from the base config, in a sentence.
-      gain: the difference between the two, what it is, and its interval, for a tile; None if there is none.
-      confirmed: the same with other seeds, in a sentence; empty if that was not requested.
-      seeds: seed, best, base, difference; one row per repetition.
+      seeds: confirm.csv: seed, SCORE_best, SCORE_base, difference; one row per repetition. None if there is none.
       texts: title -> text about how the sweep was made, collapsed at the end of the page.
-      score: name of the score by which trials are compared.
-      direction: whether a higher or a lower score is better.
     """
 
-    name: str
-    table: pd.DataFrame
-    fields: Sequence[Searched]
+    results: Results
+    space: Space
     base: Mapping[str, Any]
     reports: Mapping[int, pd.DataFrame]
     importance: Mapping[str, float]
-    best: int | None
-    default: int
     rungs: Sequence[int]
-    full: int
-    verdict: str
-    gain: tuple[str, str, str] | None
-    confirmed: str
     seeds: pd.DataFrame | None
     texts: Mapping[str, str]
-    score: str = "AUC"
-    direction: Literal["maximize", "minimize"] = "maximize"
+
+    @property
+    def best(self) -> int | None:
+        """Number of the best trial."""
+        return None if self.results.best is None else self.results.best.number
+
+    @property
+    def score(self) -> str:
+        """Name of the score by which trials are compared."""
+        return self.results.score.label
+
+    @property
+    def less_is_better(self) -> bool:
+        return self.results.score.sign < 0
 
     def title(self, trial: int) -> str:
         """A trial's number, and whether it is the best or the base config."""
-        roles = [name for at, name in ((self.best, "best"), (self.default, "base config")) if at == trial]
+        roles = [name for at, name in ((self.best, "best"), (DEFAULT, "base config")) if at == trial]
         return f"{trial} · {', '.join(roles)}" if roles else f"{trial}"
 
     def colours(self, rows: pd.DataFrame) -> list[str]:
@@ -88,12 +79,13 @@ class Sweep:
 
 def draw(sweep: Sweep) -> str:
     """The page as HTML that needs no network."""
-    table = sweep.table.copy()
-    for field in sweep.fields:
+    results, score = sweep.results, sweep.results.score.name
+    table = results.table.rename(columns={score: "score", f"{score}_low": "low", f"{score}_high": "high"})
+    for field in sweep.space:
         base = sweep.base.get(field.name)
         table[field.name] = [base if _missing(value) else value for value in table[field.name]]
     done = table[table["state"] == "done"]
-    fields = {f"field-{i}": field for i, field in enumerate(sweep.fields)}
+    fields = {f"field-{i}": field for i, field in enumerate(sweep.space)}
     figures = {"objective": _objective(sweep, done)} if len(done) else {}
     if len(done) > 1:
         figures |= {name: _slice(field, sweep, table, done) for name, field in fields.items()}
@@ -102,14 +94,19 @@ def draw(sweep: Sweep) -> str:
             figures["importance"] = _importance(sweep)
     if len(table):
         figures |= {"curves": _curves(sweep, table), "timeline": _timeline(sweep, table)}
+    gain, name = results.against_base, os.path.basename(results.root)
     return page.render(
         __package__,
         "sweep.html",
         figures=figures,
-        title=sweep.name,
-        subtitle=f"{sweep.name} · {len(table)} trials · {', '.join(field.name for field in sweep.fields)}",
-        verdict=sweep.verdict,
+        title=name,
+        subtitle=f"{name} · {len(table)} trials · {', '.join(sweep.space.names)}",
+        verdict=results.verdict(),
         sweep=sweep,
+        default=DEFAULT,
+        gain=f"{gain.gain:+.4f}" if gain else "",
+        gain_interval=", ".join(filter(None, (gain.interval, gain.corrected))) if gain else "",
+        confirmed=f"Repeated with other seeds: {results.confirmed}." if results.confirmed else "",
         fields=fields,
         trials={row["trial"]: row for row in table.to_dict("records")},
         states=table["state"].value_counts(),
@@ -131,8 +128,9 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 def _seed_rows(sweep: Sweep) -> list[list[Any]]:
     rows = [] if sweep.seeds is None else sweep.seeds.to_dict("records")
+    scores = [f"{sweep.results.score.name}_{which}" for which in ("best", "base")]
     return [
-        [int(row["seed"]), _shown(row["best"]), _shown(row["base"]), f"{row['difference']:+.4f}"]
+        [int(row["seed"]), *(_shown(row[score]) for score in scores), f"{row['difference']:+.4f}"]
         for row in rows
     ]
 
@@ -140,15 +138,13 @@ def _seed_rows(sweep: Sweep) -> list[list[Any]]:
 def _trial_rows(sweep: Sweep, table: pd.DataFrame) -> list[list[Any]]:
     """The best first; scores of unfinished trials in brackets."""
     place = table["state"].map({state: i for i, state in enumerate(COLOURS)})
-    table = table.assign(place=place).sort_values(
-        "score", ascending=sweep.direction == "minimize", kind="stable"
-    )
+    table = table.assign(place=place).sort_values("score", ascending=sweep.less_is_better, kind="stable")
     rows = []
     for row in table.sort_values("place", kind="stable").to_dict("records"):
         score = "" if _missing(row["score"]) else _shown(row["score"])
         if score and row["state"] != "done":
             score = f"({score})"
-        values = [_cell(row[field.name]) for field in sweep.fields]
+        values = [_cell(row[name]) for name in sweep.space.names]
         about = [sweep.title(row["trial"]), row["state"], score, _interval(row)]
         rows.append([*about, *values, row["folds_done"], row["fold_epochs"], _cell(row["message"])])
     return rows
@@ -161,7 +157,7 @@ def _points(sweep: Sweep, rows: pd.DataFrame, x: Sequence[Any]) -> Spec:
         x,
         numbers(score),
         sweep.colours(rows),
-        symbol=["diamond" if trial == sweep.default else "circle" for trial in rows["trial"]],
+        symbol=["diamond" if trial == DEFAULT else "circle" for trial in rows["trial"]],
         error_y=charts.error_bars(score, low, high, "@muted", thickness=1, width=3),
         customdata=[f"trial {sweep.title(trial)}" for trial in rows["trial"]],
         hovertemplate="%{customdata}<br>%{x}: %{y:.4f}<extra></extra>",
@@ -170,14 +166,14 @@ def _points(sweep: Sweep, rows: pd.DataFrame, x: Sequence[Any]) -> Spec:
 
 
 def _minutes(times: Any, sweep: Sweep) -> list[float | None]:
-    return numbers((pd.to_numeric(times) - sweep.table["started_s"].min()) / 60)
+    return numbers((pd.to_numeric(times) - sweep.results.table["started_s"].min()) / 60)
 
 
 def _objective(sweep: Sweep, done: pd.DataFrame) -> Spec:
     done = done.sort_values("ended_s", kind="stable")
     minutes = _minutes(done["ended_s"], sweep)
-    so_far = done["score"].cummin() if sweep.direction == "minimize" else done["score"].cummax()
-    base = done.loc[done["trial"] == sweep.default, "score"]
+    so_far = done["score"].cummin() if sweep.less_is_better else done["score"].cummax()
+    base = done.loc[done["trial"] == DEFAULT, "score"]
     return charts.figure(
         [
             charts.line(minutes, so_far, "best so far", BEST, shape="hv", hoverinfo="skip"),
@@ -191,7 +187,7 @@ def _objective(sweep: Sweep, done: pd.DataFrame) -> Spec:
     )
 
 
-def _slice(field: Searched, sweep: Sweep, table: pd.DataFrame, done: pd.DataFrame) -> Spec:
+def _slice(field: Field, sweep: Sweep, table: pd.DataFrame, done: pd.DataFrame) -> Spec:
     stopped = table[table["state"] == "stopped"]
     foot = pd.to_numeric(done["low"]).fillna(pd.to_numeric(done["score"])).min()
     marks = charts.points(
@@ -219,7 +215,7 @@ def _decades(values: pd.Series) -> Spec:
     return {"tickvals": numbers(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _values(field: Searched, values: pd.Series) -> list[Any]:
+def _values(field: Field, values: pd.Series) -> list[Any]:
     if field.options:
         return [None if _missing(value) else str(value) for value in values]
     return numbers(pd.to_numeric(values))
@@ -229,13 +225,13 @@ def _parallel(sweep: Sweep, done: pd.DataFrame) -> Spec:
     score = pd.to_numeric(done["score"])
     bar = {"thickness": 10, "outlinewidth": 0, "tickfont": {"color": "@soft", "size": 11}}
     scale: list[list[Any]] = [[0, "@c1"], [0.5, "@muted"], [1, "@c0"]]
-    if sweep.direction == "minimize":
+    if sweep.less_is_better:
         scale = [[1 - at, colour] for at, colour in reversed(scale)]
-    font = {"color": "@soft", "size": 11}
+    font, labels = {"color": "@soft", "size": 11}, sweep.space.labels
     lines = {
         "type": "parcoords",
         "dimensions": [
-            *(_axis(field, done[field.name]) for field in sweep.fields),
+            *({"label": labels[field.name], **_axis(field, done[field.name])} for field in sweep.space),
             {"label": f"OOF {sweep.score}", **_scale(score, lambda value: f"{value:.3g}")},
         ],
         "line": {"color": numbers(score), "colorscale": scale, "showscale": True, "colorbar": bar},
@@ -246,17 +242,17 @@ def _parallel(sweep: Sweep, done: pd.DataFrame) -> Spec:
     return {"data": [lines], "layout": {"height": 360, "margin": {"l": 46, "r": 10, "t": 48, "b": 24}}}
 
 
-def _axis(field: Searched, values: pd.Series) -> Spec:
+def _axis(field: Field, values: pd.Series) -> Spec:
     if field.options:
-        options = list(field.options)
+        options = field.options
         places = [options.index(value) if value in options else None for value in values]
         ticks = {"tickvals": list(range(len(options))), "ticktext": list(map(str, options))}
-        return {"label": field.label, "values": places, **ticks}
+        return {"values": places, **ticks}
     known = pd.to_numeric(values)
     if not field.is_log:
-        return {"label": field.label, **_scale(known)}
+        return _scale(known)
     logs = known.map(lambda value: math.log10(value) if value > 0 else math.nan)
-    return {"label": field.label, **_scale(logs, lambda log: f"{10**log:.2g}")}
+    return _scale(logs, lambda log: f"{10**log:.2g}")
 
 
 def _scale(values: pd.Series, text: Callable[[float], str] = lambda value: f"{value:.2g}") -> Spec:

@@ -216,17 +216,14 @@ class RunFolder:
                     os.rmdir(self._base)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder of this one."""
+        """Names of the files in a folder of this one; none where there is no such folder."""
         self.fs.invalidate_cache()  # file systems of object stores cache listings
-        with self._reaching(folder, "read"):
+        with self._reaching(folder, "read"), suppress(FileNotFoundError):
             return [os.path.basename(name) for name in self.fs.ls(f"{self._base}/{folder}", detail=False)]
+        return []
 
     def _matching(self, fold: int, pattern: re.Pattern[str]) -> list[str]:
-        self.fs.invalidate_cache()  # file systems of object stores cache listings
-        names: list[str] = []
-        with self._reaching(f"fold-{fold}", "read"), suppress(FileNotFoundError):
-            names = [os.path.basename(name) for name in self.fs.ls(f"{self._base}/fold-{fold}", detail=False)]
-        return [f"fold-{fold}/{name}" for name in names if pattern.fullmatch(name)]
+        return [f"fold-{fold}/{name}" for name in self.names(f"fold-{fold}") if pattern.fullmatch(name)]
 
     def save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
         """Write files of a fold; the name of each and its SHA-256."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pydantic
@@ -92,21 +92,6 @@ class Manifest(_Open):
     ended_s: float | None = None
 
     @classmethod
-    def new(
-        cls, task: str, data: dict[str, Any], folds: Mapping[int, FoldEntry], command: str, **more: Any
-    ) -> Manifest:
-        return cls(
-            format=FORMAT,
-            task=task,
-            command=command,
-            versions=versions(),
-            data=data,
-            folds=dict(folds),
-            started_s=time.time(),
-            **more,
-        )
-
-    @classmethod
     def load(cls, folder: RunFolder) -> Manifest:
         """Raises:
         RunFolderError: there is none, or it is not one of this version or the one before.
@@ -156,17 +141,18 @@ class Manifest(_Open):
         return [fold for fold, entry in self.folds.items() if entry.state in states]
 
     def started(self, fold: int, span: Span | None, place: Place, from_step: int) -> None:
-        entry = self.folds[fold]
-        known: dict[str, Any] = {
-            "node": place.node,
-            "device": place.device,
-            "cpus": place.cpus,
-            "pid": place.pid,
-        }
         if span is None:
-            entry.state = "running"
-            known["from_step"] = from_step
-        self._begin(fold, span, visible=dict(place.visible), **known)
+            self.folds[fold].state = "running"
+        self._begin(
+            fold,
+            span,
+            from_step=from_step if span is None else None,
+            node=place.node,
+            device=place.device,
+            cpus=place.cpus,
+            pid=place.pid,
+            visible=dict(place.visible),
+        )
 
     def _begin(self, fold: int, span: Span | None, **known: Any) -> None:
         entry = self.folds[fold]
@@ -182,7 +168,7 @@ class Manifest(_Open):
         elif span is None:
             entry.state = "waiting"
         if not entry.of(span) or entry.of(span)[-1].outcome != "running":  # it died before it started
-            self._begin(fold, span, **({"node": event.node} if event.node else {}))
+            self._begin(fold, span, node=event.node or None)
         self.close(
             fold,
             span,

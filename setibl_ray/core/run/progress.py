@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from setibl_ray.core import terminal
-from setibl_ray.core.jobs import Event, Failed, Predicted, Started, Stepped, Trained
+from setibl_ray.core.jobs import Event, Predicted, Started, Stepped, Trained
 from setibl_ray.core.run.supervisor import Answer, Standing
 from setibl_ray.core.task import Needs
 
@@ -34,7 +34,7 @@ class _Row:
 
 
 class Progress:
-    """A context manager and an observer; `say` takes any other line.
+    """A context manager and an observer.
 
     Args:
       needs: of each fold; how many steps it takes, if that is known.
@@ -79,15 +79,12 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        terminal.say(text, self.console)
-
     def on(self, event: Event, answer: Answer) -> None:
         line = self._apply(self._rows[event.fold], event, answer)
         if isinstance(self._live, terminal.Cell):
             self._live.refresh()
         if line and not self._live:
-            self.say(f"fold {event.fold}  {line}")
+            terminal.say(f"fold {event.fold}  {line}", self.console)
 
     def _apply(self, row: _Row, event: Event, answer: Answer) -> str:
         if isinstance(event, Started):
@@ -109,12 +106,10 @@ class Progress:
                 return f"predicted {self._n_predicted[event.fold]} of {self._n_test} test rows"
             row.state = answer.state
             return f"{row.state}, {self._n_test} test rows predicted"
-        assert isinstance(event, Failed)
         decision = answer.decision
-        row.state = "failed" if decision is None or decision.action == "give-up" else "retrying"
-        return f"{row.state}: {event.message}" + (
-            f" -> {decision.action} ({decision.reason})" if decision else ""
-        )
+        assert decision is not None
+        row.state = "failed" if decision.action == "give-up" else "retrying"
+        return f"{row.state}: {event.message} -> {decision.action} ({decision.reason})"
 
     def _of(self, fold: int, done: int) -> str:
         """So many steps, of how many."""

@@ -68,7 +68,7 @@ class Record:
             if entry.state in ("trained", "done"):
                 if fold not in self.fitted:
                     self._read_fit(fold, entry)
-            elif self.folder.exists(f"fold-{fold}/history.csv"):
+            else:
                 self.history[fold] = self._read_history(fold)
             if self.manifest.folds[fold].state == "trained" and entry.span_rows:
                 spans = {

@@ -10,9 +10,11 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import pkgutil
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,12 +33,12 @@ from setibl_ray.core.errors import (
     RunFolderError,
     RunStoppedError,
 )
-from setibl_ray.core.jobs import Event, Job, LocalRunner, Runner, RunSpec, load_task
+from setibl_ray.core.jobs import Event, Job, LocalRunner, Runner, RunSpec, Trained, load_task
 from setibl_ray.core.run import gathering, stored
-from setibl_ray.core.run.folder import RunFolder, sha256
-from setibl_ray.core.run.manifest import FoldEntry, Manifest, versions
+from setibl_ray.core.run.folder import FORMAT, RunFolder, sha256
+from setibl_ray.core.run.manifest import PACKAGES, FoldEntry, Manifest, versions
 from setibl_ray.core.run.progress import Progress
-from setibl_ray.core.run.record import Record
+from setibl_ray.core.run.record import Record, Say
 from setibl_ray.core.run.supervisor import Answer, Standing, Supervisor
 from setibl_ray.core.storage import location, temporary_folder
 from setibl_ray.core.task import FoldReport, Rows, Task
@@ -44,8 +46,6 @@ from setibl_ray.core.where import Where
 
 if TYPE_CHECKING:
     from setibl_ray.core.cluster.placement import Request
-
-Say = Callable[[str], None]
 
 
 class Observer(Protocol):
@@ -211,8 +211,6 @@ def cleaned(function: str) -> Iterator[None]:
     if not function:
         yield
         return
-    import pkgutil
-
     clean = pkgutil.resolve_name(function)
     clean()
     try:
@@ -267,34 +265,28 @@ def open_record(
 
 
 def new_manifest(spec: RunSpec, options: Mapping[str, Any], command: str, **more: Any) -> Manifest:
-    task, config = load_task(spec.task), spec.config
-    entries = {
-        fold: FoldEntry(memory_estimate_bytes=task.needs(config, fold).memory_bytes)
-        for fold in range(config.folds)
-    }
-    about = describe(spec.rows) | {"options": dict(options)}
-    manifest = Manifest.new(
-        spec.task if isinstance(spec.task, str) else type(task).__qualname__,
-        about,
-        entries,
-        command,
+    task, config, rows = load_task(spec.task), spec.config, spec.rows
+    return Manifest(
+        format=FORMAT,
+        task=spec.task if isinstance(spec.task, str) else type(task).__qualname__,
+        command=command,
+        versions=versions((*PACKAGES, *task.packages)),
+        data={
+            "root": rows.root,
+            "fingerprint": rows.fingerprint,
+            "n_train": len(rows.table),
+            "n_test": len(rows.test),
+            **rows.about,
+            "options": dict(options),
+        },
         code=code_sums(spec),
-        files={name: sha256(content) for name, content in spec.files.items()},
-        **more,
+        folds={
+            fold: FoldEntry(memory_estimate_bytes=task.needs(config, fold).memory_bytes)
+            for fold in range(config.folds)
+        },
+        started_s=time.time(),
+        **{"files": {name: sha256(content) for name, content in spec.files.items()}, **more},
     )
-    manifest.versions |= versions(task.packages)
-    return manifest
-
-
-def describe(rows: Rows) -> dict[str, Any]:
-    """The data's identity and shape."""
-    known = {
-        "root": rows.root,
-        "fingerprint": rows.fingerprint,
-        "n_train": len(rows.table),
-        "n_test": len(rows.test),
-    }
-    return known | dict(rows.about)
 
 
 def code_sums(spec: RunSpec) -> dict[str, str]:
@@ -348,8 +340,6 @@ class Draw:
         self._task = load_task(record.spec.task)
 
     def on(self, event: Event, answer: Answer) -> None:
-        from setibl_ray.core.jobs import Trained
-
         if isinstance(event, Trained):
             history = pd.DataFrame(self._record.history[event.fold])
             for name, data in self._task.draw(self._record.spec.config, event.fold, history).items():

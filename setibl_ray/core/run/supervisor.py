@@ -129,11 +129,10 @@ class Supervisor:
         attempts[span] = attempts.get(span, 0) + 1
         return attempts[span] - 1
 
-    def _lacking(self, number: int) -> list[Span]:
+    def _spans(self, number: int) -> list[Job]:
+        """The spans of a fold's test set that are not predicted yet."""
         fold = self.folds[number]
         if not self._n_test or fold.span_rows is None:
             return []
-        return [span for span in cut(self._n_test, fold.span_rows) if span not in fold.predicted]
-
-    def _spans(self, number: int) -> list[Job]:
-        return [self._job(number, span) for span in self._lacking(number)]
+        spans = cut(self._n_test, fold.span_rows)
+        return [self._job(number, span) for span in spans if span not in fold.predicted]

@@ -84,16 +84,16 @@ def against_base(
 
 
 def confirmed(
-    score: Score, pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], groups: Sequence[pd.Series | None]
+    score: Score, pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], group: pd.Series | None
 ) -> Comparison:
     """Compare two configs that were fixed beforehand, over repetitions with other seeds.
 
     Args:
       score: how they are judged.
       pairs: oof.csv of (best, base), one pair per seed.
-      groups: what is resampled together, for each pair.
+      group: (n,) what is resampled together, "" for none.
     """
-    found = [_compared(score, best, base, group) for (best, base), group in zip(pairs, groups)]
+    found = [_compared(score, best, base, group) for best, base in pairs]
     gains = np.array([gain for gain, _ in found])
     # All seeds predict the same rows, so the noise of sampling rows does not average out; that of training does.
     rows = float(np.mean([spread for _, spread in found]))

@@ -76,16 +76,14 @@ class Desk(tune.Callback):
         """Switch to the trials that confirm."""
         self.ledger, self._n_trials = ledger, n_trials
 
-    def say(self, text: str) -> None:
-        terminal.say(text, self.console)
-
     def must_end(self) -> bool:
         """Called by Tune repeatedly; while nothing runs, checks whether anything still can."""
         if self.ends_because is None and not self._running and time.monotonic() - self._idle_since > STUCK_S:
             self._idle_since = time.monotonic()
             try:
                 self._can_place()
-                self.say("no trial runs yet: the cluster has the room for one, but others use it")
+                text = "no trial runs yet: the cluster has the room for one, but others use it"
+                terminal.say(text, self.console)
             except PlacementError as error:
                 self.ends_because = error
         return self.ends_because is not None
@@ -154,7 +152,7 @@ class Desk(tune.Callback):
         if self._live:
             self._live.update(self.table())
         if line and (always or not self._live):
-            self.say(f"trial {record.number}  {line}")
+            terminal.say(f"trial {record.number}  {line}", self.console)
 
     def table(self) -> Table:
         """Running trials, then the best; as many as fit on a screen."""

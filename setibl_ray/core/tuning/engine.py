@@ -13,8 +13,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -156,24 +157,16 @@ def sweep(
         with connect.connected(where.address, timeout_s=where.connect_timeout_s) as greeting:
             say(greeting)
             request = session.request_on(task, configs, where, say)
-            base = session.granted(spec, request.device, request.cpus).config
+            spec = session.granted(spec, request.device, request.cpus)
+            base = spec.config
             slots = begun.get("slots") or _slots(settings, base, request, placement.cluster_nodes())
             place = _Placement(request, slots)
+            files = _files(loaded, spec, space, configs)
+            spec = replace(spec, predict_test=settings.predict_test, files=files)
             shared = Shared(
-                root=ledger.root,
-                task=task,
-                base=base,
-                rows=spec.rows,
-                request=request,
-                slots=slots,
-                where=where,
-                predict_test=settings.predict_test,
-                keep_artifacts=settings.keep_weights,
-                command=shlex.join(sys.argv),
-                fold_of_row=spec.fold_of_row,
-                files=_files(loaded, spec, space, configs),
+                ledger.root, spec, request, slots, where, settings.keep_weights, shlex.join(sys.argv)
             )
-            _open(ledger, begun, base, space, settings, shared)
+            _open(ledger, begun, space, settings, shared)
             at_once = place.trials_at_once(settings.trials_at_once)
             say(
                 f"{settings.trials} trials of {base.folds} folds, each {request}; {at_once} trials at once, "
@@ -183,14 +176,15 @@ def sweep(
             scheduler = _scheduler(ledger, steps, settings)
             desk = Desk(ledger, space.labels, settings.trials, base.folds, place.check, console)
             ends_s = math.inf if settings.time_budget_s is None else time.monotonic() + settings.time_budget_s
+            run = partial(_run, desk, at_once=at_once, callbacks=callbacks, place=place)
             try:
                 with desk:
-                    left = _to_do(ledger, space, base, settings)
-                    _run(desk, shared, left, scheduler, at_once, settings, callbacks, place)
+                    values_of = partial(_values, ledger, space, base, settings.search)
+                    run(shared, _to_do(ledger, settings.trials, values_of), scheduler, settings)
                     if settings.time_budget_s is not None:
                         settings = replace(settings, time_budget_s=ends_s - time.monotonic())
                     if settings.confirm_seeds and desk.ends_because is None and time.monotonic() < ends_s:
-                        _confirm(desk, shared, at_once, settings, callbacks, place)
+                        _confirm(run, desk, shared, settings)
             except KeyboardInterrupt:
                 desk.interrupted = True
             if loaded.clean:
@@ -316,7 +310,6 @@ class _Placement:
 def _open(
     ledger: Ledger,
     begun: dict[str, Any],
-    base: Any,
     space: Space,
     options: Options,
     shared: Shared,
@@ -327,16 +320,17 @@ def _open(
       RunFolderError: new trials would not be comparable with the existing ones; says why.
     """
     settings = {name: value for name, value in vars(options).items() if name not in SESSION}
+    base = shared.base
     now = {
         "format": FORMAT,
-        "config": yaml.safe_load(base.to_yaml()),
+        "config": yaml.safe_load(base.config.to_yaml()),
         "space": space.plain(),
         "options": {**settings, "log_to": list(options.log_to)},
         "slots": shared.slots,
-        "data_root": shared.rows.root,
-        "data_fingerprint": shared.rows.fingerprint,
-        "folds": sha256(shared.fold_of_row.tobytes()),
-        "files": {name: sha256(content) for name, content in shared.files.items()},
+        "data_root": base.rows.root,
+        "data_fingerprint": base.rows.fingerprint,
+        "folds": sha256(base.fold_of_row.tobytes()),
+        "files": {name: sha256(content) for name, content in base.files.items()},
     }
     if begun:
         if begun.get("folds", now["folds"]) != now["folds"]:
@@ -358,7 +352,7 @@ def _open(
                 f"{ledger.root} was begun otherwise: {'; '.join(changed)}. Leave that out, or choose another --out."
             )
         ledger.load()
-    ledger.folder.write("config.yaml", base.to_yaml())
+    ledger.folder.write("config.yaml", base.config.to_yaml())
     ledger.folder.write_json("sweep.json", now)
 
 
@@ -380,22 +374,20 @@ def _scheduler(ledger: Ledger, steps: Sequence[Step], options: Options) -> Trial
     return pruning
 
 
-def _to_do(ledger: Ledger, space: Space, base: Any, options: Options) -> Iterator[Trial]:
+def _values(ledger: Ledger, space: Space, base: Any, search: Search, number: int) -> dict[str, Any]:
+    if number == DEFAULT:
+        return {}
+    return suggest(search, space, base, number, ledger.trials.values(), ledger.score, ledger.reports)
+
+
+def _to_do(ledger: Ledger, n_trials: int, values_of: Callable[[int], dict[str, Any]]) -> Iterator[Trial]:
     """Remaining trials, each on disk before Tune gets it; points are chosen when Tune asks for them."""
-    for number in range(options.trials):
-        trial = ledger.trials.get(number)
-        if trial is not None and trial.state in ENDED:
-            continue
-        if trial is None:
-            values = {}
-            if number != DEFAULT:
-                values = suggest(
-                    options.search, space, base, number, ledger.trials.values(), ledger.score, ledger.reports
-                )
-            trial = Trial(number, values)
-        trial.state, trial.message = "running", ""
-        ledger.save(trial)
-        yield trial
+    for number in range(n_trials):
+        trial = ledger.trials.get(number) or Trial(number, values_of(number))
+        if trial.state not in ENDED:
+            trial.state, trial.message = "running", ""
+            ledger.save(trial)
+            yield trial
 
 
 def _run(
@@ -403,8 +395,9 @@ def _run(
     shared: Shared,
     trials: Iterator[Trial],
     scheduler: TrialScheduler,
-    at_once: int,
     options: Options,
+    *,
+    at_once: int,
     callbacks: list[tune.Callback],
     place: _Placement,
 ) -> None:
@@ -460,36 +453,20 @@ class _Ends(tune.Stopper):
         return self._desk.must_end()
 
 
-def _confirm(
-    desk: Desk,
-    shared: Shared,
-    at_once: int,
-    options: Options,
-    callbacks: list[tune.Callback],
-    place: _Placement,
-) -> None:
+def _confirm(run: Callable[..., None], desk: Desk, shared: Shared, options: Options) -> None:
     """Run the best trial and the base config again with other seeds, to their ends."""
     best = desk.ledger.best
     if best is None or best.number == DEFAULT or not desk.ledger.is_scored(DEFAULT):
         return
     again = Ledger(confirm_root(shared.root, best), desk.ledger.score)
     again.load()
-    seeds = confirm_seeds(shared.base, options.confirm_seeds)
+    seeds = confirm_seeds(shared.base.config, options.confirm_seeds)
     points: list[dict[str, Any]] = [
         {"seed": seed, **values} for seed in seeds for values in ({}, best.values)
     ]
-
-    def left() -> Iterator[Trial]:
-        for number, values in enumerate(points):
-            trial = again.trials.get(number) or Trial(number, values, "unfinished")
-            if trial.state not in ENDED:
-                trial.state = "running"
-                again.save(trial)
-                yield trial
-
     desk.follow(again, len(points))
     shared, options = replace(shared, root=again.root), replace(options, trials=len(points))
-    _run(desk, shared, left(), FIFOScheduler(), at_once, options, callbacks, place)
+    run(shared, _to_do(again, len(points), points.__getitem__), FIFOScheduler(), options)
 
 
 def _loggers(names: Sequence[str]) -> list[tune.Callback]:

@@ -131,10 +131,13 @@ class Ledger:
                     "state": trial.state,
                     self.score.name: trial.score,
                     **self._interval(trial),
+                    **{name: trial.values.get(name) for name in names},
+                    "folds_done": trial.folds_done,
+                    "fold_epochs": trial.fold_epochs,
+                    "started_s": trial.started_s,
+                    "ended_s": trial.ended_s,
+                    "message": trial.message,
                 }
-                | {name: trial.values.get(name) for name in names}
-                | {"folds_done": trial.folds_done, "fold_epochs": trial.fold_epochs}
-                | {"started_s": trial.started_s, "ended_s": trial.ended_s, "message": trial.message}
             )
         return pd.DataFrame(rows)
 

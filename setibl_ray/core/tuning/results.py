@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -84,9 +83,12 @@ class Results:
     def __repr__(self) -> str:
         return f"{self.root}: {self.verdict()}"
 
+    @property
+    def _best_first(self) -> pd.DataFrame:
+        return self.table.sort_values(self.score.name, ascending=self.score.sign < 0, kind="stable")
+
     def _repr_html_(self) -> str:
-        done = self.table.sort_values(self.score.name, ascending=self.score.sign < 0, kind="stable")
-        shown = done[["trial", "state", self.score.name, *self.labels]].head(SHOWN)
+        shown = self._best_first[["trial", "state", self.score.name, *self.labels]].head(SHOWN)
         return f"<div><p>{escape(repr(self))}</p>{shown.to_html(escape=True, border=0, index=False)}</div>"
 
     def lines(self) -> list[str]:
@@ -96,9 +98,7 @@ class Results:
         width = {name: max(len(label), 8) for name, label in self.labels.items()}
         heads = [label.rjust(width[name]) for name, label in self.labels.items()]
         lines = ["  ".join([f"trial  OOF {self.score.label:4} 95 % interval", *heads])]
-        done = self.table[self.table["state"] == "done"].sort_values(
-            self.score.name, ascending=self.score.sign < 0, kind="stable"
-        )
+        done = self._best_first[self._best_first["state"] == "done"]
         place = np.arange(len(done))
         for row in done[(place < SHOWN) | (done["trial"] == DEFAULT)].to_dict("records"):
             values = [_shown(row[name]).rjust(width[name]) for name in self.labels]
@@ -190,41 +190,19 @@ def write_results(
 def _page(results: Results, ledger: Ledger, space: Space, base: Config, rungs: Sequence[int]) -> str:
     from setibl_ray.core.reporting import sweep_page
 
-    against, again, labels = results.against_base, results.confirmed, space.labels
-    gain = None
-    if against is not None:
-        detail = ", ".join(filter(None, (against.interval, against.corrected)))
-        gain = (f"{against.gain:+.4f}", "best against base config", detail)
     texts = {"Base config": base.to_yaml(), "Search space": yaml.safe_dump(space.plain(), sort_keys=False)}
     if results.config is not None:
         texts["Best config: best.yaml"] = results.config.to_yaml()
-    name = ledger.score.name
-    as_page = {name: "score", f"{name}_low": "low", f"{name}_high": "high"}
-    seeds = None if again is None else ledger.folder.read_csv("confirm.csv")
-    if seeds is not None:
-        seeds = seeds.rename(columns={f"{name}_best": "best", f"{name}_base": "base"})
     return sweep_page.draw(
         sweep_page.Sweep(
-            name=os.path.basename(ledger.root),
-            table=results.table.rename(columns=as_page),
-            fields=[
-                sweep_page.Searched(field.name, labels[field.name], field.is_log, field.options)
-                for field in space
-            ],
+            results,
+            space,
             base=space.default(base) or {},
             reports={trial.number: ledger.reports(trial) for trial in ledger.trials.values()},
             importance=_importance(ledger, space, base),
-            best=None if results.best is None else results.best.number,
-            default=DEFAULT,
             rungs=rungs,
-            full=results.full,
-            verdict=results.verdict(),
-            gain=gain,
-            confirmed="" if again is None else f"Repeated with other seeds: {again}.",
-            seeds=seeds,
+            seeds=None if results.confirmed is None else ledger.folder.read_csv("confirm.csv"),
             texts=texts,
-            score=ledger.score.label,
-            direction=ledger.score.direction,
         )
     )
 
@@ -250,7 +228,7 @@ def _confirmed(ledger: Ledger, best: Trial, group: pd.Series | None) -> Comparis
     ]
     table = pd.DataFrame(rows).assign(difference=lambda t: t[f"{name}_best"] - t[f"{name}_base"])
     ledger.folder.write_csv("confirm.csv", table)
-    return confirmed(ledger.score, pairs, [group] * len(pairs))
+    return confirmed(ledger.score, pairs, group)
 
 
 def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,10 @@ from setibl_ray.core.cluster.placement import Request
 from setibl_ray.core.errors import SetiblError
 from setibl_ray.core.jobs import Event, Failed, Predicted, Runner, RunSpec, Stepped, Trained, load_task
 from setibl_ray.core.run import session
-from setibl_ray.core.run.folder import RunFolder
 from setibl_ray.core.run.gathering import CoverageError
 from setibl_ray.core.run.record import Record
 from setibl_ray.core.run.supervisor import Answer
-from setibl_ray.core.task import Rows, Score, Task
+from setibl_ray.core.task import Score
 from setibl_ray.core.tuning.ladder import Standing, ladder
 from setibl_ray.core.tuning.ledger import run_folder
 from setibl_ray.core.tuning.space import apply
@@ -41,45 +40,31 @@ class Shared:
 
     Attributes:
       root: the sweep's folder.
-      task: what is run, or its dotted name.
-      base: the config that a trial's values are put into.
-      rows: the data.
+      base: of the base config, which a trial's values are put into, with the files that any trial's config names.
       request: what one fold takes from a node.
       slots: folds that a trial runs at once.
       where: how often folds are retried, how long they may take.
-      predict_test: also predict the test set in every trial.
       keep_artifacts: keep each fold's artifact (as much as a run of `cv` per trial).
       command: what the user typed.
-      fold_of_row: (n,) fold that holds each row out, as the driver read or drew it.
-      files: content of the files that any config names.
     """
 
     root: str
-    task: Task | str
-    base: Any
-    rows: Rows
+    base: RunSpec
     request: Request
     slots: int
     where: Where
-    predict_test: bool
     keep_artifacts: bool
     command: str
-    fold_of_row: np.ndarray
-    files: Mapping[str, bytes]
 
-    def spec(self, config: Any) -> RunSpec:
-        rows = self.rows
-        # Not read again: a trial may be in another folder than the driver, and files may have changed since.
-        as_base = config.seed == self.base.seed or splits.is_file(config.split)
-        return RunSpec(
-            self.task,
-            config,
-            rows,
-            self.fold_of_row if as_base else splits.assign(config, rows),
-            session.scratch_of(rows),
-            predict_test=self.predict_test,
-            files=self.files,
-        )
+    def spec(self, values: Mapping[str, Any]) -> RunSpec:
+        """The specification of a trial's run, in the trial's own process."""
+        base = self.base
+        config, fold_of_row = apply(base.config, values), base.fold_of_row
+        # A file is not read again: a trial may be in another folder than the driver, and it may have changed since.
+        if config.seed != base.config.seed and not splits.is_file(config.split):
+            fold_of_row = splits.assign(config, base.rows)
+        scratch = session.scratch_of(base.rows)
+        return replace(base, config=config, fold_of_row=fold_of_row, scratch=scratch)
 
 
 class CrossValidationTrial(tune.Trainable):
@@ -118,12 +103,15 @@ class Work:
     def __init__(self, shared: Shared, number: int, values: dict[str, Any]) -> None:
         self._shared = shared
         self._folder = run_folder(shared.root, number)
-        self._spec = shared.spec(apply(shared.base, values))
-        task = load_task(shared.task)
+        self._spec = shared.spec(values)
+        task = load_task(self._spec.task)
         n_steps = [task.needs(self._spec.config, fold).n_steps for fold in range(self._spec.config.folds)]
         steps = ladder(n_steps, shared.slots)
-        self._standing = Standing(steps, shared.rows.target, self._spec.fold_of_row, task.score)
-        self._reported = _Reports(self._folder)
+        self._standing = Standing(steps, self._spec.rows.target, self._spec.fold_of_row, task.score)
+        self._reports: dict[int, dict[str, Any]] = {}  # rows of reports.csv by step
+        if self._folder.exists("reports.csv"):
+            rows = self._folder.read_csv("reports.csv").to_dict("records")
+            self._reports = {row["step"]: row for row in rows}
         self._runner: Runner | None = None
 
     def reports(self) -> Iterator[dict[str, Any]]:
@@ -174,7 +162,9 @@ class Work:
                 "score": score,
                 "wave_score": self._standing.wave_score(step),
             }
-            self._reported.add(report)
+            if step.number not in self._reports:  # a continued trial passes its old steps again
+                self._reports[step.number] = {**report, "time_s": time.time()}
+                self._folder.write_csv("reports.csv", pd.DataFrame(self._reports.values()))
             yield {**report, "complete": done, "done": done}
 
 
@@ -201,21 +191,6 @@ class _Follow:
     def _done(self, fold: int) -> None:
         if fold in (self._record.predicted if self._record.spec.n_test else self._record.fitted):
             self._standing.saw_result(fold, self._record.fitted[fold].pred)
-
-
-class _Reports:
-    """reports.csv of a trial."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._reports: dict[int, dict[str, Any]] = {}
-        if folder.exists("reports.csv"):
-            self._reports = {row["step"]: row for row in folder.read_csv("reports.csv").to_dict("records")}
-
-    def add(self, report: dict[str, Any]) -> None:
-        if report["step"] not in self._reports:  # a continued trial passes its old steps again
-            self._reports[report["step"]] = {**report, "time_s": time.time()}
-            self._folder.write_csv("reports.csv", pd.DataFrame(self._reports.values()))
 
 
 def _finite(value: Any, score: Score) -> float:
