@@ -281,8 +281,8 @@ def test_cut_at_random_moments_and_resumed_it_ends_with_the_same_table(whole, st
             said = process.stdout.read()
             assert "best.yaml" in said or "no trial is finished" in said
         assert finished_folds(tmp_path).items() >= kept.items(), "a finished fold was trained again"
-        kept, flags = finished_folds(tmp_path), ["--resume"]
-    assert start("--resume").wait(200) == 0
+        kept, flags = finished_folds(tmp_path), ["--resume", "--out", str(tmp_path / "out")]
+    assert start(*flags).wait(200) == 0
     assert finished_folds(tmp_path).items() >= kept.items(), "a finished fold was trained again"
     check_same_end(whole, tmp_path)
 
