@@ -84,11 +84,11 @@ class Sizes(NamedTuple):
             small,
             Recipe(train=1200, test=200, shards=10, test_shards=2, shape=(91, 85)),
             {
-                "b0": Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
-                "nano": Speed(
+                "speed-b0": Speed("efficientnet-b0", "273x256", many, ("mixed", "free", "xla")),
+                "speed-nano": Speed(
                     "efficientnet-nano", "91x85", Recipe(train=9600, shape=(91, 85)), ("single", "xla")
                 ),
-                "b4": Speed("efficientnet-b4", "273x256", few, ()),
+                "speed-b4": Speed("efficientnet-b4", "273x256", few, ()),
             },
             JOB,
             3,
@@ -103,7 +103,7 @@ class Sizes(NamedTuple):
             small,
             Recipe(train=100, test=20, shards=10, test_shards=2, shape=(32, 32), positive=0.5),
             {
-                "nano": Speed(
+                "speed-nano": Speed(
                     "efficientnet-nano", "32x32", Recipe(train=80, shards=4, shape=(32, 32)), tuple(WAYS)
                 )
             },
@@ -491,8 +491,7 @@ def measure(bench: Bench, only: list[str], seconds: float) -> Iterator[tuple[str
             yield name, Row(name, "measured", "not measured: no TensorFlow here", False)
             continue
         try:
-            part, _, model = name.partition("-")
-            for row in getattr(bench, part)(*filter(None, [model])):
+            for row in bench.speed(name) if name in SPEED else getattr(bench, name)():
                 print(f"{row.what}: {row.reached} (goal: {row.goal})", flush=True)
                 yield name, row
         except subprocess.SubprocessError as error:
@@ -552,7 +551,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file, today = options.out / f"{name}.json", datetime.date.today().isoformat()
     sizes = Sizes.rehearsal() if options.rehearse else Sizes.gpu()
-    only = [part for part in options.only.split(",") if part not in SPEED or part[6:] in sizes.speed]
+    only = [part for part in options.only.split(",") if part not in SPEED or part in sizes.speed]
     rows: list[dict[str, Any]] = []
     if file.exists() and (before := json.loads(file.read_text()))["card"] == about["card"]:
         rows = [row for row in before["rows"] if row["part"] not in only]

@@ -24,6 +24,11 @@ from setibl_ray.core.where import Where
 NODE_ID_LABEL = "ray.io/node-id"  # every node has it
 POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
 _TYPE_PREFIX = "accelerator_type:"  # for Ray, a generation is a resource of which its nodes have one
+_ARGUMENTS = {
+    "CPU": "num_cpus",
+    "GPU": "num_gpus",
+    "memory": "memory",
+}  # of Ray's options; others are `resources`
 TPU_CHIP_COUNTS = (1, 2, 4, 8)  # numbers that Ray can make visible on one host; it refuses all others
 
 
@@ -86,13 +91,9 @@ class Request:
           avoid: ids of nodes that it must not run on.
           prefer: id of a node to run on if it has room.
         """
-        own = {
-            "CPU": "num_cpus",
-            "GPU": "num_gpus",
-            "memory": "memory",
-        }  # resources with arguments of their own
-        options: dict = {own[name]: amount for name, amount in self.resources.items() if name in own}
-        options["resources"] = {name: n for name, n in self.resources.items() if name not in own}
+        amounts = self.resources
+        options: dict = {key: amounts.pop(name) for name, key in _ARGUMENTS.items() if name in amounts}
+        options["resources"] = amounts
         if spread:
             near = prefer and NodeAffinitySchedulingStrategy(prefer, soft=True, _spill_on_unavailable=True)
             options["scheduling_strategy"] = near or "SPREAD"

@@ -86,6 +86,7 @@ class Manifest(_Open):
     versions: dict[str, str] = {}
     data: dict[str, Any]
     code: dict[str, str] = {}
+    files: dict[str, str] = {}
     folds: dict[int, FoldEntry] = {}
     resumed: list[dict[str, Any]] = []
     started_s: float

@@ -280,12 +280,13 @@ def new_manifest(spec: RunSpec, options: Mapping[str, Any], command: str, **more
             "options": dict(options),
         },
         code=code_sums(spec),
+        files={name: sha256(content) for name, content in spec.files.items()},
         folds={
             fold: FoldEntry(memory_estimate_bytes=task.needs(config, fold).memory_bytes)
             for fold in range(config.folds)
         },
         started_s=time.time(),
-        **{"files": {name: sha256(content) for name, content in spec.files.items()}, **more},
+        **more,
     )
 
 

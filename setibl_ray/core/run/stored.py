@@ -129,9 +129,8 @@ def same_data(folder: RunFolder, manifest: Manifest, spec: RunSpec) -> None:
             f"({there['n_train']} + {there['n_test']} records), now {rows.fingerprint[:12]} of "
             f"{rows.root} ({len(rows.table)} + {len(rows.test)}). Choose another --out."
         )
-    files: dict[str, Any] = (manifest.model_extra or {}).get("files", {})
     for name, content in spec.files.items():
-        if files.get(name) != sha256(content):
+        if manifest.files.get(name) != sha256(content):
             raise RunFolderError(
                 f"{folder} was begun with another content of {name}. Put that back, or choose another --out."
             )
