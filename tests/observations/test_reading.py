@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import fsspec
+import h5py
 import numpy as np
 import pytest
 from skies import SMALL
@@ -106,10 +107,18 @@ def test_not_such_files(tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"nchans": 63}, "channels"), ({"foff": 0.0}, "foff: expected"), ({"tsamp": -1.0}, "tsamp: expected"),
+    ({"tstart": float("nan")}, "tstart: expected a number"), ({"fch1": "C band"}, "fch1: expected a number"),
 ])  # fmt: skip
 def test_impossible_headers(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         read_header(written(tmp_path / "a.h5", np.ones((4, 1, 64), np.float32), **changes))
+
+
+def test_a_group_named_data(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("data")
+    with pytest.raises(DataError, match="expected a data set named data"):
+        read_header(str(tmp_path / "a.h5"))
 
 
 def test_an_unsupported_number_of_bits(tmp_path):

@@ -144,16 +144,19 @@ def _header(
         raise DataError(
             f"{path}: expected the header fields {', '.join(_FIELDS)}; {', '.join(missing)} is missing"
         )
-    values = {name: float(fields[name]) for name in _FIELDS}
+    values = {name: _number(fields[name]) for name in _FIELDS}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise DataError(f"{path}: {name}: expected a number, found {one_line(repr(fields[name]))}")
     if len(shape) != 3 or shape[2] != values["nchans"] or 0 in shape:
         raise DataError(
             f"{path}: expected data (time, IF, {values['nchans']:.0f} channels), found {tuple(shape)}"
         )
     if n_bits not in _DTYPES:
         raise DataError(f"{path}: nbits: expected 8, 16, 32 or 64, found {n_bits}")
-    for name in ("foff", "tsamp"):
-        if not np.isfinite(values[name]) or values[name] == 0 or (name == "tsamp" and values[name] < 0):
-            raise DataError(f"{path}: {name}: expected a number that is not 0, found {fields[name]}")
+    if values["foff"] == 0 or values["tsamp"] <= 0:
+        name = "tsamp" if values["foff"] else "foff"
+        raise DataError(f"{path}: {name}: expected a number that is not 0, found {fields[name]}")
     return Header(
         path=path,
         source=str(fields.get("source_name", "")).strip(),
@@ -165,15 +168,15 @@ def _header(
         tsamp_s=values["tsamp"],
         tstart_mjd=values["tstart"],
         n_bits=n_bits,
-        ra_h=_angle(fields.get("src_raj")),
-        dec_deg=_angle(fields.get("src_dej")),
+        ra_h=_number(fields.get("src_raj")),
+        dec_deg=_number(fields.get("src_dej")),
         size_bytes=size,
         data_start=start,
     )
 
 
-def _angle(value: Any) -> float:
-    """Hours or degrees; blimpy's headers hold an Angle, HDF5 files a number or text such as 05h12m."""
+def _number(value: Any) -> float:
+    """A header's value, nan if it is no number: blimpy's headers hold an Angle, HDF5 files may hold text (05h12m)."""
     try:
         return float(getattr(value, "value", value))
     except (TypeError, ValueError):
@@ -200,7 +203,7 @@ def _opened_h5(path: str) -> Iterator[tuple[Any, int]]:
         local = isinstance(getattr(stream, "name", None), str) and os.path.exists(stream.name)
         try:
             with h5py.File(stream.name if local else stream, "r") as file:
-                if "data" not in file:
+                if not isinstance(file.get("data"), h5py.Dataset):
                     raise DataError(
                         f"{path}: expected a data set named data, found {', '.join(file) or 'none'}"
                     )
