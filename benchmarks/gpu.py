@@ -559,9 +559,8 @@ def main() -> None:
         bench = Bench(Path(work), sizes)
         for part, row in measure(bench, only, options.seconds):
             rows.append({"part": part, "date": today, **row._asdict()})
-            write(
-                file, about, rows
-            )  # after each: whoever stops this, or has no time left, keeps what there is
+            # After each: whoever stops this, or has no time left, keeps what there is.
+            write(file, about, rows)
 
 
 if __name__ == "__main__":

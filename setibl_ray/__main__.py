@@ -31,9 +31,8 @@ def main() -> None:
         print(f"setibl-ray: expected a command, got {name!r}\n\n{usage}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
-    sys.path.insert(
-        0, os.getcwd()
-    )  # as `python -m` does: the module of --postprocess module:function may be there
+    # As `python -m` does: the module of --postprocess module:function may be there.
+    sys.path.insert(0, os.getcwd())
     runpy.run_module(f"setibl_ray.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -56,9 +56,8 @@ def test_what_is_stored_is_whole_and_small(notebook):
 @pytest.mark.timeout(1800)
 def test_it_runs(notebook, tmp_path, monkeypatch, request):
     path = notebook.pop("path")
-    monkeypatch.setenv(
-        "PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )  # for !python
+    # For !python.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(
         notebook, timeout=1500, coalesce_streams=True, record_timing=False, resources=place

@@ -43,9 +43,8 @@ def test_its_name_a_checksum_and_its_own_size_are_recorded(plain):
     manifest = Manifest.load(RunFolder(str(plain)))
     assert "model: examples.own_model:shallow" in (plain / "config.yaml").read_text()
     assert len(manifest.code["examples.own_model:shallow"]) == 64
-    assert (
-        1e9 < manifest.folds[0].memory_estimate_bytes < 2e9
-    )  # far from the largest of this package's models
+    # Far from the largest of this package's models.
+    assert 1e9 < manifest.folds[0].memory_estimate_bytes < 2e9
 
 
 def test_a_killed_worker_and_driver_on_ray_end_with_the_bytes_of_the_plain_loop(plain, shards, tmp_path):

@@ -318,9 +318,8 @@ def test_the_bill_is_nodes_from_set_up_to_idling_and_a_head():
     rates = replace(KNOWN, train=1, predict=1e12, cadences=1e12, epoch_s=0, start_s=0, build_s=0)
     hosts = [replace(HOST, n_slots=1), replace(HOST, name="b", n_slots=1)]
     plan = forecast(own, rows_of(300, 0, 3), hosts, V4, dict.fromkeys(range(3), rates))
-    assert plan.makespan_s == pytest.approx(
-        2 * 192
-    )  # three full batches of 4 x 16 a fold; node a has two folds
+    # Three full batches of 4 x 16 a fold; node a has two folds.
+    assert plan.makespan_s == pytest.approx(2 * 192)
     on_demand, preemptible = bills(plan, assume.Assume(setup_s=60, idle_s=40), 4)
     hours = (2 * 192 + 192 + 2 * 100) / 3600
     assert (on_demand.nodes, preemptible.nodes) == pytest.approx((13 * hours, 5 * hours))

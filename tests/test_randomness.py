@@ -16,9 +16,8 @@ def test_streams_with_different_names_are_different():
         (42, "aug", "ment", 0, 1),
     ]
     assert len({randomness.stream_key(*name) for name in names}) == len(names)
-    assert (
-        randomness.stream_key(42, "augment", 0, 1) == 1549492090571437789
-    )  # a change here changes every result of every run
+    # A change here changes every result of every run.
+    assert randomness.stream_key(42, "augment", 0, 1) == 1549492090571437789
 
 
 @given(

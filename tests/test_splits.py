@@ -204,7 +204,6 @@ def test_groups_that_a_split_divides_are_said():
     some = rows(6, 4, group=["obs-0"] * 4 + ["obs-1"] * 4 + ["obs-2"] * 4 + [""] * 12)
     assert splits.divided_groups(some, by_row).startswith("3 groups")
     assert "--split group" not in splits.divided_groups(some, by_row)  # which needs a group of every row
-    assert (
-        splits.divided_groups(rows(6, 4, group="one session"), by_row) == ""
-    )  # no split could keep it whole
+    # No split could keep it whole.
+    assert splits.divided_groups(rows(6, 4, group="one session"), by_row) == ""
     assert splits.divided_groups(rows(6, 4, group=""), by_row) == ""

@@ -49,9 +49,8 @@ class Config(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "devices_per_fold", "cpus_per_fold"})
     unsearchable: ClassVar[frozenset[str]] = frozenset({"folds", "split", "seed"})
-    weight_rules: ClassVar[
-        tuple[str, ...]
-    ] = ()  # names for `fold_weights`; empty where the score's is not known yet
+    # Names for `fold_weights`; empty where the score's is not known yet.
+    weight_rules: ClassVar[tuple[str, ...]] = ()
 
     @pydantic.field_validator("devices_per_fold")
     @classmethod
@@ -85,10 +84,6 @@ class Config(Section):
                 f"fold-weights: expected {self.folds} numbers, got {self.fold_weights.count(',') + 1}"
             )
         return self
-
-    def changed(self: C, **values: Any) -> C:
-        """A copy with other values of some fields, validated like any other config."""
-        return parse(type(self), self.model_dump() | values)
 
     @classmethod
     def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

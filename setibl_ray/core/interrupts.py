@@ -31,9 +31,8 @@ def as_keyboard_interrupt() -> Iterator[None]:
     Ending at once loses nothing: files in the run folder are complete, the kernel releases the lock, and Ray's
     processes on this machine end with their driver.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python only handles signals in the main thread
+    # Python only handles signals in the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard = False

@@ -147,9 +147,8 @@ def wait_until(what: str, deadline_s: float, probe: Callable[[], T]) -> T:
     while not (answer := probe()):
         assert time.monotonic() - begun < deadline_s, f"no {what} within {deadline_s} s"
         time.sleep(1)
-    print(
-        f"{time.strftime('%X')}  {what}, after {time.monotonic() - begun:.0f} s"
-    )  # pytest shows it if the test fails
+    # Pytest shows it if the test fails.
+    print(f"{time.strftime('%X')}  {what}, after {time.monotonic() - begun:.0f} s")
     return answer
 
 

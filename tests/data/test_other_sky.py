@@ -25,9 +25,8 @@ def test_a_signal_shows_in_the_panels_of_its_kind(kind):
 
 
 def test_a_set_is_read_as_any_other_and_made_again_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "setibl_ray.seti.formats.writer.n_cores", lambda: 1
-    )  # a script's functions have no module
+    # A script's functions have no module.
+    monkeypatch.setattr("setibl_ray.seti.formats.writer.n_cores", lambda: 1)
     sets = [shards.read_index(SKY["write"](tmp_path / name, 40, seed=3, shards=2)) for name in "ab"]
     assert sets[0].fingerprint == sets[1].fingerprint
     train = sets[0].train

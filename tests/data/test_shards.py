@@ -78,9 +78,8 @@ def test_ids_and_groups_that_look_like_numbers_stay_text(tmp_path):
 
 @pytest.mark.parametrize(("gap", "block"), [(1 << 20, 32 << 20), (-1, 32 << 20), (1 << 20, 10_000)])
 def test_random_access_equals_reading_in_order(small_set, monkeypatch, gap, block):
-    monkeypatch.setattr(
-        shards, "_GAP_BYTES", gap
-    )  # with -1 and 10,000 not all rows of a shard come with one read
+    # With -1 and 10,000 not all rows of a shard come with one read.
+    monkeypatch.setattr(shards, "_GAP_BYTES", gap)
     monkeypatch.setattr(shards, "_BLOCK_BYTES", block)
     index = read_index(small_set)
     panels = np.stack([record.panels for shard in index.shards_of("train") for record in iter_records(shard)])

@@ -72,9 +72,8 @@ def test_mutated_examples_decode_as_protobuf_does_or_raise_data_error(data):
     for candidate in (bytes(payload), bytes(payload[:cut])):
         with suppress(DataError):
             ours = decode_example(candidate)
-            for name, values in protobufs(
-                candidate
-            ):  # which leaves out a feature with a field it does not know
+            # Protobuf leaves out a feature with a field it does not know.
+            for name, values in protobufs(candidate):
                 found = [bytes(value) if isinstance(value, memoryview) else value for value in ours[name]]
                 assert repr(found) == repr(values)  # as text, because a NaN is not equal to itself
 

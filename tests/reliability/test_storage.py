@@ -76,9 +76,8 @@ def test_a_disk_that_fills_up_stops_the_run_and_resume_goes_on(full_disk, local_
     assert "could not be written: No space left on device" in said
     assert "Everything before is kept. Resume with: python -m setibl_ray.cv --resume" in said
     fill(False)
-    left = {
-        name for name in leftovers(out) if not name.endswith("fold.json")
-    }  # manifest.json had no room either
+    # manifest.json had no room either.
+    left = {name for name in leftovers(out) if not name.endswith("fold.json")}
     assert left == {name for name in left if name.startswith("fold-1/state-")} != set()
     assert local_cv(out, "--resume") == 0
     same_results(undisturbed, out)
@@ -174,9 +173,8 @@ def outage(monkeypatch):
     real = MemoryFileSystem.pipe_file, MemoryFileSystem.cat_file
 
     def refuse(*_, **__):
-        raise EndpointConnectionError(
-            endpoint_url="https://store"
-        )  # no OSError, as most of what clients raise
+        # No OSError, as most of what clients raise.
+        raise EndpointConnectionError(endpoint_url="https://store")
 
     def begin(down=True):
         write, read = (refuse, refuse) if down else real

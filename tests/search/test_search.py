@@ -317,9 +317,8 @@ def test_a_needle_that_crosses_from_one_coarse_channel_to_the_next_is_one_candid
         with h5py.File(paths[panel], "r+") as file:
             data = file["data"][...]
             for row, time_s in enumerate(observation.time_s[panel]):
-                at = (
-                    SKY.n_channels - 1 - round(border + 3 + 160 * time_s / span_s)
-                )  # the file counts downwards
+                # The file counts downwards.
+                at = SKY.n_channels - 1 - round(border + 3 + 160 * time_s / span_s)
                 data[row, 0, at - 1 : at + 2] *= 2
             file["data"][...] = data
     search(

@@ -14,9 +14,8 @@ from setibl_ray.seti.config import parse
 from setibl_ray.seti.models import MODELS, with_head
 from setibl_ray.seti.train import models
 
-BIG = {
-    f"efficientnet-b{size}" for size in range(1, 7)
-}  # a minute to build together; b0 and b7 stand for them
+# A minute to build together; b0 and b7 stand for them.
+BIG = {f"efficientnet-b{size}" for size in range(1, 7)}
 
 
 def build(name, channels, size=(80, 76), **fields):

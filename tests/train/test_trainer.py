@@ -150,9 +150,8 @@ def test_focal_loss_and_its_gradient_are_tensorflow_addons_to_the_bit():
     target = tf.constant(rng.integers(2, size=(500, 1)), tf.float32)
     pred = tf.Variable(np.concatenate([rng.uniform(size=(498, 1)), [[0.0], [1.0]]]), dtype=tf.float32)
 
-    class SmoothedFocal(
-        tf.keras.losses.Loss
-    ):  # the same name: TensorFlow orders a graph by its names, and rounds so
+    # The same name: TensorFlow orders a graph by its names, and rounds so.
+    class SmoothedFocal(tf.keras.losses.Loss):
         def call(self, y_true, y_pred):
             return addons.losses.sigmoid_focal_crossentropy(y_true * 0.9 + 0.05, y_pred)
 

@@ -311,9 +311,8 @@ def _description(node: Node, label_keys: Iterable[str]) -> str:
 
 def _nearest(ask: Ask, nodes: Sequence[Node]) -> list[str]:
     """The fewest changes that make the request fit, as flags: another device only if nothing else helps."""
-    kinds = {
-        _description(node, ask.labels): node for node in nodes if node.total("CPU")
-    }  # none: kept free of folds
+    # A node without cores is kept free of folds.
+    kinds = {_description(node, ask.labels): node for node in nodes if node.total("CPU")}
     ways = [
         (rank, len(flags), sum(flag.startswith("no ") for flag in flags), flags, changed)
         for node in kinds.values()

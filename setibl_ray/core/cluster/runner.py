@@ -40,9 +40,8 @@ from setibl_ray.core.jobs import (
 from setibl_ray.core.task import Fitted, Prediction
 from setibl_ray.core.terminal import headline
 
-SOFT_CANCEL_S = (
-    5.0  # a soft cancel waits for the C code of a training step; after this time the process is killed
-)
+# A soft cancel waits for the C code of a training step; after this time the process is killed.
+SOFT_CANCEL_S = 5.0
 NO_NODE_S = 60.0  # minimum time that a fold waits when every node that could run it is gone
 # Events of a job that may wait to be taken; without a limit, states fill the object store while the run folder is slow.
 EVENTS_AHEAD = 2
@@ -271,9 +270,8 @@ class RayRunner:
             return
         self._no_node_since = None
         for stream, attempt in waiting.items():
-            if attempt.job.avoid and not self._fits_outside(
-                attempt.job.avoid
-            ):  # all are gone except those to avoid
+            # All are gone except those to avoid.
+            if attempt.job.avoid and not self._fits_outside(attempt.job.avoid):
                 del self._running[stream]
                 ray.cancel(stream, force=True)
                 self._waiting.append(replace(attempt.job, avoid=()))

@@ -2,11 +2,11 @@
 
 | cause         | decision                                                                     |
 |---------------|------------------------------------------------------------------------------|
-| worker-died   | retry, from the last finished step                                          |
-| node-died     | retry on another node, from      the last finished step                     |
-| host-memory   | retry elsewhere, from the last finished step                                |
+| worker-died   | retry, from the last finished step                                           |
+| node-died     | retry on another node, from the last finished step                           |
+| host-memory   | retry elsewhere, from the last finished step                                 |
 | tpu-busy      | retry: the next attempt removes a lock file of a dead process                |
-| time-limit    | retry elsewhere, from the last finished step: a hung read or device         |
+| time-limit    | retry elsewhere, from the last finished step: a hung read or device          |
 | storage       | retry elsewhere: the storage or the node's connection to it may be back      |
 | device-memory | give up: the same batch would not fit the next time                          |
 | config, data  | give up: nothing changes by trying again                                     |

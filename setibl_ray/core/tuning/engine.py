@@ -403,9 +403,8 @@ def _run(
 ) -> None:
     """Let Tune run `trials` to their ends."""
     os.environ |= QUIET
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # a failed trial is a line on the desk, not a traceback
+    # A failed trial is a line on the desk, not a traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # `tune.run`, as a `Tuner` pickles searcher, scheduler and callbacks for a restore, which the ledger replaces.
     interrupt: BaseException | None = None
     try:

@@ -242,7 +242,6 @@ def _opened(image: memoryview | bytes, where: str) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:
         begins = f"{len(image)} bytes that begin with {bytes(image[:8])!r}" if len(image) else "0 bytes"
         raise DataError(f"{where}: image is not a readable PNG or JPEG: {begins}") from None
-    except (
-        Exception
-    ) as error:  # Pillow raises SyntaxError on bad chunks, IndexError where there are none, and more
+    except Exception as error:
+        # Pillow raises SyntaxError on bad chunks, IndexError where there are none, and more.
         raise DataError(f"{where}: undecodable image: {one_line(error)}") from None

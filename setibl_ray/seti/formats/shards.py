@@ -156,9 +156,8 @@ def list_shards(root: str, needs: Split | None = "train") -> list[ShardInfo]:
         raise DataError(
             f"{root} is not a folder. Expected one with train00-N.tfrec …; see `setibl_ray.data synth`."
         )
-    local = isinstance(
-        fs, LocalFileSystem
-    )  # a plain absolute path also works for readers that do not support URLs
+    # A plain absolute path also works for readers that do not support URLs.
+    local = isinstance(fs, LocalFileSystem)
     shards = []
     for entry in entries:
         name = entry["name"].rstrip("/").rsplit("/", 1)[-1]

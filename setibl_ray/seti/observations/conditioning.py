@@ -16,9 +16,8 @@ from setibl_ray.seti.formats.records import CLIP
 from setibl_ray.seti.kernels import jit
 
 VERSION = 1
-BLOCK = (
-    1024  # channels of one estimate of bandpass and noise; Green Bank's coarse channels have 1,024 of them
-)
+# Channels of one estimate of bandpass and noise; Green Bank's coarse channels have 1,024 of them.
+BLOCK = 1024
 DC_REACH = 1  # channels to either side of the spike that are interpolated too
 _SAMPLED = 4  # every fourth value is enough for a median of thousands
 _MAD = 1.4826  # of a Gaussian, standard deviations over median absolute deviations

@@ -94,7 +94,6 @@ def search_both(
       time_s: (6, time) from the middle of the observation.
       max_drift: channels from the beginning to the end of the observation, either way.
       on_above, off_below: S/N in each ON panel at least, in each OFF panel at most.
-
       exchanged: whether the second result is wanted; without, it is empty.
 
     Returns:

@@ -85,9 +85,8 @@ def simulate(
                 "foff": df_mhz if rising else -df_mhz, "nchans": sky.n_channels, "nifs": n_ifs, "nbits": n_bits,
                 "tsamp": DT_S, "tstart": sky.tstart_mjd + starts_s[panel] / 86400,
             }  # fmt: skip
-            if (
-                suffix == "h5"
-            ):  # a .fil file may be without, and blimpy writes angles into it by a way of their own
+            # A .fil file may be without, and blimpy writes angles into it in a way of its own.
+            if suffix == "h5":
                 header |= {"src_raj": 12.5, "src_dej": 40.0 + panel % 2 * (panel + 1) / 2}
             values = power[panel] if rising else power[panel, :, ::-1]
             write_filterbank(made / name, header, _digitised(values, n_bits, n_ifs))

@@ -25,9 +25,8 @@ class Device(NamedTuple):
     """One chip, GPU or core, and its share of a host."""
 
     peak_tflops: float
-    utilisation: (
-        float  # share of the peak that an EfficientNet reaches: depthwise convolutions are memory-bound
-    )
+    # Share of the peak that an EfficientNet reaches: depthwise convolutions are memory-bound.
+    utilisation: float
     build_s: float
     cpus: float
     memory_gb: float

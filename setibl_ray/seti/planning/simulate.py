@@ -87,9 +87,8 @@ def simulate(
     spans = deque((cost, span) for cost in costs if cost.trained for span in range(len(cost.spans_s)))
     free, busy = set(range(len(nodes))), Counter[int]()
     built: dict[int, Hashable] = {}  # slot -> the model built in its process
-    decoded: dict[
-        tuple[int, str, Hashable], float
-    ] = {}  # (node, train or test, panels) -> when they are decoded
+    # (node, train or test, panels) -> when they are decoded.
+    decoded: dict[tuple[int, str, Hashable], float] = {}
     running: list[tuple[float, int, Assignment, FoldCost]] = []
     order = count()
     assignments: list[Assignment] = []

@@ -27,9 +27,8 @@ SWAPPED = (1, 0, 3, 2, 5, 4)
 PICTURE = (16, 96)  # rows and columns of a panel in a hit's picture
 RECOVER_SNR = (6.0, 100.0)
 _MARGIN = 2 * BLOCK  # channels read beyond a coarse channel's ends, for lines that cross them
-_BORDER = (
-    32  # how far beyond them the middle of a line may be; two channels then find it, and hits are merged
-)
+# How far beyond them the middle of a line may be; two channels then find it, and hits are merged.
+_BORDER = 32
 _FOUND_HZ = 30.0  # an injected needle counts as found within this, times `Observation.coarseness`
 
 Score = Callable[[np.ndarray], np.ndarray]

@@ -21,9 +21,8 @@ from setibl_ray.seti.search.settings import SearchSettings
 from setibl_ray.seti.sizes import sizes
 from setibl_ray.seti.task import CadenceTask
 
-BYTES_A_VALUE = (
-    24  # of a coarse channel's panels, at the peak: as read, conditioned, binned, and what is made meanwhile
-)
+# Of a coarse channel's panels, at the peak: as read, conditioned, binned, and what is made meanwhile.
+BYTES_A_VALUE = 24
 
 
 Scorer: TypeAlias = Callable[[Config, Sequence[bytes]], Score]

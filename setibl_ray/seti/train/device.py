@@ -67,9 +67,8 @@ def acquire(kind: str, threads: int, share: float = 1.0) -> Device:
     if kind == "gpu":
         why = nvidia.why_none(tf.sysconfig.get_build_info().get("cuda_version"))
         raise ConfigError(f"device: gpu was asked for, but TensorFlow {tf.__version__} sees none: {why}")
-    with suppress(
-        RuntimeError
-    ):  # devices cannot be hidden once TensorFlow runs; then it runs on the CPU already
+    # Devices cannot be hidden once TensorFlow runs; then it runs on the CPU already.
+    with suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     logical = tf.config.list_logical_devices("CPU")
     if len(logical) > 1:  # CPUs split into logical devices, to test replicas without an accelerator
