@@ -162,4 +162,4 @@ def test_the_command_writes_what_it_found_and_the_report_shows_it(studied, capsy
 def test_a_run_without_weights_is_refused_before_anything_is_made(tmp_path, capsys):
     path = fake.write_run(tmp_path / "run", n_train=60)
     assert evaluate.entry([str(path), "--sensitivity"]) == 2
-    assert "keeps no weights" in capsys.readouterr().err
+    assert "keeps no weights.h5" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def predict(
     where, console, data = Where.of(where), console or terminal.console(), location("data", data)
     say, loaded = sayer(console), load_task(task)
     source, folder = RunFolder(location("run", run)), RunFolder(location("out", out))
-    theirs, config = _finished(source, loaded)
+    theirs, config = stored.finished(source), stored.read_config(source, config_of(loaded.Settings))
     options = {name: value for name, value in (options or {}).items() if value is not None}
     if resume:
         own, config = stored.load(folder, type(config))
@@ -111,38 +111,11 @@ def predict(
     return folder.path("submission.csv")
 
 
-def _finished(source: RunFolder, task: Task) -> tuple[Manifest, Any]:
-    """A run's manifest and config.
-
-    Raises:
-      RunFolderError: it is not finished.
-    """
-    manifest = Manifest.load(source)
-    unfinished = [fold for fold in manifest.folds if manifest.folds[fold].state != "done"]
-    if unfinished:
-        raise RunFolderError(
-            f"{source}: fold {', '.join(map(str, unfinished))} of {len(manifest.folds)} is not done. "
-            "Finish the run with --resume."
-        )
-    return manifest, stored.read_config(source, config_of(task.Settings))
-
-
 def _fitted(source: RunFolder, task: Task, manifest: Manifest, fold: int) -> Fitted:
-    """A fitted fold, without what is not needed here.
-
-    Raises:
-      RunFolderError: its artifact was not kept, or has changed.
-    """
-    name, entry = f"fold-{fold}/{task.artifact_name}", manifest.folds[fold]
-    if name not in entry.files:
-        raise RunFolderError(f"{source} keeps no {task.artifact_name}: fold {fold} cannot predict")
-    if source.unfit({name: entry.files[name]}):
-        raise RunFolderError(
-            f"{source.path(name)} is missing or has changed since it was written. Finish the run again with "
-            "`cv --resume`, or restore the file."
-        )
-    nothing = np.empty(0, np.float32)
-    return Fitted(nothing, source.read(name), batch=entry.batch, row_s=entry.row_s)
+    """A fitted fold, without what is not needed here."""
+    entry = manifest.folds[fold]
+    artifact = stored.artifact(source, fold, task.artifact_name, entry.files)
+    return Fitted(np.empty(0, np.float32), artifact, batch=entry.batch, row_s=entry.row_s)
 
 
 def _open(

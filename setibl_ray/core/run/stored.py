@@ -77,6 +77,41 @@ def load(folder: RunFolder, kind: type[C]) -> tuple[Manifest, C]:
     return manifest, read_config(folder, kind)
 
 
+def finished(folder: RunFolder) -> Manifest:
+    """The manifest of a run whose folds are all done.
+
+    Raises:
+      RunFolderError: there is no run, or one is not.
+    """
+    manifest = Manifest.load(folder)
+    if left := [str(fold) for fold, entry in manifest.folds.items() if entry.state != "done"]:
+        raise RunFolderError(
+            f"{folder}: fold {', '.join(left)} of {len(manifest.folds)} is not done. Finish the run with --resume."
+        )
+    return manifest
+
+
+def artifact(folder: RunFolder, fold: int, name: str, files: Mapping[str, str]) -> bytes:
+    """What a fold of a finished run predicts with.
+
+    Args:
+      name: of the artifact, as its task calls it.
+      files: of the fold's entry in the manifest, with their checksums.
+
+    Raises:
+      RunFolderError: it was not kept, or has changed.
+    """
+    path = f"fold-{fold}/{name}"
+    if path not in files:
+        raise RunFolderError(f"{folder} keeps no {name}: fold {fold} cannot predict")
+    if folder.unfit({path: files[path]}):
+        raise RunFolderError(
+            f"{folder.path(path)} is missing or has changed since it was written. Finish the run again with "
+            "`cv --resume`, or restore the file."
+        )
+    return folder.read(path)
+
+
 def run_config(folder: RunFolder, own: C, given: C) -> C:
     """The run's own config, after comparing it with what the caller set; how it is computed may change.
 

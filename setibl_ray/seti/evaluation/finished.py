@@ -58,16 +58,8 @@ class Run:
         Raises:
           RunFolderError: it was not kept, or has changed.
         """
-        name = f"fold-{fold}/weights.h5"
-        files = self.manifest["folds"][str(fold)].get("files", {})
-        if name not in files:
-            raise RunFolderError(f"{self.folder} keeps no weights: fold {fold} cannot score other cadences")
-        if self.folder.unfit({name: files[name]}):
-            raise RunFolderError(
-                f"{self.folder.path(name)} is missing or has changed since it was written. Finish the run again with "
-                "`cv --resume`, or restore the file."
-            )
-        return self.folder.read(name)
+        files = self.manifest["folds"][str(fold)]["files"]
+        return stored.artifact(self.folder, fold, "weights.h5", files)
 
 
 def load_run(path: str) -> Run:
@@ -77,13 +69,7 @@ def load_run(path: str) -> Run:
       RunFolderError: a file or column is missing, the tables disagree, or the run is not finished.
     """
     folder = RunFolder(path)
-    manifest = folder.read_json("manifest.json")
-    unfinished = [fold for fold, entry in manifest["folds"].items() if entry["state"] != "done"]
-    if unfinished:
-        raise RunFolderError(
-            f"{path}: fold {', '.join(unfinished)} of {len(manifest['folds'])} is not done. "
-            "Finish the run with --resume."
-        )
+    manifest = stored.finished(folder).plain()
     return Run(
         folder=folder,
         config=stored.read_config(folder, Config),
