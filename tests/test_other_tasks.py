@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,28 @@ def test_a_run_predicts_other_rows(plain, tmp_path):
     assert main(walk.Walk(), list(map(str, arguments))) == 0
     same = (tmp_path / "same" / "submission.csv").read_bytes()
     assert same == (plain / "walk" / "submission.csv").read_bytes()
+
+
+class Sites(walk.Walk):
+    """Rows with a column of text that looks like numbers."""
+
+    def open(self, data, config):
+        rows = super().open(data, config)
+        return replace(rows, table=rows.table.assign(site="007"))
+
+    def finish_test(self, config, oof, test):
+        assert set(oof["site"]) == {"007"}
+        return super().finish_test(config, oof, test)
+
+
+def test_a_tasks_own_columns_of_text_are_text_when_a_run_predicts(tmp_path):
+    for arguments in (
+        ["--out", tmp_path / "run"],
+        ["predict", tmp_path / "run", "--out", tmp_path / "again"],
+    ):
+        assert main(Sites(), [*map(str, arguments), "--data", "40+10", "--runner", "local"]) == 0
+    again, own = (tmp_path / name / "submission.csv" for name in ("again", "run"))
+    assert again.read_bytes() == own.read_bytes()
 
 
 @pytest.mark.usefixtures("own_ray")

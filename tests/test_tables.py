@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from setibl_ray.core.errors import RunFolderError
 from setibl_ray.core.run.folder import RunFolder
-from setibl_ray.core.tables import from_csv, to_csv
+from setibl_ray.core.tables import from_csv, text_columns, to_csv
 from setibl_ray.seti.formats.records import Record, encode_record
 from setibl_ray.seti.formats.shards import read_index, stored_tables
 from setibl_ray.seti.formats.writer import ShardWriter, write_dataset
@@ -41,7 +41,7 @@ def test_text_and_numbers_survive(ids, value):
     groups = ["", *ids[1:]]
     numbers = np.full(len(ids), value)
     table = pd.DataFrame({"image_id": ids, "fold": range(len(ids)), "pred": numbers, "group": groups})
-    back = from_csv(to_csv(table))
+    back = from_csv(to_csv(table), text_columns(table))
     assert back["image_id"].tolist() == ids
     assert back["group"].tolist() == groups
     assert back["fold"].tolist() == list(range(len(ids)))
@@ -60,7 +60,7 @@ def test_a_table_without_odd_text_is_the_one_that_pandas_writes():
 def test_a_run_folder_keeps_them_and_names_what_is_no_table(tmp_path):
     folder = RunFolder(str(tmp_path / "run"))
     folder.write_csv("oof.csv", pd.DataFrame({"image_id": ODD, "fold": 1}))
-    assert folder.read_csv("oof.csv")["image_id"].tolist() == ODD
+    assert folder.read_csv("oof.csv", "image_id")["image_id"].tolist() == ODD
     for content in (b"", b"a,b\n1,2\n3,4,5\n", b"a\n\xff\n"):
         folder.write("odd.csv", content)
         with pytest.raises(RunFolderError, match=r"odd.csv is not a table: "):

@@ -13,10 +13,15 @@ from collections.abc import Collection
 
 import pandas as pd
 
-TEXT = frozenset({"image_id", "id", "group", "kind"})
-"""Columns that hold text."""
+TEXT = frozenset({"id", "group"})
+"""Columns that hold text in every table."""
 
 _QUOTED_OR_END = re.compile(rb'("(?:[^"]|"")*")|\r\n')
+
+
+def text_columns(table: pd.DataFrame) -> list[str]:
+    """Names of the columns that hold neither numbers nor truth values."""
+    return [str(name) for name in table.select_dtypes(exclude=["number", "bool"])]
 
 
 def to_csv(table: pd.DataFrame) -> bytes:

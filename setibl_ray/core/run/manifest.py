@@ -87,6 +87,7 @@ class Manifest(_Open):
     data: dict[str, Any]
     code: dict[str, str] = {}
     files: dict[str, str] = {}
+    text: list[str] = []  # columns of records.csv that hold text
     folds: dict[int, FoldEntry] = {}
     resumed: list[dict[str, Any]] = []
     started_s: float

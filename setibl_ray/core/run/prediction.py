@@ -160,7 +160,7 @@ def _open(
 
 def _oof(source: RunFolder, id_name: str, manifest: Manifest) -> pd.DataFrame:
     """The run's training rows with `fold` and what each fold's fit predicted for them, as `Task.finish` takes them."""
-    records = source.read_csv("records.csv", id_name)
+    records = source.read_csv("records.csv", id_name, *manifest.text)
     own = pd.concat([source.read_csv(f"fold-{fold}/oof.csv", id_name) for fold in manifest.folds])
     names = [name for name in own if name not in (id_name, "target")]
     found = own.set_index(id_name).loc[records[id_name], names].astype(np.float64).reset_index(drop=True)

@@ -41,6 +41,7 @@ from setibl_ray.core.run.progress import Progress
 from setibl_ray.core.run.record import Record, Say
 from setibl_ray.core.run.supervisor import Answer, Standing, Supervisor
 from setibl_ray.core.storage import location, temporary_folder
+from setibl_ray.core.tables import text_columns
 from setibl_ray.core.task import FoldReport, Rows, Task
 from setibl_ray.core.where import Where
 
@@ -281,6 +282,7 @@ def new_manifest(spec: RunSpec, options: Mapping[str, Any], command: str, **more
         },
         code=code_sums(spec),
         files={name: sha256(content) for name, content in spec.files.items()},
+        text=text_columns(rows.table),
         folds={
             fold: FoldEntry(memory_estimate_bytes=task.needs(config, fold).memory_bytes)
             for fold in range(config.folds)

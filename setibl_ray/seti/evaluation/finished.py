@@ -109,7 +109,7 @@ def same_rows(runs: Sequence[Run]) -> None:
 
 
 def _read_table(folder: RunFolder, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    table = folder.read_csv(name)
+    table = folder.read_csv(name, "image_id", "kind")
     for column in columns:
         if column not in table:
             raise RunFolderError(

@@ -528,7 +528,7 @@ def stored_tables(
         packed = fs.cat_file(path)
     if hashlib.sha256(packed).hexdigest() != metadata.get("index_sha256"):
         return None
-    both = from_csv(gzip.decompress(packed))
+    both = from_csv(gzip.decompress(packed), {"image_id", "group", "kind"})
     tables: dict[Split, pd.DataFrame] = {}
     for split in SPLITS:
         table = both[both["split"] == split].reset_index(drop=True)[list(_columns(split))]
