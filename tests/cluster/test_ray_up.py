@@ -11,9 +11,7 @@ import contextlib
 import ensurepip
 import hashlib
 import json
-import os
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ import hosts
 import png_shards
 import pytest
 import yaml
+from job import cv, single_machine_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHIPPED = PROJECT / "clusters/on-premises.yaml"
@@ -40,13 +39,6 @@ pytestmark = [
     pytest.mark.skipif(_reason is not None, reason=f"cannot make hosts here: {_reason}"),
 ]
 T = TypeVar("T")
-
-
-def cv(data: Path, out: Path | str) -> list[str]:
-    # Enough epochs that a fold is still training when its host goes.
-    small = "--model efficientnet-nano --weights none --image-size 91x85 --epochs 4 --batch-size 16 --tta 2"
-    command = f"-m setibl_ray.cv --folds 5 --data {data} --out {out} {small} --device cpu --cpus-per-fold 1"
-    return ["python", *command.split()]
 
 
 def test_five_folds_survive_a_lost_host(tmp_path: Path) -> None:
@@ -99,21 +91,6 @@ def left_running(machine: dict[str, hosts.Host], before: dict[str, set[str]]) ->
     """What runs on the surviving hosts and did not before `ray up`; sessions of sshd aside."""
     now = {line for name in before for line in machine[name].processes().values() if line not in before[name]}
     return [line for line in now if "sshd" not in line]
-
-
-@contextlib.contextmanager
-def single_machine_run(data: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The same run as a plain loop on this machine, beside the cluster: it keeps to one core."""
-    command = [sys.executable, *cv(data, out)[1:], "--runner", "local"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    with (
-        out.with_suffix(".log").open("wb") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def prepare(host: hosts.Host) -> None:
