@@ -18,7 +18,7 @@ from setibl_ray.core.run.manifest import Manifest
 
 PROJECT = Path(__file__).parents[1]
 OWN = ["--model", "examples.own_model:shallow", *TINY[2:]]
-QUICK = [*OWN, "--folds", "3", "--epochs", "2", "--tta", "1", "--cpus-per-fold", "1", "--device", "cpu"]
+QUICK = [*OWN, "--folds", "2", "--epochs", "2", "--tta", "1", "--cpus-per-fold", "1", "--device", "cpu"]
 
 
 def command(name, *arguments):
