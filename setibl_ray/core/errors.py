@@ -3,8 +3,8 @@
     SetiblError
     ├── ConfigError            a field is wrong or impossible                         exit 2
     │   └── PlacementError     no node can ever satisfy a fold's request              exit 2
-    ├── DataError              a folder, shard or record is wrong                     exit 2
-    │   └── StorageError       shards cannot be reached or read; may pass             exit 2
+    ├── DataError              a folder, file or record is wrong                      exit 2
+    │   └── StorageError       data cannot be reached or read; may pass               exit 2
     ├── RunFolderError         a run folder exists, is locked, or is another run's    exit 2
     ├── RunStoppedError        storage or cluster was lost during a run; all before is kept   exit 1
     ├── FoldFailedError        a fold (or a trial) failed for good; the rest is kept  exit 1

@@ -75,7 +75,7 @@ def _by_unit(config: Config, rows: Rows) -> np.ndarray:
     if n_units < folds:
         raise ConfigError(
             f"folds: {folds} folds need at least {folds} training {config.split}, but {rows.root} has {n_units}. "
-            f"Lower --folds, take --split stratified, or pack again with --shards {folds} or more."
+            f"Lower --folds, take --split stratified, or divide the rows into more {config.split}."
         )
     fold_of_row = np.full(len(unit), -1, np.int16)
     splitter = KFold(folds, shuffle=True, random_state=config.seed)
@@ -137,7 +137,7 @@ def _groups(config: Config, rows: Rows) -> pd.Series:
     if without:
         raise DataError(
             f"split: --split group needs a group in every record, but {rows.root} has {without} without one. "
-            "Take --split stratified or shards."
+            "Take --split stratified or rows."
         )
     if group.nunique() < config.folds:
         raise ConfigError(

@@ -167,7 +167,7 @@ def _memory() -> dict[str, Any]:
     wanted = min(int(0.3 * share), ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES)
     shared, disk = str(surroundings.SHARED_MEMORY), temporary_folder()
     places = [shared, disk] if can_be_written(shared) else [disk]
-    # The rest is for decoded panels and others.
+    # The rest is for what tasks keep there, and for others.
     room = {place: shutil.disk_usage(place).free // 2 for place in places}
     home = places[0] if room[places[0]] >= wanted else max(room, key=lambda place: room[place])
     if home == shared and room[home] >= wanted and share == total:

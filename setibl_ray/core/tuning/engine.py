@@ -52,7 +52,7 @@ WORKER_DEATHS = 2  # times that Tune starts a trial's own process again; it cont
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV and JSON only repeat the ledger
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports why, and no AUC
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports why, and no score
     "RAY_AIR_NEW_OUTPUT": "0",  # and its tables repeat the desk
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for running epochs; everything is on disk already
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in the command

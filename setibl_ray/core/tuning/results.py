@@ -236,7 +236,7 @@ def _oof(ledger: Ledger, trial: Trial) -> pd.DataFrame:
 
 
 def _importance(ledger: Ledger, space: Space, base: Config) -> dict[str, float]:
-    """Field -> share of the finished trials' variance in AUC (fANOVA); empty if there are too few trials."""
+    """Field -> share of the finished trials' variance in score (fANOVA); empty if there are too few trials."""
     import optuna
 
     if len(ledger.done) < 4:
