@@ -98,14 +98,18 @@ def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str)
 
 
 def fields_of(kind: type[AnyConfig]) -> type[pydantic.BaseModel]:
-    """A config as flags, none of which has to be given: a run that is resumed knows its own."""
+    """A config's fields as flags, none of which has to be given: a run that is resumed knows its own.
+
+    Validators of the config as a whole are left to `layered`, when all fields are known.
+    """
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
+        flag: Any = copy.copy(field)
         if field.is_required():
-            flag: Any = copy.copy(field)
             flag.default, flag.description = None, f"{field.description or ''} (required)".strip()
-            fields[name] = (Optional[field.annotation], flag)  # noqa: UP045  (an annotation in a variable)
-    return pydantic.create_model(kind.__name__, __base__=kind, **fields) if fields else kind
+            flag.annotation = Optional[field.annotation]  # noqa: UP045  (an annotation in a variable)
+        fields[name] = (flag.annotation, flag)
+    return pydantic.create_model(kind.__name__, **fields)
 
 
 def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyConfig:

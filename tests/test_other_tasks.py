@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydantic
 import pytest
 import walk
 import yaml
@@ -159,6 +160,12 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(plain, name, tmp_path):
 class Sloped(walk.Settings):
     slope: float  # without a default
 
+    @pydantic.model_validator(mode="after")
+    def _rises(self):
+        if self.slope < 0:
+            raise ValueError("slope: expected one that rises")
+        return self
+
 
 class Needy(walk.Walk):
     """A task with a setting that must be given."""
@@ -171,6 +178,8 @@ def test_a_run_that_is_resumed_knows_settings_that_have_no_default(tmp_path, cap
     again = ["--resume", *out]
     assert main(Needy(), [*out], data="40+10") == 2
     assert "slope: expected, but not given" in capsys.readouterr().err
+    assert main(Needy(), ["--slope=-1", *out], data="40+10") == 2
+    assert "slope: expected one that rises" in capsys.readouterr().err
     assert main(Needy(), ["--slope", "1.5", *out], data="40+10") == 0
     assert main(Needy(), again, data="40+10") == 0
     assert main(Needy(), [*again, "--slope", "1.7"], data="40+10") == 2
