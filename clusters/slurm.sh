@@ -4,8 +4,8 @@
 #   sbatch --nodes 4 clusters/slurm.sh --folds 5 --data DATA --out RUN            # cv
 #   sbatch --nodes 2 --gpus-per-node 4 clusters/slurm.sh sweep --trials 20 --data DATA --out SWEEP
 #
-# DATA and RUN are on a file system of all nodes, as is this folder with its .venv (`make setup`), or in a bucket. Before
-# the time limit, and when a node fails, SLURM puts the job back into its queue, where the run goes on from what it kept.
+# DATA and RUN are in a bucket or on a file system shared by all nodes, as is this folder with its .venv (`make setup`).
+# The job is requeued before its time limit, and when a node fails; the run then continues from what it has kept.
 #SBATCH --job-name=setibl
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -24,12 +24,12 @@ out=
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in --out=*) out=${!i#--out=};; --out) next=$((i + 1)); out=${!next:-};; esac
 done
-[ -n "$out" ] || { echo "slurm.sh: expected --out, from which the job goes on if it is put back" >&2; exit 2; }
+[ -n "$out" ] || { echo "slurm.sh: expected --out, the folder from which a requeued job continues" >&2; exit 2; }
 
-# The environment; another one than .venv by its name: VENV=… sbatch clusters/slurm.sh …
+# The Python environment. For one other than .venv: VENV=… sbatch clusters/slurm.sh …
 . "${VENV:-$SLURM_SUBMIT_DIR/.venv}/bin/activate"
 
-# A password of this job's own. Its processes inherit it, and only their owner can read their environment.
+# A password for this job alone. Its processes inherit it, and only their owner can read their environment.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 RAY_ADDRESS=$(python -c 'import ray; print(ray.util.get_node_ip_address())'):6379
@@ -50,7 +50,7 @@ end() {
 }
 trap end EXIT
 
-# ray_on N [options of srun] -- options of `ray start`: start Ray on N nodes.
+# ray_on N [options of srun] -- [options of ray start]: start Ray on N nodes.
 ray_on() {
   local nodes=$1 where=()
   while shift; [ "$1" != -- ]; do where+=("$1"); done
@@ -58,7 +58,7 @@ ray_on() {
     ray start --block --temp-dir="$folder" --disable-usage-stats --log-color=false "${@:2}" &
   started+=($!)
 }
-# Wait for so many nodes.
+# joined N: wait until N nodes have joined.
 joined() {
   until [ "$(ray status 2>/dev/null | grep -c ' node_')" -ge "$1" ]; do
     kill -0 "${started[@]}" 2>/dev/null && [ $SECONDS -lt 600 ] ||
@@ -69,23 +69,23 @@ joined() {
 export RAY_ADDRESS
 ray_on 1 --nodelist="$SLURMD_NODENAME" -- --head --port=6379 --include-dashboard=false
 joined 1
-# All of them before the run: a fold's share of the cores, and with it the bytes of the result, follows from the nodes.
+# Wait for all nodes before the run: they decide a fold's share of the cores, and with it the bytes of the result.
 others=$((SLURM_JOB_NUM_NODES - 1))
 if [ $others -gt 0 ]; then
   ray_on $others --exclude="$SLURMD_NODENAME" -- --address="$RAY_ADDRESS"
   joined "$SLURM_JOB_NUM_NODES"
 fi
 
-python - "$out" <<'END' && set -- "$@" --resume  # a folder or a bucket with something to go on from
+python - "$out" <<'END' && set -- "$@" --resume  # if there is something to continue from
 import sys
 from setibl_ray.core.run.folder import RunFolder
 sys.exit(not any(map(RunFolder(sys.argv[1]).exists, ("manifest.json", "sweep.json", "plan.json"))))
 END
 python -m "setibl_ray.$command" "$@" &
 run=$!
-# A signal ends `wait` early; the run still writes down where it is.
+# A signal ends `wait` early; the run is still saving its state.
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2>/dev/null; do code=0; wait "$run" || code=$?; done
-[ $code -eq 130 ] || limit=  # it was done before the signal came
+[ $code -eq 130 ] || limit=  # the run was over before the signal came
 exit $code

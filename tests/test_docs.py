@@ -38,7 +38,7 @@ def reference():
         "# From Python",
         "",
         "What `setibl_ray` exports, and `sweep` and `predict` of `setibl_ray.api`. `tests/test_docs.py` writes it from",
-        "the docstrings (`WRITE_DOCS=1`) and holds it against them. How to write a task: [task.md](task.md).",
+        "the docstrings (`WRITE_DOCS=1`) and compares it with them. How to write a task: [task.md](task.md).",
         "",
     ]
     for thing in [*(getattr(setibl_ray, name) for name in setibl_ray.__all__), *MORE]:

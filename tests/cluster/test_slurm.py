@@ -1,4 +1,4 @@
-"""`sbatch clusters/slurm.sh` for real, on two hosts: a run that meets its time limit is put back and goes on."""
+"""`sbatch clusters/slurm.sh` for real, on two hosts: a run that meets its time limit is requeued and continues."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 @pytest.mark.cluster
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(why_not() is not None, reason=f"cannot run SLURM here: {why_not()}")
-def test_a_run_that_meets_its_time_limit_is_put_back_and_goes_on(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_that_meets_its_time_limit_is_requeued_and_continues(slurm: Slurm, tmp_path: Path) -> None:
     data, out, expected = (tmp_path / name for name in ("data", "run", "expected"))
     png_shards.write(data, train_shards=10, test_shards=2, per_shard=24)
     submit = ["sbatch", "--parsable", "--nodes=2", f"--chdir={PROJECT}", f"--output={tmp_path}/job.log"]

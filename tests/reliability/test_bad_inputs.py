@@ -613,7 +613,7 @@ def test_the_table_in_the_docs_is_what_happens(shards, tmp_path, capsys, monkeyp
             f"{len(CASES)} bad inputs, to `cv` unless the heading says otherwise, each refused before any training, in",
             "one line and with nothing written.",
             "`DATA` is the folder of shards, `DIR` the case's own. `tests/reliability/test_bad_inputs.py` writes it",
-            "(`WRITE_DOCS=1`) and holds it against what happens. What goes wrong later: [reliability](reliability.md).",
+            "(`WRITE_DOCS=1`) and compares it with what happens. What goes wrong later: [reliability](reliability.md).",
             "",
             *rows,
         ]
