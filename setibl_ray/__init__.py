@@ -4,8 +4,8 @@ from setibl_ray import cross_validate
 run = cross_validate({"folds": 5, "model": "efficientnet-b0"}, data="shards", out="runs/b0")
 run.oof, run.metrics, run.plot_roc()      # and later, or elsewhere: Run("runs/b0")
 
-For another model and other data write a `Task`: `cross_validate(..., task=TASK)`, or `main(TASK)` at the end of a
-script. `setibl_ray.api` has `sweep` and `predict` as well.
+To fit another model to other data, write a `Task` and call `cross_validate(..., task=TASK)`, or end a script with
+`main(TASK)`. `setibl_ray.api` also has `sweep` and `predict`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a command's --help, and a worker, should not pay for pandas and a driver.
+    # Imported on first use, so that a command's --help and a worker need not load pandas and the driver.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES.get(name, "setibl_ray.core.task")), name)

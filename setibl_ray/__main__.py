@@ -31,7 +31,7 @@ def main() -> None:
         print(f"setibl-ray: expected a command, got {name!r}\n\n{usage}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
-    # As `python -m` does: the module of --postprocess module:function may be there.
+    # As `python -m` does, so that the module of --postprocess module:function is found in the working folder.
     sys.path.insert(0, os.getcwd())
     runpy.run_module(f"setibl_ray.{name}", run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,4 @@
-"""The same from Python: `cross_validate`, `sweep`, `predict`, for cadences or any task; `main` for scripts."""
+"""The commands as Python functions: `cross_validate`, `sweep`, `predict`, for any task; `main` is for scripts."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
         if name == "predict":
             predict_command.run(task, options, console, program)
             return 0
-        # A run that is resumed knows what it was begun with, fields without a default among it.
+        # A resumed run already has its config, including values of fields without a default.
         config = cli.values(options, kind) if options.resume else cli.layered(options, kind, defaults)
         place = options.data or (None if options.resume else data)
         if name == "sweep":

@@ -37,12 +37,12 @@ class Blend(cli.Command):
     out: Location
     """Folder or URL to write."""
     method: Literal["best", "weights", "rank-mean"] = "best"
-    """weights that maximise AUC, the plain mean of ranks, or the better of the two by nested score."""
+    """weights maximises AUC, rank-mean is the plain mean of ranks, best is the better of the two by nested score."""
     postprocess: str = "none"
     """none, group-mean, group-max, group-best or module:function; applied to out-of-fold and test scores."""
     groups: str | None = None
-    """CSV with image_id,group for --postprocess: groups of test rows, and of training rows whose group it changes [the
-    shards' own]."""
+    """CSV with columns image_id and group, for --postprocess: groups of test rows, and of training rows whose group is
+    not that of the shards [all groups from the shards]."""
     calibrate: calibration.Asked = "none"
     """Turn scores into probabilities: isotonic or platt, fitted on out-of-fold predictions only."""
 
@@ -81,7 +81,7 @@ def blend_runs(
       methods and the method taken.
 
     Raises:
-      RunFolderError: without some fold only one class is left, so no weights can be chosen.
+      RunFolderError: all rows outside some fold are of one class, so no weights can be chosen.
     """
     oof = runs[0].oof
     target, fold = oof["target"].to_numpy(), oof["fold"].to_numpy()
@@ -136,7 +136,7 @@ def with_groups(
       table: out-of-fold rows; image_id and the shards' group.
       test: test rows; image_id.
       run: its shards give the test set's groups if there is no CSV.
-      path: of the CSV, image_id and group.
+      path: of the CSV with columns image_id and group.
 
     Raises:
       ConfigError: the CSV is missing, lacks a column, or names a row twice.

@@ -54,21 +54,21 @@ def _labels(value: Any) -> Any:
 
 
 class NodeFlags(pydantic.BaseModel):
-    """Flags of commands that run folds on Ray: which nodes to use, how often to retry. None changes a result."""
+    """Flags of commands that run folds on Ray: which nodes to use, how often to retry. They do not affect results."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""
     connect_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 60.0
-    """How long to wait for the cluster at --address to answer; one that refuses is not waited for."""
+    """Seconds to wait for the cluster at --address to answer; a refused connection fails at once."""
     accelerator_type: str | None = None
-    """Ray's name of an accelerator generation, such as TPU-V4."""
+    """Ray's name for an accelerator generation, such as TPU-V4."""
     label: Annotated[tuple[str, ...], pydantic.BeforeValidator(_labels)] = ()
     """Label key=value that a fold's node must have; may be repeated."""
     placement_timeout_s: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """Seconds to wait for the cluster to grow before a request that does not fit is refused; if more than 0, also for
-    resources that others use before the run gives up."""
+    """Seconds to wait for the cluster to grow before refusing a request that does not fit. If more than 0, also how
+    long to wait for resources in use by others before giving up."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
     """Retries of a fold whose worker or node dies repeatedly without finishing an epoch in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None
@@ -81,7 +81,7 @@ class NodeFlags(pydantic.BaseModel):
 
 
 class ClusterFlags(NodeFlags):
-    """These, and the runner."""
+    """The same, plus the runner and the number of folds at once."""
 
     runner: Literal["ray", "local"] = "ray"
     """ray, or local for a plain loop in this process."""
@@ -98,9 +98,9 @@ def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str)
 
 
 def fields_of(kind: type[AnyConfig]) -> type[pydantic.BaseModel]:
-    """A config's fields as flags, none of which has to be given: a run that is resumed knows its own.
+    """A config's fields as flags, all optional because a resumed run already has its values.
 
-    Validators of the config as a whole are left to `layered`, when all fields are known.
+    Validators of the whole config run later, in `layered`, when all fields are known.
     """
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
@@ -127,7 +127,7 @@ def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyC
 
 
 def values(options: Any, kind: type[AnyConfig]) -> dict[str, Any]:
-    """What --config and, above it, flags say of a config's fields."""
+    """Values of a config's fields from --config and from flags, which override it."""
     given = options.model_dump(exclude_unset=True)
     flags = {name: value for name, value in given.items() if name in kind.model_fields}
     file = spelt(load_yaml(options.config)) if options.config else {}
@@ -176,7 +176,7 @@ def parse(command: type[C], argv: Sequence[str] | None = None) -> C:
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help as a user types: lists with commas, no list of all flags before they are explained, no default None."""
+    """Help without clutter: lists with commas as users type them, no list of flags in the usage, no default None."""
 
     def add_usage(
         self,

@@ -23,7 +23,7 @@ class Check(BaseModel):
     files: CliPositionalArg[list[Path]]
     """Files to check."""
     lock: Path | None = None
-    """Lock file with the versions to expect [the lock above the file that the file names, else requirements.lock]."""
+    """Lock file with the expected versions [from a folder above: the one that the file names, or requirements.lock]."""
 
 
 class Cluster(cli.Command):

@@ -1,4 +1,4 @@
-"""`setibl-ray completion bash`: a script with which a shell completes commands and their flags."""
+"""`setibl-ray completion bash`: a script that lets a shell complete commands and their flags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Completion(cli.Command):
     """Print what a shell needs to complete commands and flags.
 
     For bash: setibl-ray completion bash > ~/.local/share/bash-completion/completions/setibl-ray
-    For zsh, in ~/.zshrc after compinit: source FILE, with the FILE that setibl-ray completion zsh was written to.
+    For zsh, write the output of setibl-ray completion zsh to FILE, and add to ~/.zshrc, after compinit: source FILE
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.completion")
@@ -42,7 +42,7 @@ class Completion(cli.Command):
 
 
 def script(shell: str) -> str:
-    # A longer pattern first: `data synth` before `data`.
+    # Longer patterns first: `data synth` before `data`.
     known = sorted(_words().items(), key=lambda item: -len(item[0]))
     cases = "\n".join(f'    "{typed} "*) words="{" ".join(words)}";;' for typed, words in known)
     cases += f'\n    *) words="{" ".join(COMMANDS)}";;'
@@ -50,7 +50,7 @@ def script(shell: str) -> str:
 
 
 def _words() -> dict[str, list[str]]:
-    """What may follow what was typed: `data` -> synth, …; `data synth` -> --train, …."""
+    """Completions by what was typed: `data` -> synth, …; `data synth` -> --train, …."""
     found = {}
     for name in COMMANDS:
         module = importlib.import_module(f"setibl_ray.{name}")

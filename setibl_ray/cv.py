@@ -56,7 +56,7 @@ class Cv(Config, Flags, cli.Command):
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with unusable records, or skip such records and list them in manifest.json [fail]."""
     check_all: bool = False
-    """Decode every image before anything is trained, not only some of them."""
+    """Decode all images before training, instead of a sample of them."""
     plan: bool = False
     """Print the schedule, its makespan, memory, idle time and cost, without running anything."""
     rates: Location | None = None
@@ -105,7 +105,7 @@ def main(options: Cv) -> int:
 
 
 def demo_data(console: Any) -> str:
-    """The embedded demo set, which is made when it is first asked for."""
+    """The embedded demo set, made on first use."""
     from setibl_ray.seti.making.synth import demo_dataset
 
     terminal.say("no --data: running on the embedded demo set of simulated cadences", console)

@@ -19,7 +19,7 @@ from setibl_ray.seti.evaluation.summary import summary_lines
 
 
 class Evaluate(cli.Command):
-    """Compute RUN/metrics.json again and print it; `python -m setibl_ray.report RUN` draws it."""
+    """Recompute RUN/metrics.json and print it; `python -m setibl_ray.report RUN` draws it."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.evaluate")
 
@@ -28,12 +28,11 @@ class Evaluate(cli.Command):
     baselines: bool = False
     """Score simple methods on the same folds, and check for leaks (reads the shards)."""
     rows: Annotated[int, Field(ge=100)] = 5000
-    """At most this many training and this many test cadences are read by --baselines, drawn at random."""
+    """How many training cadences, and how many test cadences, --baselines reads at most, drawn at random."""
     sensitivity: bool = False
-    """Apply the run's folds to new simulated cadences: recall against S/N, drift and kind at three rates of false
-    positives."""
+    """Measure recall on new simulated cadences, by S/N, drift and kind of needle, at three rates of false positives."""
     haystacks: Annotated[int, Field(ge=100)] = 10_000
-    """Haystacks that --sensitivity makes; 0.01 % of 10,000 is one."""
+    """Haystacks that --sensitivity makes; its lowest rate of false positives, 0.01 %, is one in 10,000."""
     needles: Annotated[int, Field(ge=100)] = 4000
     """Needles that --sensitivity makes."""
     data: Location | None = None
@@ -72,7 +71,7 @@ def trust_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def study(run: Run, n_haystacks: int, n_needles: int, seed: int) -> dict[str, Any]:
-    """What `sensitivity.examine` returns; RUN/sensitivity.csv gets the cadences' labels and scores."""
+    """Score new cadences and return what `sensitivity.examine` does; RUN/sensitivity.csv gets labels and scores."""
     from setibl_ray.seti.evaluation import sensitivity
     from setibl_ray.seti.formats.writer import n_cores
 

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class Flags(cli.ClusterFlags):
-    """What `predict` of any task takes."""
+    """Flags of `predict` for any task."""
 
     run: CliPositionalArg[Location]
     """Folder or URL of a finished run."""
     data: Location
-    """Where the data lie: a path or URL (gs://, s3://); training rows in it are left alone."""
+    """Path or URL (gs://, s3://) of the data; training rows in it are ignored."""
     out: Location | None = None
     """Folder or URL to write [predictions/DATE-TIME]."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
     """What to predict on; auto takes the best device of the cluster."""
     devices_per_fold: Annotated[float, Field(gt=0)] | None = None
-    """GPUs of a fold, or a part of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
+    """GPUs per fold, or a fraction of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: Annotated[int, Field(ge=1)] | None = None
-    """CPU cores of a fold [its even share of the cores]."""
+    """CPU cores per fold [an equal share of the cores]."""
     resume: bool = False
     """Continue the predictions in --out."""
 
@@ -45,9 +45,9 @@ class Predict(Flags, cli.Command):
     data: Location
     """Folder or URL (gs://, s3://) of test*.tfrec; training shards in it are ignored."""
     tta: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Views averaged; 0 predicts the image as it is [the run's]."""
+    """Views averaged; 0 predicts the image as it is [as in the run]."""
     cache: Literal["auto", "memory", "disk", "off"] | None = None
-    """Where a node keeps decoded panels [the run's]."""
+    """Where a node keeps decoded panels [as in the run]."""
     on_bad_record: Literal["fail", "skip"] | None = None
     """Refuse data with unusable records [the default], or skip such records and list them in manifest.json."""
 
@@ -69,7 +69,7 @@ def run(
     changes: dict[str, Any] | None = None,
     of_task: dict[str, Any] | None = None,
 ) -> str:
-    """Predict with a run of any task as the flags say; where the predictions are."""
+    """Predict with a run of any task, as the flags say, and return the path of the predictions."""
     from setibl_ray.core.run.prediction import predict
 
     placed = {

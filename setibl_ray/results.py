@@ -1,4 +1,4 @@
-"""`Run`: a run folder opened, with its results as tables, figures and a page. What `cross_validate` returns."""
+"""`Run`, which `cross_validate` returns: an opened run folder, with its results as tables, figures and a page."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from setibl_ray.seti.search.settings import SearchSettings
 
 
 class Search(SearchSettings, cli.ClusterFlags, cli.Command):
-    """Search observations for signals that only their target shows, with every fold of a finished run."""
+    """Search observations for signals that show only in pointings at the target, with every fold of a finished run."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.search")
 
@@ -31,13 +31,13 @@ class Search(SearchSettings, cli.ClusterFlags, cli.Command):
     out: Location | None = None
     """Folder or URL to write [searches/DATE-TIME]."""
     coarse_channels: Annotated[int, Field(ge=1)] | None = None
-    """Coarse channels of a file [2.93 MHz each where they divide it, else one]."""
+    """Coarse channels per file [as many of 2.93 MHz as fit evenly, else one]."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
     """What networks run on; auto takes the best device of the cluster."""
     devices_per_channel: Annotated[float, Field(gt=0)] | None = None
-    """GPUs of a coarse channel's job, or a part of one (0.1), or TPU chips [1 GPU, or all chips of a TPU VM]."""
+    """GPUs per coarse channel, or a fraction of one (0.1), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_channel: Annotated[int, Field(ge=1)] = 1
-    """CPU cores of a coarse channel's job."""
+    """CPU cores per coarse channel."""
     resume: bool = False
     """Go on with the search in --out."""
 

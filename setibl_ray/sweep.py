@@ -44,11 +44,11 @@ class Flags(cli.NodeFlags):
     stopping: Literal["asha", "none"] = "asha"
     """asha stops trials that are behind others after the same folds and epochs; none runs each trial to its end."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """ASHA continues the best one in this many at each rung."""
+    """At each rung, ASHA continues only the best 1/N of the trials; N is this number."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
-    """Epochs of its first folds that every trial runs [one in --reduction-factor of them]."""
+    """Epochs that every trial runs of its first folds before it may be stopped [all epochs / --reduction-factor]."""
     folds_at_once: Annotated[int, Field(ge=1)] | None = None
-    """Folds that a trial runs at once [the largest number that fits and divides the folds]."""
+    """Folds that a trial runs at once [the most that fit and divide the number of folds]."""
     trials_at_once: Annotated[int, Field(ge=1)] | None = None
     """At most this many trials at once [as many as fit]."""
     time_budget_s: Annotated[float, Field(gt=0)] | None = None
@@ -56,7 +56,7 @@ class Flags(cli.NodeFlags):
     confirm: bool = False
     """Afterwards, repeat the best trial and the base config with other seeds."""
     confirm_seeds: Annotated[int, Field(ge=1)] = 2
-    """Number of other seeds."""
+    """How many other seeds --confirm takes."""
     predict_test: bool = False
     """Also predict the test set in every trial."""
     keep_weights: bool = False
@@ -109,7 +109,7 @@ def run(
 
     names = [own.name for own in fields(Options) if own.name in options.model_fields_set]
     given = {name: getattr(options, name) for name in names}
-    given.pop("confirm_seeds", None)  # asked for by --confirm only, and then with a default of its own
+    given.pop("confirm_seeds", None)  # used only with --confirm, which has a default of its own
     if options.confirm:
         given["confirm_seeds"] = options.confirm_seeds
     return sweep(

@@ -1,1 +1,1 @@
-"""The orchestrator: folds, jobs, events, runners, a run through time, sweeps; for any model and any data."""
+"""The orchestrator, for any model and any data: folds, jobs, events, runners, runs from start to end, sweeps."""

@@ -1,4 +1,4 @@
-"""What every config has: how rows are divided into folds, how folds are weighed, what a fold runs on.
+"""What every config has: how rows are divided into folds, how folds are weighted, what a fold runs on.
 
 A task adds the fields of what it trains, its `Settings`; `config_of` puts the two together into one frozen, validated
 model, the same from YAML, the command line or Python. Fields that do not affect a result (`Config.how`) may differ when
@@ -34,10 +34,10 @@ class Config(Section):
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     """Number of folds."""
     split: Annotated[str, Field(min_length=1)] = "rows"
-    """What folds are made of: rows, units (files, say), stratified, group, a splitter of scikit-learn by name
-    (StratifiedGroupKFold), or a CSV file with the columns id and fold."""
+    """How rows are divided into folds: rows, units (such as files), stratified, group, the name of a scikit-learn
+    splitter (StratifiedGroupKFold), or a CSV file with the columns id and fold."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """All random numbers of the run are derived from it."""
+    """Seed of all random numbers of the run."""
     fold_weights: str = "equal"
     """Weight of each fold in the test prediction: equal, the score's name, or one number per fold (comma-separated)."""
     device: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
@@ -45,11 +45,11 @@ class Config(Section):
     devices_per_fold: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """GPUs per fold, or a fraction of one (0.2), or TPU chips [1 GPU, or all chips of a TPU VM]."""
     cpus_per_fold: PositiveInt | None = None
-    """CPU cores per fold [an equal share of the cores]. On a CPU the same number gives the same bytes."""
+    """CPU cores per fold [an equal share of the cores]. On a CPU, the same number of cores gives the same bytes."""
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "devices_per_fold", "cpus_per_fold"})
     unsearchable: ClassVar[frozenset[str]] = frozenset({"folds", "split", "seed"})
-    # Names for `fold_weights`; empty where the score's is not known yet.
+    # Names that `fold_weights` may have; empty while the score's name is not known.
     weight_rules: ClassVar[tuple[str, ...]] = ()
 
     @pydantic.field_validator("devices_per_fold")
@@ -87,7 +87,7 @@ class Config(Section):
 
     @classmethod
     def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values of config.yaml of a finished run, which an earlier version may have written, in today's fields."""
+        """Translate a finished run's config.yaml, which an earlier version may have written, to today's fields."""
         return values
 
     def search_value(self, name: str) -> Any:
@@ -167,7 +167,7 @@ class _Fields(yaml.SafeLoader):
 
 
 def load_yaml(path: str | Path, flag: str = "--config") -> dict[str, Any]:
-    """Read a file of fields that `flag` names.
+    """Read the file of fields that `flag` names.
 
     Raises:
       ConfigError: the file is missing, is not YAML, is not a mapping, or has a field twice.
@@ -200,10 +200,10 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def spelt(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields in every spelling that YAML and flags take (`batch-size`, `augment.strength`) as Python has them.
+    """Translate fields from any spelling that YAML and flags accept (`batch-size`, `augment.strength`) to Python's.
 
     Raises:
-      ConfigError: a field is there in two spellings, its name is no text, or this is no mapping.
+      ConfigError: a field appears in two spellings, its name is not text, or `values` is not a mapping.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""How much memory this process may still take: of the machine, and of every control group that it is in.
+"""How much memory this process may still take, given the machine and every control group that it is in.
 
 A batch system (SLURM, systemd, Kubernetes) gives a job its memory as the limit of a control group above the job's own,
-in the unified hierarchy (version 2) or the memory controller's (version 1). All of them hold at once.
+in the unified hierarchy (version 2) or the memory controller's (version 1). All of these limits apply at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes that may be taken without swapping or being killed; 2 ** 60 where nothing says so.
+    """Bytes that may be taken without swapping or being killed; 2 ** 60 if no limit is known.
 
     Args:
       root: where proc and sys are mounted.
@@ -56,7 +56,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _hierarchies(root: Path) -> Iterator[tuple[Path, str, tuple[str, str, str]]]:
-    """Mount point, path of this process's group below it, and names of files, of each that accounts for memory."""
+    """Of each hierarchy that accounts for memory: mount point, path of this process's group below it, file names."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, own = line.split(":", 2)

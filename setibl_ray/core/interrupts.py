@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that closes as one exception, with a way out for those who press it twice."""
+"""Turns Ctrl-C, SIGTERM and a closing terminal into one exception; a second signal ends the process at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def end_at_once() -> None:
 def as_keyboard_interrupt() -> Iterator[None]:
     """Within the block the first of these signals raises KeyboardInterrupt and the second ends the process at once.
 
-    SIGHUP stays ignored where it was (nohup); otherwise what is said after it goes nowhere, as its terminal is gone.
+    SIGHUP stays ignored if it was before (nohup); otherwise output after it is discarded, as its terminal is gone.
     Ending at once loses nothing: files in the run folder are complete, the kernel releases the lock, and Ray's
     processes on this machine end with their driver.
     """
@@ -36,7 +36,7 @@ def as_keyboard_interrupt() -> Iterator[None]:
         yield
         return
     heard = False
-    terminals = [number for number in (1, 2) if os.isatty(number)]  # asked of one that is gone, it says no
+    terminals = [number for number in (1, 2) if os.isatty(number)]  # asked now: later it may be gone
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal heard

@@ -1,9 +1,9 @@
 """What travels between a driver and a worker: a run's specification and a job one way, events the other way.
 
-`events_of` runs a job where it is: `Started`, then for a fit a `Stepped` after each of its steps and one `Trained`, for
-a span of the test set one `Predicted`. On an accelerator a fit goes on with a test set that is one span. Any failure is
-a `Failed`, the last event of its attempt. A runner (a plain loop or Ray) passes events to the driver in the order in
-which they happen, and knows nothing else about a job.
+`events_of` runs a job in place and yields `Started`; then a fit yields a `Stepped` after each step and one
+`Trained`, and a span of the test set yields one `Predicted`. On an accelerator, a fit goes on with the test set if that
+is one span. Any failure is a `Failed`, the last event of its attempt. A runner (a plain loop or Ray) passes events to
+the driver in the order in which they happen, and knows nothing else about a job.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RunSpec:
     """What all jobs of a run share.
 
     Attributes:
-      task: or its dotted name, `package.module:NAME`, so that a driver need not load what only workers need.
+      task: itself, or its dotted name, `package.module:NAME`, so that a driver need not load what only workers need.
       config, rows: settled, see `Task`.
       fold_of_row: (n,) int16, the fold that holds a training row out.
       scratch: folder on each node for temporary files; the same name on every node.
@@ -106,7 +106,7 @@ class Place:
     Attributes:
       device: `cpu`, `gpu`, `tpu`, or `auto` where only the task can tell.
       cpus: cores of the job.
-      share: of a device, where jobs share one.
+      share: fraction of a device, if jobs share one.
       visible: the variables that tell frameworks which accelerators are theirs.
       node_id: the cluster's own name of the node, filled in by a runner that has one.
     """
@@ -240,7 +240,7 @@ class Runner(Protocol):
     """Runs jobs and yields their events. `submit` may be called at any time, also while `events` is consumed."""
 
     note: str
-    """Why nothing goes on, where no event tells of it; else empty."""
+    """Why nothing runs, if no event says so; else empty."""
 
     @property
     def slots(self) -> int:
@@ -277,7 +277,7 @@ class LocalRunner:
 
     def events(self) -> Iterator[Event]:
         while self._spans or self._fits:
-            job = (self._spans or self._fits).popleft()  # a span while its fold's model is still in memory
+            job = (self._spans or self._fits).popleft()  # spans first: their model is still in memory
             started = time.monotonic()
             with closing(events_of(self._spec, job)) as events:
                 for event in events:

@@ -10,7 +10,7 @@ SPAN_S = 60.0  # a process on an accelerator takes about 20 s to start and compi
 
 
 def span_rows(n_test: int, seconds: float, slots: int, batch: int) -> int:
-    """Rows of a span: as many spans as take about `SPAN_S` each, at most one for each slot, cut between batches.
+    """Rows per span, so that a span takes about `SPAN_S`, there is at most one per slot, and cuts are between batches.
 
     Args:
       seconds: of the whole test set on one slot.
@@ -25,13 +25,13 @@ def cut(n_test: int, rows: int) -> list[Span]:
 
 
 def fit_goes_on(device: str, seconds: float) -> bool:
-    """Whether the process of a fit predicts the test set, too: one span, on an accelerator.
+    """Whether the process of a fit also predicts the test set: on an accelerator, if it is one span.
 
-    An accelerator's next job is another process, which starts and builds the model for longer than one span takes. On a
-    CPU a process is used again, and spans fill the places where no fold is left to fit.
+    An accelerator's next job is a new process, which takes longer to start and build the model than one span takes. On
+    a CPU the process is used again, and spans fill slots for which no fold is left to fit.
 
     Args:
-      device: `cpu`, `gpu`, `tpu`, or `auto` where a task finds its own.
+      device: `cpu`, `gpu`, `tpu`, or `auto` if a task finds its own.
       seconds: of the whole test set.
     """
     return device in ("gpu", "tpu") and round(seconds / SPAN_S) <= 1

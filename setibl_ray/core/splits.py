@@ -49,7 +49,7 @@ def assign(config: Config, rows: Rows) -> np.ndarray:
 
 
 def divided_groups(rows: Rows, fold_of_row: np.ndarray) -> str:
-    """What to say of groups with rows in more than one fold; nothing where there are too few for one in each fold."""
+    """A warning about groups with rows in several folds; empty if there are none, or fewer groups than folds."""
     if rows.group is None:
         return ""
     group = rows.group.replace("", None)

@@ -22,7 +22,7 @@ def units(group: pd.Series | None, n: int) -> np.ndarray:
 
 
 def _resamples(unit: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of `N_BOOTSTRAP` draws of all units with replacement; none where there is but one unit."""
+    """Rows of `N_BOOTSTRAP` draws of all units with replacement; none if there is only one unit."""
     if unit.max(initial=0) == 0:
         return
     order = np.argsort(unit, kind="stable")

@@ -61,7 +61,7 @@ def location(name: str, given: object) -> str:
 
 
 def absolute(place: str) -> str:
-    """A path as any working folder takes it; a URL as it is."""
+    """A path made absolute, to hold in any working folder; a URL as it is."""
     return place if "://" in place else os.path.abspath(place)
 
 
@@ -80,7 +80,7 @@ def temporary_folder() -> str:
 
 
 def can_be_written(folder: str | os.PathLike[str]) -> bool:
-    """Whether a file can be made in a local folder; permissions alone do not tell, of root least of all."""
+    """Whether a file can be made in a local folder; permissions alone do not tell, least of all for root."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -93,10 +93,10 @@ def file_lock(path: str | os.PathLike[str], timeout_s: float = -1) -> Iterator[N
     """Hold a lock file between the processes of a node, waiting for it as long as need be or for `timeout_s`.
 
     Raises:
-      TimeoutError: another has it.
+      TimeoutError: another process holds it.
     """
     with warnings.catch_warnings():
-        # Without flock the file's being there is the lock, which does.
+        # Without flock, the mere existence of the file is the lock, which is good enough.
         warnings.filterwarnings("ignore", message="flock not supported")
         lock = filelock.FileLock(path, timeout=timeout_s)
         lock.acquire()

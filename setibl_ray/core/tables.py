@@ -1,7 +1,7 @@
-"""CSV files that give back what was put in, whatever the text: the one place that writes and reads them.
+"""The one place that writes and reads CSV files, from which any text comes back as it went in.
 
-A text column stays text: "000123" and "1e5" are no numbers, "NaN" and "" no missing values. An id may hold commas,
-quotes and line ends; only NUL cannot stand in a CSV, and records that hold one are refused where they are read.
+A text column stays text: "000123" and "1e5" are not numbers, "NaN" and "" not missing values. An id may hold commas,
+quotes and line ends; only NUL is impossible in a CSV, and records that hold one are refused when they are read.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def to_csv(table: pd.DataFrame) -> bytes:
     plain = table.to_csv(index=False, lineterminator="\n").encode()
     if b"\r" not in plain:
         return plain
-    # Python's csv quotes a line end that is not its own from 3.13 on only; unquoted, readers end the row there.
+    # Only since Python 3.13 does csv quote a line end that is not its own; unquoted, it ends the row for readers.
     both = table.to_csv(index=False, lineterminator="\r\n").encode()
     return _QUOTED_OR_END.sub(lambda found: found[1] or b"\n", both)
 
 
 def from_csv(content: bytes, text: Collection[str] | None = TEXT) -> pd.DataFrame:
-    """What `to_csv` wrote, or a user did.
+    """Read what `to_csv` or a user wrote.
 
     Args:
       content: the file.
       text: columns to leave as they are; None for all. In the others an empty cell is a missing value.
 
     Raises:
-      ValueError: it is no table, or no UTF-8.
+      ValueError: it is not a table, or not UTF-8.
     """
     header = next(csv.reader(io.StringIO(content.decode("utf-8-sig").partition("\n")[0], newline="")), [])
     numbers = [] if text is None else [name for name in header if name not in text]

@@ -358,14 +358,14 @@ class Task:
 
 
 def prediction_names(table: pd.DataFrame) -> list[str]:
-    """`pred`, or pred_0, pred_1, … of predictions of several columns."""
+    """`pred`, or pred_0, pred_1, … for predictions with several columns."""
     if "pred" in table:
         return ["pred"]
     return [name for name in map(str, table) if name.startswith("pred_") and name[5:].isdigit()]
 
 
 def predictions(table: pd.DataFrame) -> np.ndarray:
-    """The predictions in a table: (n,), or (n, k) of several columns."""
+    """The predictions in a table: (n,), or (n, k) for several columns."""
     names = prediction_names(table)
     return table["pred"].to_numpy() if names == ["pred"] else table[names].to_numpy()
 

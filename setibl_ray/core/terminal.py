@@ -1,4 +1,4 @@
-"""What a person reads on a terminal: text from data, files and other programs is shown, never obeyed.
+"""Output for people on a terminal: text from data, files and other programs is shown, never interpreted.
 
 An image_id may hold rich markup, a kind the escape sequence that clears a screen, a message of Ray or TensorFlow colour
 codes and fifty lines. Everything that is printed goes through `say`, `console` or `visible`.
@@ -26,14 +26,14 @@ _LOCATION = re.compile(r"\s.*|.*most recent call last.*|<stack traces unavailabl
 
 
 def prepare() -> None:
-    """Let this process's output replace what its encoding lacks: a latin-1 or ASCII terminal must not end a command."""
+    """Replace characters that the output's encoding lacks: a latin-1 or ASCII terminal must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def visible(text: object) -> str:
-    """`text` with each control character, but for line ends and tabs, as its backslash escape.
+    """`text` with each control character, except line ends and tabs, as its backslash escape.
 
     That covers terminal escapes, marks that reverse the direction of writing, and lone surrogates.
     """
@@ -56,7 +56,7 @@ def one_line(message: object, limit: int = LINE) -> str:
 
 
 def headline(message: object) -> str:
-    """The first line of a long foreign message that says something: no stack, no heading without what it heads."""
+    """The first meaningful line of a long foreign message: no stack trace; a heading only with what follows it."""
     lines = _CODES.sub("", str(message)).splitlines()
     telling = [line for line in lines if line and not _LOCATION.fullmatch(line)] or [str(message)]
     head = telling[0]
@@ -68,10 +68,10 @@ def headline(message: object) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes text as text, in tables too: no markup, no emoji names, no control characters.
+    """A console that prints text literally, in tables too: no markup, no emoji names, no control characters.
 
-    A cell of a colour of its own is a `rich.text.Text(visible(text), colour)`. In a notebook it prints lines as any
-    other program does, not as rich's HTML.
+    For a coloured cell, pass `rich.text.Text(visible(text), colour)`. In a notebook it prints plain lines, not rich's
+    HTML.
     """
     from rich.console import Console
 

@@ -57,7 +57,7 @@ class Where:
         return cls(**values)
 
     def flags(self) -> list[str]:
-        """These as flags of `cv`, without defaults."""
+        """These fields as flags of `cv`; those with default values are left out."""
         flags = []
         for name, value in vars(self).items():
             if name == "labels":

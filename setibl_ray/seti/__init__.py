@@ -1,1 +1,1 @@
-"""The field: telescope data, TensorFlow models, evaluation and pictures of technosignature search."""
+"""Technosignature search: telescope data, TensorFlow models, evaluation and pictures."""

@@ -65,7 +65,7 @@ PerFoldSize = Annotated[
 
 
 class Augment(Section):
-    """Random changes of a training image, and of each test-time view (except dropout).
+    """Random changes to a training image, and to each test-time view (except dropout).
 
     The magnitudes are those of the original notebook, and do the same to a panel at any image size.
     """
@@ -89,7 +89,7 @@ class Augment(Section):
     flip: Probability = 0.5
     """Probability of a left-right (frequency) flip; not scaled."""
     saturation: NonNegative = 0.3
-    """Channels move away from or towards their maximum by a factor in 1 +- this."""
+    """Channels move away from or towards a pixel's largest channel by a factor in 1 +- this."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Contrast factor in 1 +- this, about each channel's mean."""
     brightness: NonNegative = 0.1
@@ -103,7 +103,7 @@ class Augment(Section):
 
     @property
     def of_views(self) -> Augment:
-        """What test-time views do."""
+        """The settings for test-time views."""
         return self.model_copy(update={"strength": self.view_strength})
 
 
@@ -113,8 +113,8 @@ class Schedule(Section):
     lr_start: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Peak [per image of the global batch: 1.25e-6 pretrained, 5e-4 from scratch with the on-off head, 1.25e-4 from
-    scratch without it, 6.25e-5 with weights cadences]."""
+    """Peak learning rate [per image of the global batch: 1.25e-6 pretrained, 5e-4 from scratch with the on-off head,
+    1.25e-4 from scratch without it, 6.25e-5 with weights cadences]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""
     ramp_epochs: Annotated[int, Field(ge=0)] | None = None
@@ -122,7 +122,7 @@ class Schedule(Section):
     sustain_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs at the peak."""
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor per epoch after that [0.8 pretrained; from scratch and with weights cadences half a cosine down]."""
+    """Factor per epoch after the peak [0.8 pretrained; half a cosine from scratch and with weights cadences]."""
 
 
 class FoldConfig(NamedTuple):
@@ -133,36 +133,36 @@ class FoldConfig(NamedTuple):
     image_size: tuple[int, int]
     model: str
     head: str
-    """A model of one's own is plain: it brings all its layers."""
+    """Always plain for a user's own model, which has all its layers."""
 
 
 class Config(core.Config):
     """Everything that decides a cross-validation's result, given the data; and, in `how`, how it is computed."""
 
     split: Annotated[str, Field(min_length=1)] = "shards"
-    """What folds are made of: shards (as in the original notebook), stratified (rows by target), group, a splitter of
-    scikit-learn by name (StratifiedGroupKFold), or a CSV file with the columns image_id and fold."""
+    """How rows are divided into folds: shards (as in the original notebook), stratified (by target), group, the name of
+    a scikit-learn splitter (StratifiedGroupKFold), or a CSV file with the columns image_id and fold."""
     fold_weights: str = "equal"
-    """Weight of each fold in the test prediction: equal, auc, or one number per fold (commas)."""
+    """Weight of each fold in the test prediction: equal, auc, or one number per fold (comma-separated)."""
 
     layout: Literal["on3", "all6", "on_stack", "all_stack"] | None = None
     """How panels become an image [all6 for cadence shards, on3 for PNG shards]."""
     image_size: PerFoldSize = ("273x256",)
     """Height x width of a panel at the network's input; a comma-separated list gives one per fold."""
     model: PerFoldModel = ("efficientnet-b6",)
-    """Backbone, none for the on-off head alone, or module:function, a Keras model of your own; a list gives one per
-    fold."""
+    """Backbone, none for the on-off head alone, or module:function that builds a Keras model of your own; a
+    comma-separated list gives one per fold."""
     head: Literal["plain", "on-off"] | None = None
-    """plain, or on-off: beside the backbone, a small encoder that all six panels share, and a comparison of ON with OFF
-    panels [on-off for layout all6 without ImageNet weights, otherwise plain]."""
+    """plain, or on-off, which adds to the backbone a small encoder shared by all six panels and a comparison of ON with
+    OFF panels [on-off for layout all6 without ImageNet weights, otherwise plain]."""
     weights: str = "imagenet"
     """imagenet, cadences (for efficientnet-nano with six panels; they come with the package), none, or a weights file
     (.h5) of an earlier run."""
     epochs: PerFoldInt = (12,)
     """Epochs; a comma-separated list gives one per fold."""
     select: Literal["last", "inner", "held-out"] = "last"
-    """Epoch whose weights are kept: the last one; the best on a tenth of the training rows, which are then not trained
-    on; or the best on the held-out rows, which makes their score too high."""
+    """Epoch whose weights are kept. last: the last; inner: the best on a tenth of the training rows, which are not
+    trained on; held-out: the best on the held-out rows, whose score is then too high."""
     batch_size: PerFoldInt = (32,)
     """Images per replica and step; a comma-separated list gives one per fold."""
     tta: Annotated[int, Field(ge=0, le=1000)] = 11
@@ -177,15 +177,15 @@ class Config(core.Config):
     loss: Literal["bce", "focal"] = "bce"
     """Binary cross-entropy, or TensorFlow Addons' sigmoid focal cross-entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Targets 0 and 1 become s/2 and 1 - s/2 in the loss."""
+    """With this value s, targets 0 and 1 become s/2 and 1 - s/2 in the loss."""
     bn_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Momentum of every batch normalisation [0.9 from scratch and with weights cadences, else the backbone's own]."""
     mixed_precision: bool = False
-    """bfloat16 on TPUs and CPUs, float16 on GPUs; slower than float32 on most CPUs."""
+    """Compute in bfloat16 on TPUs and CPUs, in float16 on GPUs; slower than float32 on most CPUs."""
     jit_compile: bool = False
-    """Compile the training and prediction step with XLA (always on for TPUs)."""
+    """Compile the training and prediction steps with XLA (always on for TPUs)."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
-    """Where a node keeps decoded panels, once for all its folds: /dev/shm, the temporary folder, or nowhere."""
+    """Where a node keeps decoded panels for all its folds: in /dev/shm, in the temporary folder, or nowhere (off)."""
     augment: Augment = Augment()
     schedule: Schedule = Schedule()
 
@@ -229,7 +229,7 @@ class Config(core.Config):
 
     @classmethod
     def modernised(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """0.1.0 had shifts in pixels, views as strong as training, and the best epoch by the held-out rows."""
+        """0.1.0 had shifts in pixels, augmented views as strongly as training, and chose epochs by held-out rows."""
         if "select" in values or "augment" not in values:
             return values
         own = dict(values["augment"])

@@ -1,4 +1,4 @@
-"""How this package compiles: one thread, without the interpreter lock; parallelism belongs to the caller."""
+"""How this package compiles with Numba: one thread, without the interpreter lock; callers run several threads."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@
 |-------------|-------------------------------------------------------------------------------------------------|
 | process     | 1 GB: Python, TensorFlow and its compiled graphs                                                |
 | parameters  | 30 copies of 4 bytes: weights, gradients, Adam's two moments; their first, last and best values |
-|             | on the host; the state of all those, and it again as it is archived, pickled and sent           |
+|             | on the host; the state of all those, and copies of it as it is archived, pickled and sent       |
 | activations | CPU folds only: batch x pixels x values that the backbone keeps per pixel (4 bytes each)        |
-| pipeline    | (threads + 4) batches of float32 images, of predictions, which are twice as large               |
+| pipeline    | (threads + 4) prediction batches of float32 images, twice as large as training batches          |
 | building    | 0.2 GB: raw panels that are added to the node's panel store                                     |
 
 The panel store is not part of a fold: each node has one, and `--cache auto` keeps it in memory only if half of the free

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 # The notebook's peak for ImageNet weights, per image of the global batch: fine-tuning changes weights little.
 PRETRAINED_LR_PER_IMAGE = 1.25e-6
 # From scratch, Adam needs far more, and the on-off head four times what a backbone alone takes (docs/science.md has the
-# figures). The package's own weights know the task and learn the sky of other data. Beyond the limit, Adam learns less
-# or diverges, so the linear rule stops there.
+# figures). The package's own weights know the task and only learn the sky of other data. Beyond the limit, Adam learns
+# less or diverges, so the linear rule stops there.
 LR_PER_IMAGE = {"plain": 1.25e-4, "on-off": 5e-4, "cadences": 6.25e-5}
 LR_LIMIT = 1.6e-2
 

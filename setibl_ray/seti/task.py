@@ -50,8 +50,8 @@ class CadenceTask(Task):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["code"]:
-            # Before a module of the user's imports TensorFlow, which would not find what is set for it there: which
-            # Keras `tf.keras` is, for one.
+            # Before a user's module imports TensorFlow: importing this sets what TensorFlow reads, such as which Keras
+            # `tf.keras` is.
             importlib.import_module(WORKER)
         code = {name: pickle.loads(function) for name, function in state["code"].items()}
         self.__dict__.update(state, code=code)
@@ -142,11 +142,11 @@ class CadenceTask(Task):
                 )
 
     def to_predict(self, config: Config) -> Config:
-        return config.model_copy(update={"weights": "none"})  # those of each fold are its artifact
+        return config.model_copy(update={"weights": "none"})  # each fold's weights are its artifact
 
     def files(self, config: Config) -> dict[str, bytes]:
         """Raises:
-        ConfigError: the weights file is missing, or is not HDF5. Whether it fits the model, a fold finds out.
+        ConfigError: the weights file is missing, or is not HDF5. Only a fold finds out whether it fits the model.
         """
         if config.weights in ("imagenet", "none"):
             return {}

@@ -3,6 +3,6 @@
 import logging
 import warnings
 
-# Imported in a notebook without ipywidgets, Ray and its progress bars say so; nothing here needs them.
+# In a notebook, Ray and its progress bars warn if ipywidgets is missing; nothing here needs it.
 logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -40,7 +40,7 @@ def find_lock(path: Path) -> Path:
     """
     try:
         text = path.read_text(errors="replace")
-    except OSError:  # said where the file itself is read
+    except OSError:  # reported where the file itself is read
         text = ""
     name = next((name for name in LOCKS if name in text), LOCKS[-1])
     for folder in path.absolute().parents:

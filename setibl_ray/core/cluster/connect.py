@@ -40,7 +40,7 @@ def connected(
 
     Args:
       address: a cluster's address, `auto` for the one this machine belongs to, or None: then RAY_ADDRESS (which `ray
-        job submit` sets), otherwise a new Ray for this process. A bare `ray.init()` would join any that is left over.
+        job submit` sets), otherwise a new Ray for this process. A bare `ray.init()` would join any Ray left running.
       n_cpus: cores of a Ray started here; None for all of this machine.
       timeout_s: how long to wait for a cluster to answer.
 
@@ -70,7 +70,7 @@ def connected(
     os.environ.setdefault("RAY_task_oom_retries", "0")
     # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model again.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
-    # Where there is no agent to take metrics, each process would say so on this one's terminal.
+    # Without an agent that collects metrics, each process would complain on this one's terminal.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -99,10 +99,10 @@ def is_own() -> bool:
 
 
 def lost() -> str:
-    """Which of its processes has ended of a Ray that this process started and cannot do without; empty if none has.
+    """Which essential process of the Ray started here has ended; empty if none has.
 
-    Ray ends a driver with them and without a word: a moment after its raylet, which goes with either of its agents, and
-    60 s after its gcs. Asking Ray anything hastens that.
+    Ray then ends the driver, too, without a message: a moment after its raylet (which ends with either of its agents)
+    or 60 s after its gcs, and sooner if Ray is asked anything.
     """
     started: dict[str, Any] = worker._global_node.all_processes if worker._global_node else {}
     for name in ("gcs_server", "raylet"):
@@ -141,12 +141,12 @@ def _init(address: str | None, options: dict) -> None:
 
 
 def _check_address(address: str, timeout_s: float) -> None:
-    """Ask the head whether it is there: Ray would try for many minutes, with its log on the terminal."""
+    """Check that the head answers: Ray itself would try for many minutes, with its log on the terminal."""
     try:
         place = address if "://" in address else str(services.canonicalize_bootstrap_address(address))
         url = urlsplit(place if "://" in place else f"ray://{place}")
         host, port = url.hostname, url.port
-    except (ValueError, OSError) as error:  # among them that `auto` finds none
+    except (ValueError, OSError) as error:  # such as: `auto` finds no cluster
         raise ConfigError(
             f"address: expected auto or HOST:PORT of a Ray head, got {address!r}: {one_line(error)}"
         ) from None
@@ -156,8 +156,8 @@ def _check_address(address: str, timeout_s: float) -> None:
 
 
 def _memory() -> dict[str, Any]:
-    """What Ray may take where its own defaults would be wrong: in a batch job's share of a machine, which Ray does not
-    see, and where shared memory has too little room, for Ray then takes as much of a disk, however small that is.
+    """Limits for Ray's memory where its defaults would be wrong: Ray does not see a batch job's share of a machine, and
+    if shared memory has too little room it takes as much of a disk, however small the disk is.
 
     Raises:
       ConfigError: there is no room for the smallest object store.
@@ -167,7 +167,7 @@ def _memory() -> dict[str, Any]:
     wanted = min(int(0.3 * share), ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES)
     shared, disk = str(surroundings.SHARED_MEMORY), temporary_folder()
     places = [shared, disk] if can_be_written(shared) else [disk]
-    # The rest is for what tasks keep there, and for others.
+    # Half of the space is left for what tasks keep there, and for other programs.
     room = {place: shutil.disk_usage(place).free // 2 for place in places}
     home = places[0] if room[places[0]] >= wanted else max(room, key=lambda place: room[place])
     if home == shared and room[home] >= wanted and share == total:
@@ -191,8 +191,8 @@ def _memory() -> dict[str, Any]:
 def _loopback_only() -> Iterator[None]:
     """Ray started here listens on 127.0.0.1 only.
 
-    On Linux it would listen on every interface, whatever address it is given; with this constant, Ray itself restricts
-    it to loopback on macOS and Windows. tests/cluster/test_token.py fails if that changes.
+    On Linux it would listen on every interface, whatever address it is given. On macOS and Windows, Ray itself uses
+    this constant to stay on loopback. tests/cluster/test_token.py fails if that changes.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -204,10 +204,10 @@ def _loopback_only() -> Iterator[None]:
 
 @contextmanager
 def _in_its_own_session() -> Iterator[None]:
-    """Ray started here gets no signal that goes to this process's whole group.
+    """Keep signals to this process's whole group from reaching the Ray started here.
 
-    `timeout`, batch systems and a terminal that closes signal the group: without raylet and gcs the driver could stop
-    nothing in order, and would wait for them for a minute. They still end with the driver: the kernel sees to that.
+    `timeout`, batch systems and a closing terminal signal the group. Without raylet and gcs, the driver could not stop
+    anything in an orderly way and would wait a minute for them. The kernel still ends them with the driver.
     """
     before = services.ConsolePopen
     if detect_fate_sharing_support_linux():

@@ -1,4 +1,4 @@
-"""Jobs that wait for what others of the cluster hold: Ray lets them wait without a word, however long that takes."""
+"""Jobs that wait for resources in use by others: Ray lets them wait without a message, however long that takes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ray._private import state
 from setibl_ray.core.cluster.placement import Node, Request, cluster_nodes
 from setibl_ray.core.errors import RunStoppedError
 
-# Ray counts what a job holds from before its process has started, and on a busy node that takes so long.
+# Ray counts a job's resources as in use before its process has started, which takes this long on a busy node.
 PATIENCE_S = 20.0
 
 
 def free_nodes() -> list[Node]:
-    """The live nodes with what nobody holds of them at this moment."""
+    """The live nodes, with only those of their resources that are free now."""
     free = state.available_resources_per_node()
     return [replace(node, resources=free.get(node.node_id, {})) for node in cluster_nodes()]
 
 
 class Crowd:
-    """Says once that nothing of this run runs because others hold what it needs; gives up if told after how long.
+    """Says once that this run waits for resources in use by others, and gives up after a limit if there is one.
 
     Args:
       request: what a job takes from a node that can hold it.
@@ -50,7 +50,7 @@ class Crowd:
         self._has_said = False
 
     def state(self, n_waiting: int, n_running: int) -> str:
-        """What to show for jobs that wait, "" where others are not the reason. Asked every few seconds.
+        """What to show while jobs wait for others; "" if they do not wait for others. Called every few seconds.
 
         Args:
           n_waiting: jobs that have been submitted and have no place yet.

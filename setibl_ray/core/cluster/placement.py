@@ -23,12 +23,12 @@ from setibl_ray.core.where import Where
 
 NODE_ID_LABEL = "ray.io/node-id"  # every node has it
 POD_TYPE_LABEL = "ray.io/tpu-pod-type"  # Ray puts it on TPU hosts of Google: v4-8, v4-16, …
-_TYPE_PREFIX = "accelerator_type:"  # for Ray, a generation is a resource of which its nodes have one
+_TYPE_PREFIX = "accelerator_type:"  # Ray counts a generation as a resource: each of its nodes has one
 _ARGUMENTS = {
     "CPU": "num_cpus",
     "GPU": "num_gpus",
     "memory": "memory",
-}  # of Ray's options; others are `resources`
+}  # Ray's options by resource; all others go into `resources`
 TPU_CHIP_COUNTS = (1, 2, 4, 8)  # numbers that Ray can make visible on one host; it refuses all others
 
 
@@ -71,7 +71,7 @@ class Request:
     tpu_chips: int = 0
     accelerator_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    # Of the memory that Ray counts on a node; Ray does not enforce it, but lets other jobs wait.
+    # Memory that Ray books on a node: it makes other jobs wait for memory, but enforces nothing.
     memory_bytes: int = 0
     slices: tuple[str, ...] = ()  # types of TPU slices whose hosts it must not run on
 
@@ -172,7 +172,7 @@ def request_for(ask: Ask, nodes: Sequence[Node]) -> Request:
 
 
 def with_memory(request: Request, wanted_bytes: int, nodes: Sequence[Node]) -> Request:
-    """The request with an amount of memory, at most what the largest node that can hold it has.
+    """The request with an amount of memory, at most that of the largest node that can hold it.
 
     The amount is an estimate: if it is more than any node has, a fold runs alone on its node instead of not at all.
     If each node has enough memory for as many folds as it can hold anyway, none is requested: an autoscaler only starts
@@ -198,7 +198,7 @@ def wait_for_placement(
       ask: what is asked for.
       timeout_s: how long to wait for the cluster to grow. Meanwhile a task with the smallest request waits in Ray's
         queue, which makes an autoscaler start a node.
-      say: shows a line that something is waited for.
+      say: takes a line that says what is being waited for.
       look: returns the nodes of the cluster.
       poll_s: seconds between looks.
 
@@ -256,7 +256,7 @@ def _wanted(ask: Ask, nodes: Sequence[Node]) -> Request:
 
 
 def _least(ask: Ask, nodes: Sequence[Node]) -> Request:
-    """The smallest request of a fold: one of each resource without a number."""
+    """The smallest request of a fold: one of each resource for which no number is given."""
     wanted = Request("cpu", ask.cpus or 1, accelerator_type=ask.accelerator_type, labels=ask.labels)
     device = ask.device
     if device == "auto":
@@ -275,7 +275,7 @@ def _best_device(nodes: Sequence[Node]) -> str:
 
 
 def _common_chip_count(request: Request, nodes: Sequence[Node]) -> int:
-    """Chips per host that most folds can use at once; 4 if there is no TPU, for the message."""
+    """The commonest number of chips per host; 4 if there is no TPU, for the message."""
     counts = [node.devices("tpu") for node in nodes if node.devices("tpu") and request.matches(node)]
     return max(set(counts), key=lambda count: (counts.count(count), count)) if counts else 4
 

@@ -43,7 +43,7 @@ from setibl_ray.core.terminal import headline
 # A soft cancel waits for the C code of a training step; after this time the process is killed.
 SOFT_CANCEL_S = 5.0
 NO_NODE_S = 60.0  # minimum time that a fold waits when every node that could run it is gone
-# Events of a job that may wait to be taken; without a limit, states fill the object store while the run folder is slow.
+# Events of a job that may wait to be read; without a limit, a slow run folder lets states fill the object store.
 EVENTS_AHEAD = 2
 LARGE = 1_000_000  # bytes; smaller objects rarely lack room
 _LOOK_S = 2.0  # interval at which attempts are compared with the cluster's nodes
@@ -61,15 +61,15 @@ def _run_job(spec: RunSpec, job: Job, artifact: bytes | None) -> Iterator[str | 
 
 
 def _size(event: Event) -> int:
-    """Bytes of what a job hands over, about."""
+    """Approximate size of what a job hands over, in bytes."""
     if isinstance(event, Stepped):
         return len(event.state)
     return len(event.fitted.artifact) if isinstance(event, Trained) else 0
 
 
-# On a CPU the next job finds its libraries loaded and its model built. An accelerator is held until the process that
-# opened it ends, so there each job has a process that ends with it. `.options(max_calls=1)` is refused by Ray, and it
-# is the default for GPUs only.
+# On a CPU, the next job uses the same process, with libraries loaded and the model built. An accelerator is held until
+# the process that opened it ends, so there each job has a process of its own. Ray refuses `.options(max_calls=1)`, and
+# makes it the default for GPUs only.
 _STREAM: dict[str, Any] = {
     "max_retries": 0,
     "num_returns": "streaming",
@@ -88,7 +88,7 @@ def _call(function: str) -> Any:
 class _Attempt:
     job: Job
     node_id: str = ""  # empty while it waits for a place
-    preferred: str | None = None  # node that it was sent to; it may find itself on another
+    preferred: str | None = None  # node that it was sent to; it may run on another
     ends_by: float = math.inf
     n_bytes: int = 0  # of what it hands over next
 
@@ -106,11 +106,11 @@ class RayRunner:
       spread: spread jobs over the cluster; False keeps them in the placement group that this process runs in.
       timeout_s: an attempt that runs for longer is stopped and fails.
       no_node_s: how long jobs wait for a node when none can hold them any more.
-      busy_s: how long they wait for what others hold; None for as long as it takes.
+      busy_s: how long they wait for resources in use by others; None for as long as it takes.
       say: takes a line for the user.
 
     Attributes:
-      note: why nothing goes on, while others are the reason.
+      note: what the run waits for, while others use it; else empty.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class RayRunner:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.note = ""
-        # In a placement group, and in a Ray of this process's own, what this run waits for is its own.
+        # In a placement group, and in a Ray that this process started, nobody else can hold what this run waits for.
         self._crowd = Crowd(request, say, busy_s) if spread and not connect.is_own() else None
         with _room_for("the run's rows"):
             self._spec = ray.put(spec)
@@ -137,7 +137,7 @@ class RayRunner:
         self._no_node_s = no_node_s
         self._waiting: deque[Job] = deque()
         self._waiting_spans: deque[Job] = deque()
-        self._artifacts: dict[int, Any] = {}  # fold -> its artifact in the object store, while spans want it
+        self._artifacts: dict[int, Any] = {}  # fold -> its artifact in the object store, while spans need it
         self._running: dict[Any, _Attempt] = {}
         self._look_at = 0.0
         self._nodes: list[Node] = []
@@ -186,7 +186,7 @@ class RayRunner:
         run = run_job
         if self._request.device != "cpu":
             run = run_job_and_exit
-            # Another environment per attempt keeps it out of a process that has already done something else.
+            # A different environment keeps the attempt out of a process that has already run something else.
             options["runtime_env"] = {"env_vars": {"SETIBL_RAY_ATTEMPT": f"{job.name}.{job.attempt}"}}
         artifact = None if job.span is None else self._artifacts[job.fold]
         with _room_for("a fold's state", len(job.payload or b"")):
@@ -328,7 +328,7 @@ def _copied(found: Fitted | Prediction) -> Any:
 
 def _check_ray() -> None:
     """Raises:
-    RunStoppedError: a process of this Ray has ended, without which it cannot go on.
+    RunStoppedError: a process without which this Ray cannot go on has ended.
     """
     if name := connect.lost():
         raise RunStoppedError(f"the Ray of this process was lost: its {name} has ended.")
@@ -349,7 +349,7 @@ def _stop(streams: list[Any]) -> None:
 
 
 def on_every_node(function: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    """Call the function named `package.module:function` on each other node, with a limit of time.
+    """Call the function named `package.module:function` on every node but this one, with a time limit.
 
     Returns:
       What it returned, by node id; nodes that failed or took longer are left out.

@@ -1,4 +1,4 @@
-"""What Ray needs of a machine and of a head, looked at first: Ray says it after minutes, and in its own words."""
+"""Checks of what Ray needs from this machine and a head: Ray itself would complain only minutes later, less clearly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from setibl_ray.core.storage import can_be_written
 
 SHARED_MEMORY = Path("/dev/shm")
 _SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
-# What Ray puts between its temporary folder and the name of its longest socket's end.
+# What Ray appends to its temporary folder to name its longest socket.
 _SESSION = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 # An HTTP/2 client's greeting and empty settings: a gRPC server answers with settings of its own, other servers do not.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -61,10 +61,10 @@ def check_answer(address: str, host: str, port: int, timeout_s: float) -> None:
     Args:
       address: as the user gave it.
       host, port: what it stands for.
-      timeout_s: how long to wait for one that does not answer; one that refuses is not waited for.
+      timeout_s: how long to wait for an answer; a refused connection fails at once.
 
     Raises:
-      ConfigError: it refuses, does not answer, or is something else than Ray.
+      ConfigError: it refuses, does not answer, or is not Ray.
     """
     try:
         ends = time.monotonic() + timeout_s

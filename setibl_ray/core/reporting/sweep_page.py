@@ -208,7 +208,7 @@ def _slice(field: Field, sweep: Sweep, table: pd.DataFrame, done: pd.DataFrame) 
 
 
 def _decades(values: pd.Series) -> Spec:
-    """1, 2 and 5 of each decade as ticks; of many decades only 1."""
+    """Ticks at 1, 2 and 5 of each decade; if there are many decades, only at 1."""
     low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
     digits = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [digit * 10.0**decade for decade in range(low, high + 1) for digit in digits]

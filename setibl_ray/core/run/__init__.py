@@ -1,1 +1,1 @@
-"""A run through time: the driver, the folds that it follows, the folder that it writes, and reading it back."""
+"""A run from start to end: the driver, the folds it follows, the folder it writes, and reading that folder back."""

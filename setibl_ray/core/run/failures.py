@@ -49,7 +49,7 @@ class Decision:
 
 
 def decide(failure: Failed, earlier: Sequence[Failed], max_retries: int) -> Decision:
-    """What to do about `failure`, the fold having failed `earlier` since it last finished a step."""
+    """What to do about `failure`, given the `earlier` failures of the fold since it last finished a step."""
     action = ACTIONS[failure.cause]
     if action == "give-up":
         return Decision(action, f"{failure.cause}: trying again would fail in the same way")

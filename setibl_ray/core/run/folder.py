@@ -108,7 +108,7 @@ class RunFolder:
         self.write(name, to_csv(table))
 
     def read_csv(self, name: str, *text: str) -> pd.DataFrame:
-        """A table that `write_csv` wrote, whose columns `text` hold text besides those that always do."""
+        """Read a table that `write_csv` wrote; the columns `text` hold text, as do those of `TEXT`."""
         try:
             return from_csv(self.read(name), {*TEXT, *text})
         except ValueError as error:
@@ -129,7 +129,7 @@ class RunFolder:
     def save_state(self, fold: int, step: int, state: bytes) -> None:
         """Keep a fold's state after `step`, and the one before it in case this one is damaged.
 
-        The checksum is in the name: it cannot be lost apart from the state, nor written before or after it.
+        The checksum is part of the name, so that it is never written or lost separately from the state.
         """
         name = f"fold-{fold}/state-{step:03d}-{sha256(state)[:32]}.bin"
         self.write(name, state)
@@ -178,7 +178,7 @@ class RunFolder:
         return None
 
     def spans(self, fold: int) -> list[str]:
-        """Names of the spans that are kept of a fold's test predictions."""
+        """Names of the files that hold spans of a fold's test predictions."""
         return self._matching(fold, _SPAN)
 
     def unfit(self, sums: Mapping[str, str]) -> list[str]:
@@ -196,7 +196,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock, creating the folder; one that was created and is still empty is removed again.
+        """Hold the folder's lock. The folder is created if needed, and removed again if it is still empty at the end.
 
         Raises:
           RunFolderError: another process holds it (says which), or the place cannot be written.
@@ -226,7 +226,7 @@ class RunFolder:
         return [f"fold-{fold}/{name}" for name in self.names(f"fold-{fold}") if pattern.fullmatch(name)]
 
     def save(self, fold: int, files: Mapping[str, bytes]) -> dict[str, str]:
-        """Write files of a fold; the name of each and its SHA-256."""
+        """Write files of a fold; returns the SHA-256 of each by its name."""
         sums = {}
         for name, data in files.items():
             self.write(f"fold-{fold}/{name}", data)

@@ -64,7 +64,7 @@ def oof_csv(rows: Rows, table: pd.DataFrame, pred: np.ndarray) -> pd.DataFrame:
 
 
 def fold_weights(config: Any, score: Score, table: pd.DataFrame) -> np.ndarray:
-    """(folds,) float64 summing to 1: equal, as far as each fold's score is from a guess, or as given."""
+    """(folds,) float64 summing to 1: equal, by how much better than guessing each fold's score is, or as given."""
     if config.fold_weights == "equal":
         weights = np.ones(config.folds)
     elif config.fold_weights == score.name:
@@ -86,7 +86,7 @@ def average(predictions: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarra
 
 
 def test_table(spec: RunSpec, predicted: Mapping[int, Prediction], weights: np.ndarray) -> pd.DataFrame:
-    """The test table, the folds' predictions averaged with `weights` (folds,) as `pred`."""
+    """The test table with `pred`, the folds' predictions averaged with `weights` (folds,)."""
     if not spec.n_test:
         return spec.rows.test.iloc[:0].assign(pred=np.empty(0, np.float32))
     pred = average([predicted[fold].pred for fold in range(len(weights))], weights)

@@ -1,10 +1,10 @@
 """One driver for each run folder: a lock that the kernel releases on a local disk, a lock object elsewhere.
 
-A local lock is an flock on `.lock` and ends with its process, however that ends. Object stores have none, nor have some
-file systems that are mounted without (Lustre, NFS): there the owner writes `.lock` with its name and the time, and
-writes it again every `REFRESH_S`. One that has not been written for `ABANDONED_S` counts as abandoned, and one of a
-process of this host that is gone at once. The limits: hosts' clocks must agree to within a minute, and where an object
-cannot be created only if there is none, two drivers that start in the same second may both go on.
+A local lock is an flock on `.lock` and ends with its process, however that ends. Object stores have no flock, nor have
+file systems mounted without it (some Lustre and NFS): there the owner writes its name and the time to `.lock`, and
+again every `REFRESH_S`. A lock not written for `ABANDONED_S` counts as abandoned; one of a process of this host that is
+gone does so at once. Limits: hosts' clocks must agree to within a minute, and where a store cannot refuse to create an
+object that exists, two drivers that start in the same second may both go on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAME = ".lock"
 REFRESH_S = 30.0
 ABANDONED_S = 180.0
 NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What flock answers on a file system that has none."""
+"""Errors of flock on a file system without it."""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def local(folder: Path, shown: str) -> Iterator[None]:
 
 
 def _has_flock(folder: Path) -> bool:
-    """Asked of the folder itself: a file made for it could be taken for a lock object."""
+    """Whether flock works here; tried on the folder itself, as a file made for it could be taken for a lock object."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -117,7 +117,7 @@ def remote(fs: fsspec.AbstractFileSystem, folder: str, shown: str) -> Iterator[N
 def _claim(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, Any], shown: str) -> None:
     mine, found = json.dumps(owner).encode(), _found(fs, path)
     try:
-        # Looked at first: a store, or a version of its client, that ignores "create" would overwrite a living lock.
+        # Checked first: a store, or a version of its client, that ignores "create" would overwrite a live lock.
         if found is None:
             fs.pipe_file(path, mine, mode="create")
     except FileExistsError:

@@ -139,7 +139,7 @@ class Manifest(_Open):
         return plain
 
     def states(self, *states: str) -> list[int]:
-        """Folds in one of some states."""
+        """Folds that are in one of these states."""
         return [fold for fold, entry in self.folds.items() if entry.state in states]
 
     def started(self, fold: int, span: Span | None, place: Place, from_step: int) -> None:
@@ -188,7 +188,7 @@ class Manifest(_Open):
             setattr(attempt, name, value)
 
     def interrupted(self) -> None:
-        """Attempts that are running end here, with their driver."""
+        """End the running attempts, as their driver has ended."""
         for entry in self.folds.values():
             for attempt in [*entry.attempts, *entry.predictions]:
                 if attempt.outcome == "running":
@@ -207,7 +207,7 @@ class Manifest(_Open):
                 entry.state = "trained" if entry.files or entry.span_rows else "waiting"
 
     def undone(self, fold: int, why: str) -> None:
-        """A fitted fold has to be fitted again."""
+        """Mark a fitted fold as one to be fitted again."""
         old = self.folds[fold]
         old.attempts[-1].outcome, old.attempts[-1].message = "discarded", why
         self.folds[fold] = FoldEntry(

@@ -62,8 +62,8 @@ def predict(
       where: where to predict.
       changes: config fields that differ from the run's. By default, device and cores are those available.
       resume: continue the predictions at `out`.
-      options: further arguments of `open_test`; with `resume` the folder's own where left out, as are `changes`.
-      command: what a user types to resume, in messages; empty where this call is what they wrote.
+      options: further arguments of `open_test`. With `resume`, options and changes left out are those of the folder.
+      command: what a user types to resume, for messages; empty if the user made this call.
       console: where progress is shown.
 
     Returns:
@@ -83,7 +83,7 @@ def predict(
         options = {**own.data.get("options", {}), **options}
     else:
         stored.refuse_existing(folder)
-    # What the run had is not asked for here; what these predictions were begun with is kept.
+    # The run's own devices and cores are not asked for again; those that these predictions began with are kept.
     anew: dict[str, Any] = {"device": "auto", "devices_per_fold": None, "cpus_per_fold": None}
     values = merge(config.model_dump(), {} if resume else anew, spelt(changes or {}))
     config = loaded.to_predict(parse(type(config), values))
@@ -112,7 +112,7 @@ def predict(
 
 
 def _fitted(source: RunFolder, task: Task, manifest: Manifest, fold: int) -> Fitted:
-    """A fitted fold, without what is not needed here."""
+    """A fitted fold, with only what predicting needs."""
     entry = manifest.folds[fold]
     artifact = stored.artifact(source, fold, task.artifact_name, entry.files)
     return Fitted(np.empty(0, np.float32), artifact, batch=entry.batch, row_s=entry.row_s)

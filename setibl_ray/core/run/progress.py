@@ -37,11 +37,11 @@ class Progress:
     """A context manager and an observer.
 
     Args:
-      needs: of each fold; how many steps it takes, if that is known.
+      needs: of each fold, for how many steps it takes, if that is known.
       n_test: rows of the test set that each fold predicts.
       shown: columns of a step's row; all of them if it is empty.
       console: where.
-      note: why nothing goes on, shown below the table; empty if it does.
+      note: why nothing runs, shown below the table; empty otherwise.
       begun: how far each fold of a resumed run is.
     """
 
@@ -112,7 +112,7 @@ class Progress:
         return f"{row.state}: {event.message} -> {decision.action} ({decision.reason})"
 
     def _of(self, fold: int, done: int) -> str:
-        """So many steps, of how many."""
+        """Steps done, and of how many if known: `3/12`."""
         n_steps = self._needs[fold].n_steps
         return (f"{done}/{n_steps}" if n_steps else str(done)) if done else ""
 

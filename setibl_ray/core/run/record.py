@@ -75,7 +75,7 @@ class Record:
                     span: self.folder.read_span(fold, span) for span in cut(self.spec.n_test, entry.span_rows)
                 }
                 self._parts[fold] = {span: found for span, found in spans.items() if found is not None}
-                self._finish_test(fold)  # all of them may be there, and the driver have ended just then
+                self._finish_test(fold)  # the driver may have ended just after the last of them
 
     def _read_test(self, fold: int, entry: FoldEntry) -> None:
         name = f"fold-{fold}/test.csv"
@@ -198,7 +198,7 @@ class Record:
 
     def _predicted(self, event: Predicted) -> None:
         fold = event.fold
-        # As the fit's predictions, and as they are read back when a run is resumed.
+        # The type of the fit's predictions, with which a resumed run reads these back.
         dtype = (self.manifest.folds[fold].model_extra or {}).get("dtype", event.prediction.pred.dtype)
         prediction = replace(event.prediction, pred=event.prediction.pred.astype(dtype))
         self._parts[fold][event.span] = prediction

@@ -54,7 +54,7 @@ class Observer(Protocol):
 
 
 class Kept(Observer, Protocol):
-    """What a run continues from, as `follow` sees it: a `Record`, or what else keeps the results of jobs."""
+    """What a run continues from, as `follow` sees it: a `Record`, or anything else that keeps the results of jobs."""
 
     spec: RunSpec
 
@@ -85,7 +85,7 @@ def check(
     """All checks of config and data that need no node.
 
     Args:
-      task: or its dotted name.
+      task: itself, or its dotted name.
       config: of the run.
       data: what `task.open` reads.
       options: further arguments of `task.open`.
@@ -357,7 +357,7 @@ def run_folds(
     how_to_resume: str,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Run all folds to their ends, showing progress; if this ends early, print how to continue.
+    """Run all folds to their ends, showing progress; an error that ends this early says how to continue.
 
     Raises:
       FoldFailedError: a fold failed for good; the others are in the run folder.
@@ -397,7 +397,7 @@ def ending(record: Kept, how_to_resume: str) -> Iterator[None]:
 
 
 def how_to_resume(task: Task | str, command: str, *words: str) -> str:
-    """What the user is told: a command, unless there is none that would do the same as their call."""
+    """What to tell the user: a command, unless no command would do the same as their call."""
     if not command or load_task(task).code:
         return "Resume with the same call and resume=True."
     return f"Resume with: {command} {shlex.join(words)}"
@@ -438,8 +438,8 @@ def cross_validate(
       where: where folds run; a `Where`, or a mapping of its fields.
       resume: continue the unfinished folds of the run at `out`. Fields that `config` leaves out are then the run's
         own; those that it sets must not contradict them.
-      options: further arguments of the task's `open`; with `resume` the run's own where left out.
-      command: what a user types to resume, in messages; empty where this call is what they wrote.
+      options: further arguments of the task's `open`; with `resume`, those left out are the run's own.
+      command: what a user types to resume, for messages; empty if the user made this call.
       console: where progress is shown.
 
     Raises:

@@ -40,14 +40,14 @@ def read_config(folder: RunFolder, kind: type[C]) -> C:
 
 
 def given(kind: type[C], config: C | Mapping[str, Any] | None, folder: RunFolder | None = None) -> C:
-    """The config that a caller gave, as one.
+    """The config that a caller gave, parsed if it is a mapping.
 
     Args:
-      folder: of the run that is resumed: what is left out of a mapping is as there.
+      folder: of the run that is resumed; its config supplies what a mapping leaves out.
 
     Raises:
       ConfigError: a field is unknown, wrong or missing.
-      RunFolderError: the folder's own cannot be read.
+      RunFolderError: the folder's config cannot be read.
     """
     if isinstance(config, kind):
         return config
@@ -81,7 +81,7 @@ def finished(folder: RunFolder) -> Manifest:
     """The manifest of a run whose folds are all done.
 
     Raises:
-      RunFolderError: there is no run, or one is not.
+      RunFolderError: there is no run, or a fold is not done.
     """
     manifest = Manifest.load(folder)
     if left := [str(fold) for fold, entry in manifest.folds.items() if entry.state != "done"]:
@@ -121,7 +121,7 @@ def run_config(folder: RunFolder, own: C, given: C) -> C:
     values = {
         name: value
         for name, value in given.model_dump(exclude_unset=True).items()
-        if value not in (None, "auto")  # chosen by the program since then
+        if value not in (None, "auto")  # the program has chosen these since
     }
     merged = parse(type(own), merge(own.model_dump(), values))
     same_config(folder, own, merged)

@@ -4,8 +4,8 @@
                                  that the process of the fit goes on with ──> done
          └─ Failed: decided by `failures.decide`; again from the last finished step, or given up ─> failed
 
-It reads and writes nothing: `session.follow` records each event before it submits the resulting jobs, so that after
-any end of the driver, the next one can continue from the run folder.
+It reads and writes nothing: `session.follow` records each event before it submits the resulting jobs, so that however
+a driver ends, the next one can continue from the run folder.
 """
 
 from __future__ import annotations

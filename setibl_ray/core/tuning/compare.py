@@ -69,8 +69,8 @@ def against_base(
 ) -> Comparison:
     """Compare the best of `n_tried` trials with the base config by a paired bootstrap.
 
-    The best of many noisy figures looks better than it is. Bonferroni's correction over every trial that was
-    tried, also stopped ones, keeps the chance of any false claim at 5 %; it is conservative, as trials are similar.
+    The best of many noisy figures looks better than it is. Bonferroni's correction over every trial, including
+    stopped ones, keeps the chance of any false claim at 5 %; it is conservative, as trials are similar.
     Its tails are beyond what a bootstrap can draw, hence a normal interval with the bootstrap's standard error.
 
     Args:

@@ -28,7 +28,7 @@ class Desk(tune.Callback):
 
     Args:
       ledger: of the sweep.
-      labels: searched field -> its column's head.
+      labels: searched field -> heading of its column.
       n_trials: how many there will be.
       n_folds: of each.
       can_place: raises PlacementError when the cluster can hold no trial any more.
@@ -73,7 +73,7 @@ class Desk(tune.Callback):
             self._live.stop()
 
     def follow(self, ledger: Ledger, n_trials: int) -> None:
-        """Switch to the trials that confirm."""
+        """Switch to the trials that repeat the best and the base config."""
         self.ledger, self._n_trials = ledger, n_trials
 
     def must_end(self) -> bool:

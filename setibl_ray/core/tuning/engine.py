@@ -68,9 +68,9 @@ class Options:
       trials: how many, including the base config.
       search: how points are chosen.
       stopping: `asha`, or `none` to run every trial to its end.
-      reduction_factor: ASHA continues the best one in this many at each rung.
-      grace_epochs: epochs of its first folds that every trial runs; None for one in `reduction_factor` of them, so
-        that the next rung is at the end of those folds.
+      reduction_factor: at each rung, ASHA continues only the best 1/`reduction_factor` of the trials.
+      grace_epochs: epochs that every trial runs of its first folds; None for all / `reduction_factor`, so that the next
+        rung is at the end of those folds.
       folds_at_once: slots of a trial; None for as many as fit and divide the folds.
       trials_at_once: None for as many as fit.
       time_budget_s: after this time nothing is begun or trained; None for no limit.
@@ -120,7 +120,7 @@ def sweep(
       options: fields of `Options`; those left out have its defaults.
       where: the cluster, what a fold takes of it and how often it is tried; `runner` and `workers` do not apply.
       resume: continue the sweep at `out`.
-      command: what a user types to resume, in messages; empty where this call is what they wrote.
+      command: what a user types to resume, for messages; empty if the user made this call.
       console: where progress is shown.
 
     Raises:
@@ -237,7 +237,7 @@ def _end(desk: Desk, ledger: Ledger, results: Results) -> Results:
 
 
 def _check(space: Space, spec: RunSpec, options: Options) -> list[Any]:
-    """All checks that are possible before Ray starts; returns the configs that were tried for them."""
+    """All checks that are possible before Ray starts; returns the configs that were checked."""
     task, base = load_task(spec.task), spec.config
     configs = [base, *check_space(space, base)]
     for config in configs:
@@ -275,7 +275,7 @@ def _slots(options: Options, base: Any, request: Request, nodes: Sequence[Node])
 
 
 class _Placement:
-    """A trial's placement group: nothing but this node's name for the trial itself, one bundle per fold at once."""
+    """A trial's placement group: a bundle that only ties the trial itself to this node, and one per fold at once."""
 
     def __init__(self, request: Request, slots: int) -> None:
         self._request, self._slots = request, slots
@@ -425,7 +425,7 @@ def _run(
             callbacks=[desk, *callbacks],
             raise_on_failed_trial=False,
             verbose=0,
-            progress_reporter=tune.CLIReporter(),  # silent then, while that for notebooks shows an empty output
+            progress_reporter=tune.CLIReporter(),  # silent then; the one for notebooks shows an empty output
         )
     except Exception:
         raise

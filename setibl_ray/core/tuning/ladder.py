@@ -24,7 +24,7 @@ class Step:
       number: from 0.
       folds: folds of the wave.
       epoch: the epoch that all of them have finished.
-      ends_wave: needs their results, not only their last epoch.
+      ends_wave: whether it is over only when they have results, not just finished their last epoch.
       fold_epochs: epochs of all folds so far.
     """
 
@@ -36,7 +36,7 @@ class Step:
 
 
 def ladder(epochs: Sequence[int], slots: int) -> list[Step]:
-    """Steps of a trial whose fold k trains `epochs[k]` epochs, `slots` folds at once; none counts as one."""
+    """Steps of a trial whose fold k trains `epochs[k]` epochs, `slots` folds at once; 0 epochs count as one."""
     epochs = [max(1, n) for n in epochs]
     steps: list[Step] = []
     spent = 0
@@ -61,7 +61,7 @@ def first_compared(steps: Sequence[Step], grace_epochs: int, score: Score) -> St
 
 
 def slots_for(folds: int, available: int) -> int:
-    """Folds that a trial runs at once: the most that fit and divide the folds, so that all slots end together."""
+    """Folds that a trial runs at once: the most that fit and divide `folds`, so that all slots end together."""
     return max(slots for slots in range(1, folds + 1) if folds % slots == 0 and slots <= max(available, 1))
 
 
@@ -92,7 +92,7 @@ class Standing:
 
     @property
     def spent(self) -> int:
-        """Steps of all folds, those beyond the last common one too; a fold without steps counts as one."""
+        """Steps of all folds, including those beyond the last common one; a fold without steps counts as one."""
         without = sum(fold not in self.seen for fold in self.results)
         return sum(len(steps) for steps in self.seen.values()) + without
 

@@ -61,7 +61,7 @@ class Trial:
 
 
 class Ledger:
-    """The folder of one sweep; `trials` is what stands in it, by number, `score` how they are judged."""
+    """The folder of one sweep: `trials` are those in it by number, `score` is how they are judged."""
 
     def __init__(self, root: str, score: Score) -> None:
         self.score = score
@@ -84,7 +84,7 @@ class Ledger:
                 self.trials[trial.number] = trial
 
     def is_scored(self, number: int) -> bool:
-        """Whether a trial is done, and its predictions are numbers: one that diverged is done without oof.csv."""
+        """Whether a trial is done and its predictions are numbers: one that diverged is done, but has no oof.csv."""
         trial = self.trials.get(number)
         return trial is not None and trial.state == "done" and self.run_folder(trial).exists("oof.csv")
 

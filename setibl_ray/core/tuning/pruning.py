@@ -24,7 +24,7 @@ class Pruning(ASHAScheduler):
       ledger: records a stop before anything follows from it.
       grace: fold-epochs before the first rung.
       total: fold-epochs of a whole trial.
-      reduction_factor: more stops more.
+      reduction_factor: the larger it is, the more trials are stopped.
 
     Attributes:
       rungs: fold-epochs at which trials are stopped.

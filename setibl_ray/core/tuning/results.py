@@ -39,7 +39,7 @@ class Results:
       full: fold-epochs of all trials, had each run to its end.
       against_base: the best against the base config on the same rows; None where the base is the best or is missing.
       confirmed: the same with other seeds, where that was asked for.
-      command: what a user types to sweep, and `flags` that say where; empty where it was called from Python.
+      command, flags: what a user types to sweep, and its flags that say where; empty if called from Python.
       data: where the rows came from.
     """
 
@@ -92,7 +92,7 @@ class Results:
         return f"<div><p>{escape(repr(self))}</p>{shown.to_html(escape=True, border=0, index=False)}</div>"
 
     def lines(self) -> list[str]:
-        """At most 20 lines."""
+        """The outcome in at most 20 lines."""
         if self.best is None:
             return [f"no trial is finished; {self.root}/trials.csv says how far each came"]
         width = {name: max(len(label), 8) for name, label in self.labels.items()}

@@ -39,7 +39,7 @@ def suggest(
     Args:
       search: how.
       space: where.
-      base: its seed names the draws; where it lies in the space, trial 0 tells Optuna about that point.
+      base: its seed decides the draws; if it lies in the space, Optuna learns of it as trial 0.
       number: from 1; trial 0 is the base config.
       trials: all trials so far, also those that run.
       score: how trials are judged.

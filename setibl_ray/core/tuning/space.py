@@ -62,7 +62,7 @@ class Field:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value that can be drawn; of a list, its places."""
+        """Lowest and highest value that can be drawn; for a list, its lowest and highest index."""
         if self.kind in LISTED:
             return 0, len(self.arguments) - 1
         low, high = self.arguments[:2]
@@ -81,7 +81,7 @@ class Field:
         return [*self.bounds, *(self.sample(rng) for _ in range(N_DRAWS))]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """The same field for Optuna; a list by its places, since Optuna's categories must be plain scalars."""
+        """The same field for Optuna; a list by its indices, since Optuna's categories must be plain scalars."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind in LISTED:
@@ -93,7 +93,7 @@ class Field:
 
     @property
     def _step(self) -> float | None:
-        """Optuna has no steps on a logarithmic scale: `decode` rounds."""
+        """Optuna's step; it has none on a logarithmic scale, where `decode` rounds instead."""
         return self.arguments[2] if self.kind in ("quniform", "qrandint") else None
 
     def holds(self, value: float) -> bool:

@@ -40,7 +40,7 @@ class Shared:
 
     Attributes:
       root: the sweep's folder.
-      base: of the base config, which a trial's values are put into, with the files that any trial's config names.
+      base: of the base config, into which a trial's values are put, with the files that any trial's config names.
       request: what one fold takes from a node.
       slots: folds that a trial runs at once.
       where: how often folds are retried, how long they may take.
@@ -60,7 +60,7 @@ class Shared:
         """The specification of a trial's run, in the trial's own process."""
         base = self.base
         config, fold_of_row = apply(base.config, values), base.fold_of_row
-        # A file is not read again: a trial may be in another folder than the driver, and it may have changed since.
+        # A split file is not read again: this process may be in another folder, and the file may have changed.
         if config.seed != base.config.seed and not splits.is_file(config.split):
             fold_of_row = splits.assign(config, base.rows)
         scratch = session.scratch_of(base.rows)

@@ -2,8 +2,8 @@
 
 A hook adjusts scores within groups, such as cadences of one target or one patch of sky. It is a function of a table
 (image_id, pred, group) that returns new scores (n,) in [0, 1]: one of the built-in names, or `module:function`. It
-never sees targets and is given the held-out rows of one fold at a time, because a row of the same group in another fold
-was scored by a model that trained on this row's target. The test set is given to it whole.
+never sees targets. It is given the held-out rows of one fold at a time, because a row of the same group in another fold
+was scored by a model that trained on this row's target; it is given the test set whole.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def finish(
 
     Raises:
       ConfigError: what `check` and `apply` raise.
-      DataError: without a fold one class is left, so nothing can be calibrated.
+      DataError: all rows outside some fold are of one class, so nothing can be calibrated.
     """
     check(postprocess, {"training": oof["group"], "test": test["group"]})
     target, fold, group = oof["target"].to_numpy(), oof["fold"].to_numpy(), oof["group"]

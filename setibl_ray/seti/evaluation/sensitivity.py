@@ -38,11 +38,11 @@ def recipe_for(n_haystacks: int, n_needles: int, *, seed: int, data: Mapping[str
     """What a study synthesises: needles of every kind, and haystacks, half of which look like needles.
 
     Args:
-      seed: of every random number; a data set of the same seed has other cadences.
+      seed: of every random number; a data set made with the same seed has other cadences.
       data: the run's `data` in manifest.json: `panel_shape`, and where known `df_hz` and `dt_s`.
 
     Raises:
-      ConfigError: the run's panels were brought to sigmas in another way than simulated ones are.
+      ConfigError: the run's panels were normalised differently from simulated ones.
     """
     if data.get("conditioning"):
         raise ConfigError(
@@ -94,7 +94,7 @@ def _made(recipe: Recipe, n_processes: int) -> Iterator[tuple[np.ndarray, pd.Dat
 
 
 def score(config: Config, weights: Sequence[bytes], recipe: Recipe, *, n_processes: int = 1) -> pd.DataFrame:
-    """The tables of `make` with `pred`, the mean over folds of their scores of the plain image.
+    """The tables of `make` with `pred`, the mean over folds of the plain image's score.
 
     Args:
       config: of a run.
@@ -163,10 +163,10 @@ def _bins(values: np.ndarray, found: np.ndarray, edges: np.ndarray) -> list[dict
 
 
 def snr_at(snr: np.ndarray, found: np.ndarray, seed: int = 0) -> list[dict[str, Any]]:
-    """S/N from which each share of RECALLS is found, by a curve that only rises, with a 95 % bootstrap interval.
+    """S/N from which each of RECALLS is reached, on a fitted curve that only rises, with a 95 % bootstrap interval.
 
-    None where the share is not reached, or is exceeded from the lowest S/N on; no interval where that is so in more
-    than one resample of 40.
+    None if it is never reached, or is exceeded already at the lowest S/N; no interval if that happens in more than one
+    resample in 40.
     """
     rng = np.random.default_rng(seed)
     draws = [

@@ -166,9 +166,9 @@ def augment(
     """Augment some rows of a store of images.
 
     In order: geometry (one map for all panels of a sample; pixels outside take the border's value), flip,
-    saturation, contrast, brightness, dropout. Squares are filled with 0 of the result: the panel's mean when
-    panels are standardised (the notebook's 0, four sigma below it, would be a feature of its own), the notebook's 0
-    when they are not. At `strength` 0 the result is `plain`'s, to the bit.
+    saturation, contrast, brightness, dropout. Squares are filled with 0 on the scale of the result: the panel's mean if
+    panels are standardised (the notebook's 0, four sigma below it, would be a feature of its own), otherwise the
+    notebook's 0. At `strength` 0 the result equals that of `plain` to the bit.
 
     Args:
       images: (m, H, W, P) uint8, C-contiguous, possibly memory-mapped and read-only.

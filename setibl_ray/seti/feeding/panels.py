@@ -30,7 +30,7 @@ from setibl_ray.core.storage import can_be_written, file_lock, temporary_folder
 from setibl_ray.seti.formats.shards import read_panels
 
 Z_RANGE = (-4.0, 8.0)
-"""Standard deviations of 0 and 255: more room above, as needles are bright; 85 is exactly 0."""
+"""Standard deviations that bytes 0 and 255 stand for: more room above, as needles are bright; byte 85 is exactly 0."""
 
 SHARED_MEMORY = Path("/dev/shm")
 _FORMAT = 1  # raise it when the stored bytes of the same panels change
@@ -42,7 +42,7 @@ ReadPanels = Callable[..., np.ndarray]  # (index, split, rows, panels) -> uint8 
 
 @lru_cache(maxsize=16)
 def area_weights(size: int, new_size: int) -> sparse.csr_array:
-    """(new_size, size) float32: row i holds each old pixel's share of the new pixel i, adding up to 1.
+    """(new_size, size) float32: row i holds each old pixel's share of new pixel i; the shares add up to 1.
 
     New pixel i covers [i * s, (i + 1) * s) of the old axis, s = size / new_size, as in
     `tf.image.resize(method="area")`, for enlarging too.
@@ -146,7 +146,7 @@ class PanelStore:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Values of 0 and 255: standard deviations, or [0, 1] without standardisation."""
+        """Values that bytes 0 and 255 stand for: standard deviations, or [0, 1] without standardisation."""
         return Z_RANGE if self.standardize else (0.0, 1.0)
 
     @property
@@ -215,7 +215,7 @@ def open_store(
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a store's lock and create its folder, which a run that ends meanwhile may remove while we wait."""
+    """Hold a store's lock and create its folder, which a run that ends may remove while we wait."""
     with contextlib.ExitStack() as held:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def remove_unused(folder: Path) -> None:
         # In this order, because a build that finishes in between renames the first to the second.
         if not orphan.with_suffix(".part").exists() and not orphan.with_suffix(".npy").exists():
             orphan.unlink(missing_ok=True)
-    # A lock without a store that nobody holds; filelock notices if a lock that it waits for is removed.
+    # Locks that have no store and are not held; filelock notices if a lock that it waits for is removed.
     for lock in folder.glob(f"t*-{'[0-9a-f]' * 24}.npy.lock"):
         with contextlib.suppress(OSError), file_lock(lock, 0):
             if not lock.with_suffix("").exists():

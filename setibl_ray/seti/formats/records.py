@@ -1,8 +1,8 @@
 """Records of shards: encoding, decoding, and the conversion from sigmas to bytes.
 
-A cadence record holds all six panels as raw bytes; a record of a PNG shard the three ON panels as the channels of a
-PNG. The two are told apart by their content (`cadence` or `image`). A JPEG is read as well, as TensorFlow's
-`decode_png` reads one; lossy as it is, the two libraries' pixels may differ by a few levels of 255.
+A cadence record holds all six panels as raw bytes; a record of a PNG shard holds the three ON panels as the channels of
+a PNG. They are told apart by their field, `cadence` or `image`. A JPEG is read as well, as TensorFlow's `decode_png`
+reads one; as the format is lossy, its pixels may differ from TensorFlow's by a few levels of 255.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Labels:
 class Record:
     """One record: `panels` is uint8 (6, height, width), or (3, height, width), the ON panels of a PNG shard.
 
-    `provenance` is written beside the rest (a NaN is not), for whoever reads the shards; nothing here reads it back.
+    `provenance` is written along with the rest (except NaN) for other readers of the shards; it is never read here.
     """
 
     image_id: str
@@ -72,7 +72,7 @@ def quantise(cadence: np.ndarray) -> np.ndarray:
     """
     low, high = CLIP
     rows = cadence.reshape(len(cadence), -1)
-    # Sums in float64, whose order does not show in a byte: NumPy adds float32 up differently from version to version.
+    # In float64 the order of adding never shows in a byte; NumPy's versions add float32 in different orders.
     mean = rows.mean(axis=1, keepdims=True, dtype=np.float64)
     scaled = rows - mean.astype(np.float32)
     std = np.sqrt(np.square(scaled).mean(axis=1, keepdims=True, dtype=np.float64))
@@ -189,7 +189,7 @@ def _text(example: dict[str, list], field: str, where: str) -> str | None:
 
 
 def _target(example: dict[str, list], where: str, labelled: bool) -> tuple[int | None, float | None]:
-    """The target, and what stands in its place in a record that needs none: -1, say."""
+    """The target, or what stands in its place in a record that needs none, such as -1."""
     value = _single(example, "target", (int, float), where)
     if value in (0, 1):  # nan and inf are neither
         return int(value), None

@@ -34,15 +34,15 @@ from setibl_ray.seti.formats.tfrecord import BadRecord, frames, masked_crc
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-# Each storage and panel shape, and a shard of it.
+# Each storage and panel shape, with the name of a shard that has it.
 Layouts: TypeAlias = "dict[tuple[Storage, tuple[int, int]], str]"
 
 DATASET_FILE = "dataset.json"
 INDEX_FILE = "index.csv.gz"
 FORMAT_VERSION = 1
 
-_GAP_BYTES = 1 << 20  # read along rather than left out with a request of its own
-_BLOCK_BYTES = 32 << 20  # of one read
+_GAP_BYTES = 1 << 20  # smaller gaps are read too: that is cheaper than another request
+_BLOCK_BYTES = 32 << 20  # of one read at most
 _SAMPLE = 16  # images of a split that are decoded to see whether they can be
 
 _NAME = re.compile(r"(train|test)(\d{2,})-(\d+)\.tfrec")
@@ -209,13 +209,12 @@ def read_index(
     needs: Split = "train",
     decode: Literal["none", "some", "all"] = "none",
 ) -> DataIndex:
-    """Read the index of a data set, from `index.csv.gz` if it matches the shards, otherwise by scanning
-    them.
+    """Read the index of a data set, from `index.csv.gz` if that matches the shards, otherwise by scanning them.
 
     Args:
       root: folder or URL.
-      on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. That takes a scan that decodes
-        every record, whatever the stored index says.
+      on_bad_record: "skip" leaves unusable records out and lists them in `bad_records`. To find them, every record is
+        decoded, even if there is a stored index.
       needs: the split that must be present.
       decode: how many images are decoded before they are needed.
 
@@ -251,7 +250,7 @@ def read_index(
 
 
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(4, os.cpu_count() or 1))  # at least four, as reading waits for a store
+    return ThreadPoolExecutor(max(4, os.cpu_count() or 1))  # at least four, as reading is mostly waiting
 
 
 def checked(index: DataIndex, decode: Literal["none", "some", "all"]) -> DataIndex:
@@ -391,8 +390,7 @@ def panel_channels(storage: Storage, panels: Sequence[int]) -> list[int]:
     """Indexes of cadence positions among a record's panels.
 
     Raises:
-      ConfigError: a position outside 0 … 5, or an OFF panel of PNG shards, which hold the three ON panels
-        only.
+      ConfigError: a position outside 0 … 5, or an OFF panel of PNG shards, which hold only the three ON panels.
     """
     held = tuple(range(N_PANELS)) if storage == "cadence" else ON
     missing = [panel for panel in panels if panel not in held]

@@ -138,8 +138,8 @@ def write_shards(
 ) -> list[WrittenShard]:
     """Run `write` on every task, one shard each, over processes; results in the order of tasks.
 
-    With one process (or one task), it runs in this process. Others are spawned, not forked: a driver may hold threads
-    and locks.
+    With one process (or one task), it runs in this process. Others are spawned, not forked, because a driver may have
+    threads and locks.
     """
     n_processes = min(n_processes or n_cores(), len(tasks))
     if n_processes <= 1:

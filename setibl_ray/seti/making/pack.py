@@ -2,8 +2,8 @@
 
 Expected: `train/**/*.npy` and `test/**/*.npy`, float16 (6, time, frequency) named by their id,
 `train_labels.csv` (id, target) and optionally `sample_submission.csv` (id, …), which then lists the test files
-to expect. A column of theirs may name groups. Without one a file's folder is its group, unless folders only sort
-files by how their ids begin, as Kaggle's `train/0/0a1b2c.npy` do: such folders say nothing about the cadences.
+to expect. A column of these tables may name groups. Without one, a file's folder is its group, unless folders only sort
+files by how their ids begin, as in Kaggle's `train/0/0a1b2c.npy`: such folders say nothing about the cadences.
 """
 
 from __future__ import annotations
@@ -71,15 +71,14 @@ def pack(
     """Write Kaggle's folder as shards, stratified by target and group.
 
     Args:
-      kaggle: the folder as it is unzipped.
+      kaggle: the unzipped folder.
       out: a local folder that does not exist or is empty.
       n_shards, n_test_shards: train and test shards.
       seed: decides the shard of each cadence and its position there.
-      group_column: column of the tables that names groups; by default their folders do, where they are more than the
-        beginnings of ids.
+      group_column: column of the tables that names groups; by default files' folders do, as described above.
       df_hz, dt_s: width of a frequency bin and length of a time bin.
-      robust: bring panels to sigmas as observations are (`observations.conditioning`), so that a bright line
-        does not hide a weak one as it does where its own deviation is divided by.
+      robust: bring panels to sigmas as observations are (`observations.conditioning`): a bright line then does not
+        raise the deviation that panels are divided by, and so does not hide a weak one.
       test_only: there are no train files and no labels.
       n_processes: by default one per core.
       say: takes lines about what was left out.
@@ -120,7 +119,7 @@ def find_sources(
 
     Raises:
       DataError: no labels, ids twice, targets other than 0 and 1, labels without files or files without
-        labels, no such column of groups, a file whose name is no text.
+        labels, no such column of groups, a file whose name is not text.
     """
     needed: Split = "test" if test_only else "train"
     splits: tuple[Split, ...] = ("test",) if test_only else SPLITS
@@ -160,7 +159,7 @@ def find_sources(
 
 
 def _npy_files(folder: Path, say: Callable[[str], None]) -> list[Path]:
-    """Every .npy file below a folder, by name, through links to folders too; without the hidden ones.
+    """Every .npy file below a folder except hidden ones, by name; links to folders are followed.
 
     macOS puts a `._NAME.npy` of its own beside each file that it copies to other file systems.
     """

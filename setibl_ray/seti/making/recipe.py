@@ -30,7 +30,7 @@ HARD_KINDS = (
     "hard-off-only",  # shaped like a needle, in the OFF panels
     "hard-one-on",  # a burst in one ON panel
     "hard-intermittent",  # shaped like a needle, in some of the ON and some of the OFF panels
-    "hard-uneven",  # shaped like a needle, in ON and OFF alike, in some of them much weaker
+    "hard-uneven",  # shaped like a needle, in all panels, but much weaker in some of them
 )
 HAYSTACK = "haystack"  # noise and the RFI that every cadence may have
 

@@ -2,7 +2,7 @@
 
 An observation is a band of radiometer noise (chi-squared) and interference, seen in six panels at different
 start times with the telescope's slews between them. A cadence is a cut of an observation, with a needle or
-a look-alike in it; every panel is then normalised and quantised by `records.quantise`. It is a pure
+a look-alike in it; every panel is then normalised and quantised by `records.quantise`. A cadence is a pure
 function of (recipe, split, number) and depends neither on shards nor on processes.
 """
 
@@ -46,13 +46,13 @@ BANDS_PER_OBSERVATION = 4  # cadences are cut from a band this many times as wid
 RFI_TRACKS = 1.0  # on average in a cadence
 BURSTS = 0.2  # on average in a cadence
 SLEW_S = (20.0, 60.0)
-IN_BAND = 0.9  # least part of a needle's track that must lie inside
+IN_BAND = 0.9  # smallest part of a needle's track that must lie inside the band
 NARROW_FWHM = (1.5, 4.0)  # frequency bins
-SMEAR = 0.5  # bins a row from which a drift is smeared; below, the profile keeps within 1 % of itself
-UNEVEN = (0.1, 1.0)  # levels of an uneven signal's panels, as parts of its S/N
+SMEAR = 0.5  # bins per row from which a drift is smeared; below that, smearing would change a profile by under 1 %
+UNEVEN = (0.1, 1.0)  # levels of an uneven signal's panels, as fractions of its S/N
 
 _FWHM = 2 * np.sqrt(2 * np.log(2))  # of a Gaussian, in standard deviations
-_REACH = 3.0  # standard deviations that a track is painted to
+_REACH = 3.0  # standard deviations to which a track is painted
 _SAMPLE_DT_S = 1.4316557653333333  # of the observations behind setigen's noise means
 
 
@@ -87,8 +87,8 @@ def plan(recipe: Recipe, split: Split, shard: int) -> list[Planned]:
     """The cadences of one shard.
 
     Counts are exact: over any run of shards from the first, needles are `positive` of all and hard negatives
-    `hard` of the others, rounded; kinds take turns. Each observation is within one shard, so folds over shards never
-    share one.
+    `hard` of the others, rounded; kinds take turns. Each observation lies within one shard, so that folds over shards
+    never share one.
     """
 
     def total(records: int) -> tuple[int, int]:
@@ -195,7 +195,7 @@ def paint(cadence: np.ndarray, track: Track, unit: float) -> None:
     """Add a track with a Gaussian profile in frequency to (6, time, frequency) in place.
 
     Level and profile are those of setigen's `get_intensity` and `gaussian_f_profile`; the profile ends at
-    three sigmas. What drifts within a row is smeared over that row, its energy kept.
+    three sigmas. A signal that drifts within a row is smeared over that row, keeping its energy.
     """
     n_freq = cadence.shape[-1]
     sigma = track.fwhm / _FWHM

@@ -1,9 +1,9 @@
 """Power to sigmas: DC spike, bandpass and gains taken out, noise brought to a standard deviation of 1.
 
 One definition for injecting, searching and packing. Every estimate is a median over a block of channels, which a line
-of a few channels does not move, so that a signal may as well be added after conditioning as before. A bright line
-does not hide a weak one beside it either: values are clipped at `records.CLIP` sigmas when they become bytes, and
-nothing is divided by a deviation that the line itself has raised.
+of a few channels does not move, so that it makes no difference whether a signal is added before or after conditioning.
+Nor does a bright line hide a weak one beside it: values are clipped at `records.CLIP` sigmas when they become bytes,
+and nothing is divided by a deviation that the line itself has raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAD = 1.4826  # of a Gaussian, standard deviations over median absolute deviati
 
 
 def definition() -> dict[str, Any]:
-    """What dataset.json keeps, and a search compares."""
+    """The definition that dataset.json keeps and a search compares."""
     return {"version": VERSION, "block": BLOCK, "dc_reach": DC_REACH, "clip_sigmas": list(CLIP)}
 
 
@@ -65,7 +65,7 @@ def condition(power: np.ndarray, dc: int | None = None, full_scale: float | None
 
 
 def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
-    """Condition (time, frequency) in place; the share of blocks that have no noise."""
+    """Condition a panel (time, frequency) in place; returns the share of blocks without noise."""
     n_freq = panel.shape[1]
     if dc is not None:
         low, high = max(dc - DC_REACH - 1, 0), min(dc + DC_REACH + 1, n_freq - 1)
@@ -82,7 +82,7 @@ def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
     if not alive.any():
         panel[:] = 0
         return 1.0
-    # A block without noise borrows from the nearest that has some, so that its neighbours stay what they are.
+    # A block without noise borrows from the nearest with noise, so that it does not affect its neighbours.
     living = np.flatnonzero(alive)
     lender = living[np.abs(np.subtract.outer(np.arange(len(blocks)), living)).argmin(axis=1)]
     _combine(panel, centres, level[lender], False)
@@ -99,7 +99,7 @@ def _condition_panel(panel: np.ndarray, dc: int | None, has_nan: bool) -> float:
 
 
 def _sample(panel: np.ndarray, start: int, stop: int, has_nan: bool) -> np.ndarray:
-    """Every fourth value of a block, other channels in each row."""
+    """Every fourth value of a block, from different channels in successive rows."""
     rows = [row[start + number % _SAMPLED : stop : _SAMPLED] for number, row in enumerate(panel)]
     sample = np.concatenate(rows)
     return sample[np.isfinite(sample)] if has_nan else sample
@@ -111,7 +111,7 @@ def _median(sample: np.ndarray) -> float:
 
 @jit
 def _combine(panel, centres, values, divide):
-    """Subtract what is interpolated between the centres of blocks, and extrapolated at the ends; or divide by it."""
+    """Subtract, or divide by, values interpolated between the centres of blocks and extrapolated at the ends."""
     n_times, n_freq = panel.shape
     last = centres.size - 1
     at = np.empty(n_freq, np.float32)
@@ -134,7 +134,7 @@ def _combine(panel, centres, values, divide):
 
 
 def binned(z: np.ndarray, width: int) -> np.ndarray:
-    """Sums of `width` neighbouring channels of (…, frequency), again with a deviation of 1; a rest is left out."""
+    """Sums of `width` neighbouring channels of (…, frequency), rescaled to a deviation of 1; a remainder is dropped."""
     if width == 1:
         return z
     n = z.shape[-1] // width

@@ -1,8 +1,8 @@
 """Training shards from observations: their windows as background, with needles and look-alikes injected.
 
-A shard takes its windows from one stretch of one coarse channel, so that folds over shards share no background. What a
-search would look at, windows about lines that pass its first filter, are negatives as they are; so are windows about
-look-alikes, and some about lines through strong interference. Backgrounds of needles and look-alikes are chosen in the
+A shard takes its windows from one stretch of one coarse channel, so that folds over shards share no background.
+Negatives are what a search would look at (windows about lines that pass its first filter) and windows about injected
+look-alikes, some of them on lines through strong interference. Backgrounds of needles and look-alikes are chosen in the
 same ways. A record is a pure function of (recipe, shard, number).
 """
 
@@ -27,17 +27,17 @@ from setibl_ray.seti.observations.injection_recipe import InjectionRecipe
 from setibl_ray.seti.observations.observation import Channel, Observation, read_list, same_product
 
 INJECT_VERSION = 1  # raise it when equal recipes no longer give equal bytes
-MAX_DRIFT = 256  # channels, binned, over the whole observation: what is searched for
+MAX_DRIFT = 256  # binned channels over the whole observation: the fastest drift that is searched for
 LONGEST_STRETCH = 1 << 18  # channels that a shard conditions
 AS_FOUND, STRONG, RANDOM = "as-found", "strong", "random"  # where a window is cut
 _PREFILTER = (2.2, 4.5)  # S/N in ON and OFF panels, below that of a search: more windows to learn from
-APART = 24  # channels, binned, between lines that get windows of their own
-_HAYSTACKS = 0.5  # of negatives: windows as they are found; the others are look-alikes
+APART = 24  # binned channels between lines that get separate windows
+_HAYSTACKS = 0.5  # share of negatives that are windows as found; the others are look-alikes
 _BACKGROUNDS = (0.2, 0.3, 0.5)  # shares of windows about found lines, strong interference, and anything
 _OFF_LINE, _OFF_DRIFT = (
     2.0,
     3.0,
-)  # channels that a window may be off its line, and that its drift may be wrong by
+)  # channels by which a window may miss its line, and by which its drift may be wrong
 
 
 class Stretch(NamedTuple):
@@ -71,7 +71,7 @@ def inject(
     Args:
       list_path: as `read_list` takes it.
       out: a local folder that does not exist or is empty.
-      n_processes: by default one a core.
+      n_processes: by default one per core.
       on_shard: called after each shard, e.g. to show progress.
 
     Raises:
@@ -230,7 +230,7 @@ def _record(
         centre += width * float(rng.uniform(-0.5, 0.5) * recipe.width)
         rate = float(rng.uniform(-1, 1)) * MAX_DRIFT * width / span
         faintest, brightest = recipe.snr[0], recipe.snr[1] if is_needle else signals.BRIGHTEST
-        faintest = min(faintest * math.sqrt(width), brightest)  # a sum over channels has as much more noise
+        faintest = min(faintest * math.sqrt(width), brightest)  # a sum over channels has that much more noise
         snr = float(np.exp(rng.uniform(np.log(faintest), np.log(brightest))))
         fwhm = float(np.exp(rng.uniform(np.log(0.7), np.log(4 * np.sqrt(width)))))
     # A band that holds the line and the window about it, at whole binned channels.
@@ -262,7 +262,7 @@ def _record(
             "observation": observation.name,
             "bin": width,
             "f_mhz": f_mhz,
-            "f_hz": round(f_mhz * 1e6),  # numbers are kept in 32 bits, which is 60 Hz at 1 GHz
+            "f_hz": round(f_mhz * 1e6),  # floats are kept in 32 bits, to 60 Hz at 1 GHz
             "drift_hz_s": rate * observation.df_hz,
             "width_hz": fwhm * observation.df_hz,
         },

@@ -1,4 +1,4 @@
-"""What an injected set is made of; apart from injection.py so that the command line shows its help at once."""
+"""What an injected set is made of; separate from injection.py so that the command line shows its help at once."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Straight lines through a whole cadence: a search for all of them, and a fit of one.
 
-A line is a frequency at the middle of the observation and a drift. Its S/N in a panel is the sum along it over the
-root of the number of rows, after the panel has been smoothed by (1/2, 1, 1/2) and brought back to unit noise: that
-loses a fifth of a signal one channel wide and gains 40 % for one that is three wide. What is searched for has every
-ON panel above a threshold and no OFF panel above another; of such lines the one with the highest sum over ON panels
-counts.
+A line is a frequency at the middle of the observation and a drift. Its S/N in a panel is the sum along it divided by
+the square root of the number of rows, after the panel has been smoothed by (1/2, 1, 1/2) and rescaled to unit noise:
+this loses a fifth of a signal one channel wide and gains 40 % for one three channels wide. The search looks for lines
+with every ON panel above one threshold and no OFF panel above another, and keeps for each channel the one with the
+highest sum over ON panels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from setibl_ray.seti.cadence import N_PANELS, OFF, ON
 from setibl_ray.seti.kernels import jit
 
 TIME_BINS = 16  # rows of a panel in the search; finer products are averaged
-CLIPPED = 9.0  # sigmas that one value may bring to a line: a burst in one row is no line
-# The same of OFF panels in a fit, after smoothing: what a carrier brings that a fast line crosses within two rows.
+CLIPPED = 9.0  # sigmas that one value may add to a line: a burst in one row is not a line
+# The same for OFF panels in a fit, after smoothing: what a carrier adds that a fast line crosses within two rows.
 CROSSING = 4.0
 _SMOOTH = np.float32(1 / np.sqrt(1.5))  # of (1/2, 1, 1/2), for unit noise
 _STRETCH = 2048  # reference channels searched at a time: their partial sums stay in the processor's cache
@@ -87,17 +87,17 @@ def search_both(
     off_below: float,
     exchanged: bool = True,
 ) -> tuple[Lines, Lines]:
-    """Search every line of a band, and every line with ON and OFF panels exchanged, for a third more of time.
+    """Search every line of a band, and every line with ON and OFF panels exchanged, which takes a third more time.
 
     Args:
       z: (6, time, n) float32 of unit noise, ON first.
       time_s: (6, time) from the middle of the observation.
       max_drift: channels from the beginning to the end of the observation, either way.
       on_above, off_below: S/N in each ON panel at least, in each OFF panel at most.
-      exchanged: whether the second result is wanted; without, it is empty.
+      exchanged: whether the second result is wanted; otherwise it is empty.
 
     Returns:
-      Two times a line for each of the n channels. Beyond the band's ends there is no signal, and no noise.
+      Both, with a line for each of the n channels. Beyond the band's ends there is neither signal nor noise.
     """
     rows, times = time_binned(z, time_s)
     n_bins, n = rows.shape[1:]
@@ -174,7 +174,7 @@ def _search(rows, steps, slope_of, offsets, drifts, margin, reach, on_above, off
 
 
 def peaks(snr: np.ndarray, apart: int) -> np.ndarray:
-    """Channels of the highest values, none nearer than `apart` to a higher one, ascending; zeros are none."""
+    """Channels of the highest values, none nearer than `apart` to a higher one, ascending; zeros do not count."""
     candidates = np.flatnonzero(snr > 0)
     order = candidates[np.lexsort((candidates, -snr[candidates]))]
     return np.sort(_thin(order, len(snr), apart))
@@ -202,7 +202,7 @@ def fit(z: np.ndarray, time_s: np.ndarray, centre: float, rate: float, step: flo
       time_s: (6, time) from the middle of the observation.
       centre: the line's channel at time 0, counted from the band's first.
       rate: its drift, channels per second.
-      step: how coarse these are: channels, and channels over the whole observation.
+      step: how coarse these are, in channels and in channels over the whole observation.
 
     Returns:
       The line that collects most in the ON panels, found by steps that shrink to a tenth of a channel.

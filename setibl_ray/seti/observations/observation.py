@@ -1,6 +1,6 @@
 """Six files as one observation: which of them are ON, when each spectrum was taken, its coarse channels.
 
-An observation is read in the order of `tstart`. One that begins OFF the target (BACADA) is turned round in time, which
+An observation is read in the order of `tstart`. One that begins OFF the target (BACADA) is reversed in time, which
 makes it A, D, A, C, A, B: everything downstream sees ON first, and drift rates stay right because every row has its
 own time.
 """
@@ -44,11 +44,11 @@ class Observation:
     """Six files that fit together.
 
     Attributes:
-      name, session, band: what they are called; sessions tell apart what must not be trained on and searched.
+      name, session, band: what they are called; a session must not be both trained on and searched.
       headers: in the order of the panels, ON first.
       time_s: (6, n_times) middle of each spectrum, seconds from the middle of the observation.
       notes: what is unusual about the files, one sentence each.
-      n_coarse: coarse channels, None for Green Bank's of 2.93 MHz where they divide the file, else one.
+      n_coarse: coarse channels; None for as many of Green Bank's 2.93 MHz as fit evenly, else one.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Observation:
         if not count:
             return (Channel(0, 0, n, None),)
         fine = n // count
-        # The spike is at the middle in the order of the file.
+        # The spike is in the middle, counted in the order of the file.
         dc = fine // 2 if header.foff_mhz > 0 else fine - 1 - fine // 2
         return tuple(Channel(i, i * fine, (i + 1) * fine, i * fine + dc) for i in range(count))
 
@@ -125,14 +125,14 @@ def open_observation(
     """Read and check six headers.
 
     Args:
-      files: paths or URLs of .h5 or .fil files, in any order if their tstart tells it.
+      files: paths or URLs of .h5 or .fil files, in any order if their tstart values differ.
       name: by default the target's name.
       session: by default the day, as an integer MJD.
       band: by default the file's lowest frequency in MHz.
       n_coarse: coarse channels of a file.
 
     Raises:
-      DataError: not six; a file that is unsound; files that do not fit together, naming file and field.
+      DataError: not six files; an unsound file; files that do not fit together, naming file and field.
     """
     if len(files) != N_PANELS:
         few = " (an ABABA or three-of-five cadence is not one of six panels)" if len(files) == 5 else ""
@@ -179,7 +179,7 @@ def open_observation(
 
 
 def find_files(pattern: str) -> list[str]:
-    """Files of a glob pattern, sorted by name; their tstart decides about their order later."""
+    """Files of a glob pattern, sorted by name; later their tstart decides their order."""
     fs, place = filesystem(pattern)
     with reaching(pattern, "read", StorageError):
         found = sorted(fs.glob(place))

@@ -1,7 +1,7 @@
-"""One filterbank file, .h5 or .fil: its header, and its power a stretch of channels at a time.
+"""One filterbank file, .h5 or .fil: its header, and its power, read for one range of channels at a time.
 
-Channels are counted upwards in frequency whatever the sign of `foff`, so that nothing downstream has to ask. Of
-two polarisations the sum is read, of four Stokes parameters the first.
+Channels are counted upwards in frequency whatever the sign of `foff`, so that nothing downstream has to check. Two
+polarisations are added up; of four Stokes parameters, the first is read.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FIELDS = ("fch1", "foff", "nchans", "tsamp", "tstart")
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """What a file says about itself.
 
     Attributes:
-      fch1_mhz, foff_mhz: centre of the file's first channel, and the step to the next, negative where they fall.
+      fch1_mhz, foff_mhz: centre of the file's first channel, and the step to the next, negative if frequencies fall.
       n_channels, n_ifs, n_times: shape of the data.
       tsamp_s: length of a spectrum.
       tstart_mjd: when the first one began.
@@ -63,12 +63,12 @@ class Header:
 
     @property
     def full_scale(self) -> float | None:
-        """The highest value that `read_power` can give of 8-bit samples, which may be saturated."""
+        """The highest value that `read_power` can give for 8-bit samples, which may be saturated."""
         return 255.0 * self.n_summed if self.n_bits == 8 else None
 
     @property
     def n_summed(self) -> int:
-        """IFs that are read: of two polarisations both, of four Stokes parameters the first."""
+        """How many IFs are read: both of two polarisations, only the first of four Stokes parameters."""
         return 2 if self.n_ifs == 2 else 1
 
     @property
@@ -221,7 +221,7 @@ def _h5_fields(data: Any) -> dict[str, Any]:
 
 
 def sigproc() -> ModuleType:
-    """blimpy's module for the headers of .fil files; two seconds of import, which .h5 files are spared."""
+    """blimpy's module for the headers of .fil files; only they need it, and importing it takes two seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pkg_resources, which blimpy asks for its own version
         from blimpy.io import sigproc

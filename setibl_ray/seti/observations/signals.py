@@ -1,7 +1,7 @@
-"""Signals added to conditioned panels: needles as they are searched for, and what looks like one.
+"""Signals added to conditioned panels: needles as they are searched for, and look-alikes.
 
 Everything is in fine channels and sigmas. A signal of S/N s has its peak at s / sqrt(rows) sigmas in each row of a
-panel, as setigen counts; what drifts within a row is spread over the channels that it crosses, its energy kept.
+panel, as setigen counts; one that drifts within a row is spread over the channels that it crosses, keeping its energy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOK_ALIKE_SHARES = {
     "hard-wandering": 0.1,  # a frequency that walks at random, in all panels
 }
 BRIGHTEST = 1000.0  # S/N of interference, which may be far above any needle's
-LEAST_OFF = 6.0  # S/N at which a look-alike shows in an OFF panel: below, nothing could tell it from a needle
+LEAST_OFF = 6.0  # lowest S/N of a look-alike in an OFF panel: below, nothing could tell it from a needle
 
 
 class Signal(NamedTuple):
@@ -39,7 +39,7 @@ class Signal(NamedTuple):
     Attributes:
       centre: (6, time) channel at the middle of each row.
       sweep: (6, time) channels that it crosses within a row.
-      level: (6, time) sigmas at its peak, were it not to drift within a row; 0 where it is absent.
+      level: (6, time) sigmas at its peak if it did not drift within a row; 0 where it is absent.
       fwhm: channels, of a Gaussian profile.
     """
 

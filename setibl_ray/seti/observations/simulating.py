@@ -1,9 +1,9 @@
 """Simulated observations as real files: for demos, tests, and studies of what a search finds.
 
-In the shape of Green Bank's fine product: chi-squared noise of 51 averaged samples, a bandpass and a DC spike in each
+They resemble Green Bank's fine product: chi-squared noise of 51 averaged samples, a bandpass and a DC spike in each
 coarse channel, gains that differ between files, slews between them, and interference of other kinds than those that
-`injection` paints: carriers that stay, drift, come and go, or walk; packets; broad humps. All of it shows in OFF panels
-too. Needles are listed in truth.csv.
+`injection` paints: carriers that stay, drift, come and go, or walk; packets; broad humps. All interference shows in OFF
+panels too. Needles are listed in truth.csv.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def simulate(
 
     Args:
       suffix: format of the files.
-      rising: a positive `foff`.
-      n_bits: 8, 16 or 32 a value.
-      n_ifs: polarisations, of which each has half the power.
+      rising: whether `foff` is positive.
+      n_bits: 8, 16 or 32 bits per value.
+      n_ifs: polarisations, each with an equal share of the power.
 
     Returns:
       The path of observation.csv.
@@ -85,7 +85,7 @@ def simulate(
                 "foff": df_mhz if rising else -df_mhz, "nchans": sky.n_channels, "nifs": n_ifs, "nbits": n_bits,
                 "tsamp": DT_S, "tstart": sky.tstart_mjd + starts_s[panel] / 86400,
             }  # fmt: skip
-            # A .fil file may be without, and blimpy writes angles into it in a way of its own.
+            # A .fil file need not have these, and blimpy writes angles into it in a way of its own.
             if suffix == "h5":
                 header |= {"src_raj": 12.5, "src_dej": 40.0 + panel % 2 * (panel + 1) / 2}
             values = power[panel] if rising else power[panel, :, ::-1]

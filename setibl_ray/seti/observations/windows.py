@@ -1,8 +1,8 @@
 """Windows about lines: as wide as a network's panel, turned upright by the line's own drift.
 
-Row t of a panel is shifted by what the line drifts until t, so that whatever has the line's drift stands upright in the
-middle of the window, however fast it drifts, and everything else is slanted. A window need not hold a drift, then, and
-can be narrow; and a network has to learn one picture of a needle instead of one for each drift.
+Row t of a panel is shifted by how far the line has drifted by t, so that whatever has the line's drift stands upright
+in the middle of the window, however fast it is, and everything else is slanted. So a window can be narrower than a
+drift, and a network has to learn one picture of a needle instead of one for each drift.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ABSENT = round(-CLIP[0] * 255 / (CLIP[1] - CLIP[0]))  # the byte of 0 sigmas, be
 
 
 def definition(width: int) -> dict[str, Any]:
-    """What dataset.json keeps of how windows are cut, and a search compares."""
+    """How windows are cut, as dataset.json records it and a search compares it."""
     return {"version": 1, "width": width, "upright": True}
 
 

@@ -78,7 +78,7 @@ class Assume(Section):
     head_price: NonNegative = 0.20
     """Dollars per hour for a head node without folds."""
     setup_s: NonNegative = 600.0
-    """Seconds from the start of a node, from which it is paid, to its first task."""
+    """Seconds from the start of a node, when its cost begins, to its first task."""
     idle_s: NonNegative = 600.0
     """Seconds that a node is paid for after its last task (idle_timeout_minutes of `ray up`)."""
 

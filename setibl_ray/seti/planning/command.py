@@ -1,4 +1,4 @@
-"""`cv --plan`: all that `cv` does up to its first fold, and then what the rest of it would take."""
+"""`cv --plan`: do all that `cv` does up to its first fold, then estimate what the rest would take."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plan_run(
       data: folder or URL of shards; None with `assume.rows`, and with `resume` for the run's own.
       out: run folder; with `resume`, only what is left of that run is planned.
       rates: run folder whose rates are taken; by default those of `out`, if it has some.
-      assume: what stands for rates, nodes and rows that are not there.
+      assume: what to assume about rates, nodes and rows that are not there.
       config, where, resume, on_bad_record, console: as in `session.cross_validate`.
 
     Raises:
@@ -184,7 +184,7 @@ def _assumed_nodes(nodes: Nodes, assume: Assume) -> list[Node]:
 
 
 def _memory(node: Node) -> float:
-    """All that Ray found free on a node when it began there."""
+    """All the memory that Ray found free on a node when it started there."""
     return node.total("memory") + node.total("object_store_memory")
 
 
@@ -202,7 +202,7 @@ def _ground_of(
 
 
 def _measured(rates: str | None, out: str | None, share: Share) -> tuple[Measured | None, str]:
-    """Rates of `rates`, or of the run in `out` if there is one that can serve; and why it cannot."""
+    """Rates measured in the run `rates`, or in `out` if that has usable ones; else why there are none."""
     path = rates or out
     if path is None or (rates is None and not RunFolder(path).exists()):
         return None, ""

@@ -19,7 +19,7 @@ from setibl_ray.seti.planning.assume import Assume, device_of
 from setibl_ray.seti.sizes import sizes
 
 BACKWARD = 2.0  # cost of the backward pass, in forward passes
-BUILD_TEST = 0.25  # of building to train, which compiles two forward passes and a backward pass
+BUILD_TEST = 0.25  # of building a model to train, which compiles two forward passes and a backward pass
 A_QUARTER = "assumed: a quarter of that"
 
 
@@ -236,8 +236,8 @@ def _rates(
 ) -> Rates:
     """Rates of folds with the same config, and of their spans of the test set.
 
-    The first job of a process traces in its first epoch or prediction. That one is left out of the rates; the time by
-    which it is longer than the others is part of the time to build.
+    The first job of a process traces in its first epoch or prediction. That one is left out of the rates; the time that
+    it takes longer than the others counts as time to build.
     """
     first, later = [f for f in folds if f.job.is_first], [f for f in folds if not f.job.is_first]
     speeds = [speed for fold in first for speed in fold.history["images_per_s"][1:]]

@@ -285,7 +285,7 @@ PHASES = (
 START = ("start", "@muted/0.5")
 PREDICTION = ("predict test rows", "@c6")  # separate jobs, which any free slot can take
 FAILED, INTERRUPTED = ("failed attempt", "@bad"), ("interrupted or discarded", "@ink/0.6")
-LANE = 0.8  # height of a lane, of the distance between two
+LANE = 0.8  # height of a lane, as a fraction of the distance between two
 
 
 def timeline(manifest: Mapping[str, Any]) -> Spec:

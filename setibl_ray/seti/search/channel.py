@@ -1,8 +1,8 @@
-"""One coarse channel of one observation searched, from power to hits: a pure function of files, weights and settings.
+"""Search one coarse channel of one observation, from power to hits: a pure function of files, weights and settings.
 
-A prefilter looks for lines that every ON panel has and no OFF panel; a window about each of them is scored by every
-fold; of windows that score at all, the line is fitted and must pass the veto. The same is done with ON and OFF
-exchanged, whose hits are false by construction, and in cuts with needles injected, whose hits are recoveries.
+A prefilter looks for lines that show in every ON panel and in no OFF panel; every fold scores a window about each of
+them; if the score is at least FLOOR, the line is fitted and must pass the veto. The same is done with ON and OFF
+exchanged, whose hits are false by construction, and in cuts with injected needles, whose hits are recoveries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SWAPPED = (1, 0, 3, 2, 5, 4)
 PICTURE = (16, 96)  # rows and columns of a panel in a hit's picture
 RECOVER_SNR = (6.0, 100.0)
 _MARGIN = 2 * BLOCK  # channels read beyond a coarse channel's ends, for lines that cross them
-# How far beyond them the middle of a line may be; two channels then find it, and hits are merged.
+# How far beyond a channel's ends the middle of a line may be; both channels then find it, and their hits are merged.
 _BORDER = 32
 _FOUND_HZ = 30.0  # an injected needle counts as found within this, times `Observation.coarseness`
 
@@ -44,8 +44,8 @@ class Line(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Conditioned panels to look for lines in: `low` is the fine channel of their first; `truth` what was injected, and
-    the best score of the hits that find it.
+    """Conditioned panels to look for lines in. `low` is the fine channel that they begin with; `truth` is what was
+    injected, with the best score of the hits that find it.
     """
 
     z: np.ndarray
@@ -79,7 +79,7 @@ def search_channel(
       n_recover: needles to inject.
 
     Returns:
-      Plain values for JSON: `hits` and `null` (lists of hits, brightest score first), `recovered` (a row for each
+      Plain values for JSON: `hits` and `null` (lists of hits, highest score first), `recovered` (a row for each
       injected needle), `n_windows`, `mhz` searched, `flags` of the panels.
     """
     z, low, flags = _conditioned(observation, channel)
@@ -137,12 +137,12 @@ def _conditioned(observation: Observation, channel: Channel) -> tuple[np.ndarray
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """The one text of a channel's result: the same result, the same bytes."""
+    """A channel's result as text; equal results give equal bytes."""
     return json.dumps(result, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def _proposed(source: Source, time_s: np.ndarray, settings: SearchSettings, window: int) -> list[Proposed]:
-    """Lines that pass the prefilter; of what was injected none with ON and OFF exchanged."""
+    """Lines that pass the prefilter; with ON and OFF exchanged too, except in cuts with an injected needle."""
     out: list[Proposed] = []
     span = lines.span_s(time_s)
     is_real = source.truth is None
@@ -239,7 +239,7 @@ def _injected(
     wide = min(4 * MAX_DRIFT * width, z.shape[-1])
     start = int(rng.integers(z.shape[-1] - wide + 1))
     snr = float(np.exp(rng.uniform(*np.log(RECOVER_SNR))))
-    # Each bin's own drifts: those that the next narrower one does not hold.
+    # Drifts that only this bin holds, not the next narrower one.
     below = max([w for w in settings.bins if w < width], default=0)
     most = 0.9 * MAX_DRIFT / span
     rate = float(rng.choice((-1, 1)) * rng.uniform(below * most, width * most))

@@ -14,14 +14,14 @@ from setibl_ray.seti.observations.injection_recipe import Ranges
 from setibl_ray.seti.observations.observation import Observation
 from setibl_ray.seti.search.settings import FLOOR, SearchSettings
 
-# Where neither the user nor the null says anything. Networks with the on-off head give needles 0.98 and more, and above
-# this there was one false candidate in seven observations of two generators (docs/search.md).
+# Used unless the user gives one, or a rate of false candidates. Networks with the on-off head give needles 0.98 and
+# more; above this there was one false candidate in seven observations of two generators (docs/search.md).
 THRESHOLD = 0.95
-# Both times `Observation.coarseness`. Lines that are nowhere farther apart than the first are one signal, at bins 1 and
-# 2; more in proportion beyond.
+# Both are multiplied by `Observation.coarseness`. At bins 1 and 2, lines that are nowhere farther apart than SAME_HZ
+# are one signal; at wider bins, the limit grows in proportion.
 SAME_HZ = 40.0
 COINCIDENT_HZ = 250.0
-_SHOWN_S_N = 5.0  # a panel counts as ON in n_on from here
+_SHOWN_S_N = 5.0  # S/N from which an ON panel counts in n_on
 _RECALL_EDGES = (6, 8, 10, 15, 20, 30, 50, 100.0001)
 
 Hit = dict[str, Any]
@@ -64,11 +64,11 @@ def tops(hits: Iterable[Sequence[Hit]], coarseness: float = 1.0) -> list[float]:
 def choose_threshold(settings: SearchSettings, scores: Sequence[float], ghz: float) -> Threshold:
     """The score from which a hit counts, and in words how it was chosen.
 
-    With `false_per_ghz`, candidates of the data with ON and OFF exchanged are all false; the threshold is the lowest
-    that leaves as many as allowed, rounded down.
+    With `false_per_ghz`, the threshold is the lowest that leaves as many candidates as allowed, rounded down, in the
+    data with ON and OFF exchanged, where all are false.
 
     Args:
-      scores: `tops` of these.
+      scores: `tops` of the hits with ON and OFF exchanged.
     """
     if settings.threshold is not None:
         return Threshold(settings.threshold, "given (--threshold)")
@@ -84,14 +84,14 @@ def choose_threshold(settings: SearchSettings, scores: Sequence[float], ghz: flo
 
 
 def null_table(scores: Sequence[float], ghz: float) -> list[dict[str, float]]:
-    """Candidates with ON and OFF exchanged at each threshold, and what that is in a GHz, from their scores."""
+    """How many candidates there are with ON and OFF exchanged at each threshold, and per GHz, from their scores."""
     levels = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     counts = [sum(score >= level for score in scores) for level in levels]
     return [{"threshold": t, "candidates": c, "per_ghz": round(c / ghz, 3)} for t, c in zip(levels, counts)]
 
 
 def recall_table(recovered: Sequence[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
-    """Of injected needles, how many are found, by bin and S/N."""
+    """How many injected needles are found, by bin and S/N."""
     rows = []
     table = pd.DataFrame(recovered, columns=["bin", "snr", "score"])
     for width, of_bin in table.groupby("bin"):
@@ -116,7 +116,7 @@ def candidates(
 
     Args:
       hits: by observation, every hit above FLOOR.
-      threshold: score from which a hit is (of) a candidate.
+      threshold: score from which a hit belongs to a candidate.
 
     Returns:
       A mapping for each: the columns of candidates.csv and `picture`.
@@ -170,7 +170,7 @@ def _row(observation: Observation, best: Hit, group: Sequence[Hit], flags: list[
 def _flags(
     observation: Observation, hit: Hit, others: Sequence[tuple[str, np.ndarray]], exclude_mhz: Ranges
 ) -> list[str]:
-    """What speaks against a candidate, none of which removes it."""
+    """Reasons to doubt a candidate, none of which removes it."""
     flags = []
     low, high = sorted((hit["f_start_mhz"], hit["f_end_mhz"]))
     if any(start <= high and low <= stop for start, stop in exclude_mhz):

@@ -1,4 +1,4 @@
-"""The way from a window's bytes to what a network was trained on."""
+"""From a window's bytes to the kind of input that a network was trained on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def prepared(
 ) -> np.ndarray:
     """What `feeding.panels.prepare` makes of the same records, uint8 (n, *size, panels).
 
-    Where each row only has to be repeated and panels are standardised, which is how windows of 16 spectra are searched,
-    one pass over the bytes does it: of a panel's 256 byte values each has one standardised byte, from a mean and a
+    If panels are standardised and each row only has to be repeated, as when windows of 16 spectra are searched, one
+    pass over the bytes is enough: each of a panel's 256 byte values has one standardised byte, from a mean and a
     deviation that are exact sums of integers.
     """
     n, _, height, width = windows.shape

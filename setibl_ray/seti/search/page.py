@@ -1,4 +1,4 @@
-"""candidates.html: every candidate's six panels to look at and to judge, in one file without a network."""
+"""candidates.html: every candidate's six panels to look at and to judge, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def render(
         css=css,
         style=own.joinpath("candidates.css").read_text(encoding="utf-8"),
         script=own.joinpath("candidates.js").read_text(encoding="utf-8"),
-        # In a script element nothing is escaped as in HTML: what could end it is written otherwise.
+        # HTML's escapes do not work in a script element, so what could end it is written in JSON's way.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )

@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def csv(candidates: Sequence[dict[str, Any]], n_folds: int) -> str:
-    """The text of candidates.csv; its header stands even where there is none."""
+    """The text of candidates.csv; the header is there even if there are no candidates."""
     folds = [f"score_fold_{k}" for k in range(n_folds)]
     columns = [
         "rank", "id", "observation", "score", *folds, "f_start_mhz", "f_end_mhz", "drift_hz_s", "width_hz",

@@ -113,7 +113,7 @@ def search(
 
 
 def _warnings(run: Run, settings: SearchSettings) -> Iterator[str]:
-    """What to say where a run was not trained for these bins, or a threshold leaves out most needles of its own."""
+    """Warnings if a run was not trained for these bins, or if the threshold leaves out most of its own needles."""
     trained = run.manifest["data"].get("bins") or settings.bins
     if others := [width for width in settings.bins if width not in trained]:
         yield (
@@ -156,7 +156,7 @@ def _spec(
 
 
 class _Channels:
-    """What a search saves and continues from, to `session.follow`: every channel a row of a test set, one a job."""
+    """What a search saves and continues from, for `session.follow`: each channel is a row of a test set, and a job."""
 
     def __init__(self, folder: RunFolder, spec: RunSpec, say: Say) -> None:
         self.folder, self.spec, self._say = folder, spec, say
@@ -310,10 +310,10 @@ def _damage(observations: Sequence[Observation], channel: dict[str, Any]) -> lis
 
 
 def _open(folder: RunFolder, plan: dict[str, Any], resume: bool) -> None:
-    """Begin the folder, or take it up.
+    """Begin the folder, or continue it.
 
     Raises:
-      RunFolderError: it holds a search already, or another one.
+      RunFolderError: it holds a search already and `resume` is not set, or it holds another search.
     """
     if not folder.exists("plan.json"):
         folder.write_json("plan.json", plan)
@@ -336,7 +336,7 @@ def _channel_name(key: tuple[int, int], text: str) -> str:
 
 
 def _done(folder: RunFolder, say: Say) -> dict[tuple[int, int], str]:
-    """Channels that are on disk whole."""
+    """Results that are complete on disk, by channel."""
     done: dict[tuple[int, int], str] = {}
     if not folder.exists("channels"):
         return done

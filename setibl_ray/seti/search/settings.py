@@ -1,4 +1,4 @@
-"""What a search does, apart from where: everything that decides its results, given files and weights."""
+"""What a search does, apart from where it runs: everything that decides its results, given files and weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class SearchSettings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     bins: Bins = (1, 8)
-    """Channels that are summed to one, each searched by itself: 8 holds drifts eight times as fast."""
+    """Numbers of channels summed to one, each searched separately; 8 finds drifts up to eight times as fast as 1."""
     threshold: Annotated[float, pydantic.Field(ge=FLOOR, le=1)] | None = None
-    """Score from which a hit counts [0.95, or what --false-per-ghz gives]."""
+    """Lowest score of a hit that counts [0.95, or what --false-per-ghz gives]."""
     false_per_ghz: Annotated[float, pydantic.Field(ge=0)] | None = None
-    """Choose the threshold at which the same data with ON and OFF exchanged give so many candidates a GHz."""
+    """Choose the threshold so that the data with ON and OFF exchanged give at most this many candidates per GHz."""
     recover: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Needles to inject into the data to see how many come out."""
+    """Number of needles to inject into the data, to see how many are found."""
     exclude_mhz: Ranges = ()
-    """Ranges whose candidates are flagged, such as 1400-1427,1525-1560; nothing is left out."""
+    """Ranges in MHz, such as 1400-1427,1525-1560, whose candidates are flagged; nothing is left out."""
     prefilter_on: Positive = 3.0
     """S/N that a line must have in each ON panel for its window to be scored."""
     prefilter_off: Positive = 4.5
-    """S/N that it may have in an OFF panel."""
+    """Highest S/N that such a line may have in any OFF panel."""
     veto_on: Positive = 3.0
-    """S/N of the fitted line in the weakest ON panel, at least."""
+    """Lowest S/N that the fitted line may have in its weakest ON panel."""
     veto_off: Positive = 4.0
-    """S/N of the fitted line in every OFF panel, at most."""
+    """Highest S/N that the fitted line may have in any OFF panel."""
     seed: int = 0
     """Seed of the injected needles."""
 

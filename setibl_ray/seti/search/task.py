@@ -21,7 +21,7 @@ from setibl_ray.seti.search.settings import SearchSettings
 from setibl_ray.seti.sizes import sizes
 from setibl_ray.seti.task import CadenceTask
 
-# Of a coarse channel's panels, at the peak: as read, conditioned, binned, and what is made meanwhile.
+# Of a coarse channel's panels, at the peak: as read, conditioned and binned, and temporary arrays.
 BYTES_A_VALUE = 24
 
 
@@ -37,11 +37,11 @@ class Searched(NamedTuple):
 
 
 class ChannelTask(CadenceTask):
-    """`Rows.content` is a `Searched`, and row i of the test set channel i of `channels_of(observations)`.
+    """`Rows.content` is a `Searched`; row i of the test set is channel i of `channels_of(observations)`.
 
     Args:
       content: as in `Rows.content`, for the estimate of memory.
-      scorer: makes all folds of a run one function, from (config, weights files); a function, or its `module:name`.
+      scorer: function, or its `module:name`, that turns (config, weights files) into one function of all folds.
     """
 
     clean = ""
@@ -63,7 +63,7 @@ class ChannelTask(CadenceTask):
     def predict(self, work: Work) -> Prediction:
         observations, settings, width = work.rows.content
         units = list(channels_of(observations))
-        # As evenly over the channels as whole numbers allow.
+        # Needles are spread over the channels as evenly as whole numbers allow.
         recover = np.diff(np.arange(len(units) + 1) * settings.recover // len(units)).tolist()
         score = self._networks(work)
         texts = [

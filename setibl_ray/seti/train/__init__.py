@@ -1,6 +1,6 @@
 """The TensorFlow part of a fold task: devices, models, one compiled trainer, the fold itself.
 
-Whatever imports a module of this package imports TensorFlow; what that reads of its surroundings is set here.
+Importing a module of this package imports TensorFlow; the environment that TensorFlow reads is set here.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # convolutions of single panels are what Eigen is slowest at, and were never slower with any other that was tried.
 if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# By `tf.keras` TensorFlow 2.16 and later mean Keras 3, unless told to take the package tf_keras. 2.15 brings Keras 2,
-# and told so where that package is missing it has none.
+# In TensorFlow 2.16 and later, `tf.keras` is Keras 3 unless told to use the package tf_keras. 2.15 comes with Keras 2,
+# and has none if told to use that package where it is missing.
 os.environ["TF_USE_LEGACY_KERAS"] = "1" if importlib.util.find_spec("tf_keras") else "0"
 
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Keep what native code writes to standard error to itself, unless the block fails."""
+    """Hide what native code writes to standard error, unless the block fails."""
     with tempfile.TemporaryFile() as said:
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -40,6 +40,6 @@ def _held_back() -> Iterator[None]:
 
 
 if "tensorflow" not in sys.modules:
-    # 2.21 logs through absl, which heeds no log level before it is initialised.
+    # 2.21 logs through absl, which ignores the log level until it is initialised.
     with _held_back():
         import tensorflow  # noqa: F401

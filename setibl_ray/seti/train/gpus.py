@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says, asked of libcuda itself: how much memory a GPU has, and why there is none.
+"""What the NVIDIA driver says, asked through libcuda: how much memory a GPU has, or why there is no GPU.
 
 TensorFlow tells neither how large a GPU is nor why it sees none. Nothing here creates a CUDA context, which would take
 memory of the GPU.
@@ -16,7 +16,7 @@ _DRIVER_MISMATCH = 803
 
 
 def memory_bytes(number: int = 0) -> int:
-    """The memory of a GPU (or MIG instance) of those that this process may see.
+    """The memory of one of the GPUs (or MIG instances) that this process may see.
 
     Raises:
       OSError: the driver does not say.

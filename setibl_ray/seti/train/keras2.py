@@ -1,6 +1,6 @@
 """Keras 2: which package it is, its defaults, and the one place that reaches into its private parts.
 
-Read in keras 2.15.0 (TensorFlow 2.15) and tf_keras 2.21.0 (TensorFlow 2.16 and later), which are alike in all of these.
+Checked in the source of keras 2.15.0 (TensorFlow 2.15) and of tf_keras 2.21.0 (TensorFlow 2.16 and later), which agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ except ImportError:
 
 
 def set_defaults() -> None:
-    """Set what Keras reads from keras.json in the user's home: it must not decide what is trained."""
+    """Set what Keras reads from keras.json in the user's home, which must not decide what is trained."""
     tf.keras.backend.set_image_data_format("channels_last")
     tf.keras.backend.set_floatx("float32")
     tf.keras.backend.set_epsilon(1e-7)
@@ -41,7 +41,7 @@ def weights_file(model: tf.keras.Model) -> bytes:
 
 
 def load_weights_file(model: tf.keras.Model, content: bytes) -> None:
-    """Take over the weights of such a file, or of a whole model that Keras saved as HDF5.
+    """Load the weights of such a file, or of a whole model that Keras saved as HDF5.
 
     Raises:
       OSError, ValueError: it is no such file, or its weights do not fit the model.
@@ -52,12 +52,12 @@ def load_weights_file(model: tf.keras.Model, content: bytes) -> None:
 
 
 def layers(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    """The model's layers, those of models inside it included."""
+    """The model's layers, including those of models inside it."""
     return list(model._flatten_layers(include_self=False))
 
 
 def optimizer_variables(optimizer: tf.keras.optimizers.legacy.Optimizer) -> list[tf.Variable]:
-    """All that an optimizer remembers from step to step, loss scaling included."""
+    """All that an optimizer remembers from step to step, including loss scaling."""
     variables = list(optimizer.variables())
     if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
         variables += [optimizer._loss_scale.current_loss_scale, optimizer.dynamic_counter]
@@ -67,12 +67,12 @@ def optimizer_variables(optimizer: tf.keras.optimizers.legacy.Optimizer) -> list
 def create_optimizer_variables(
     optimizer: tf.keras.optimizers.legacy.Optimizer, model: tf.keras.Model
 ) -> None:
-    """Create them now, as the first step would."""
+    """Create an optimizer's variables now, as the first step would."""
     optimizer._create_all_weights(model.trainable_variables)
 
 
 def random_generators(model: tf.keras.Model) -> list[tf.random.Generator]:
-    """Those of the model's dropout layers, in the order of the layers."""
+    """The generators of the model's dropout layers, in the order of the layers."""
     layers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     found = [getattr(layer, "_generator", None) for layer in layers]
     return [generator for generator in found if generator is not None]

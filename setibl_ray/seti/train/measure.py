@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _multiply_adds(layer: tf.keras.layers.Layer) -> float:
-    """Of a forward pass: each weight of a kernel is used once for every position of the layer's output."""
+    """Count for a forward pass: each weight of a kernel is used once for every position of the layer's output."""
     kernel = getattr(layer, "depthwise_kernel", getattr(layer, "kernel", None))
     places = np.prod([side or 1 for side in layer.output_shape[1:-1]]) if len(layer.output_shape) > 2 else 1
     return float(np.prod(kernel.shape) * places) if kernel is not None else 0.0

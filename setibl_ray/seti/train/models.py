@@ -87,7 +87,7 @@ def build_model(
 
 
 def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -> tf.keras.Model:
-    """A user's model, held against what a fold needs of it before any data are decoded."""
+    """Build a user's model and check, before any data are decoded, that it is what a fold needs."""
     name = own.model
     try:
         build = code.get(name) or pkgutil.resolve_name(name)
@@ -115,7 +115,7 @@ def _own(image_shape: ImageShape, config: Config, own: FoldConfig, code: Code) -
 
 
 def _name_of(kind: type) -> str:
-    """With its module, unless Python brings it: Keras 2 and Keras 3 both have a Model."""
+    """A class's name with its module, unless it is built in: Keras 2 and Keras 3 both have a Model."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -147,8 +147,8 @@ def _known(image_shape: ImageShape, config: Config, own: FoldConfig) -> tf.keras
 def _on_off(image: tf.Tensor, momentum: float) -> tf.Tensor:
     """(n, 368) features of six panels (n, h, w, 6): what one small encoder sees in ON panels against OFF panels.
 
-    A backbone has to learn for each panel anew what a track is, and then that it must not be in OFF panels. With an
-    encoder that all panels share, each cadence is six examples of the first, and the second is a comparison.
+    A backbone has to learn separately for each panel what a track is, and then that it must not be in OFF panels. With
+    an encoder shared by all panels, each cadence gives six examples of the former, and the latter is a comparison.
     """
 
     def convolved(x: tf.Tensor, filters: int, kernel: int, stride: int) -> tf.Tensor:
@@ -203,10 +203,10 @@ def _with_weights(model: str, shape: ImageShape, weights: str | None) -> tf.kera
 
 @contextmanager
 def _one_download() -> Iterator[None]:
-    """One process at a time of all that share Keras' folder of downloads.
+    """Let only one process at a time use Keras' folder of downloads.
 
-    Keras writes a download to its final name as it comes; whoever looks meanwhile takes a half file for a whole one.
-    Afterwards it holds the file against its checksum each time, and fetches it anew if a process was killed over it.
+    Keras writes a download under its final name, where another process would take half a file for a whole one. Later it
+    compares the file with its checksum each time, and fetches it again if a process was killed during the download.
     """
     home, otherwise = Path("~/.keras").expanduser(), Path("/tmp/.keras")  # as Keras chooses
     for folder in (home, otherwise):

@@ -2,8 +2,8 @@
 
 The batch of every replica is worked through in equal parts, one after another, and their gradients are added up: the
 same global batch, learning rate and number of steps, with the activations of one part in memory. Without batch
-normalisation and dropout the result is that of the whole batch to within rounding. Batch normalisation takes its
-statistics from a part then, as it always does from one replica's batch; so a part has MIN_PART images at least.
+normalisation and dropout the result is that of the whole batch to within rounding. Batch normalisation then takes its
+statistics from a part, as it otherwise does from one replica's batch, so a part has at least MIN_PART images.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def more_parts(batch: int, parts: int) -> int | None:
 
 
 def in_parts(model: tf.keras.Model, n_parts: int) -> None:
-    """Let a compiled model train and predict in so many parts a step from now on; 1 is Keras' own way."""
+    """Let a compiled model train and predict in `n_parts` parts per step from now on; 1 is Keras' own way."""
     model.train_step = type(model).train_step.__get__(model)
     model.predict_step = type(model).predict_step.__get__(model)
     if n_parts > 1:
@@ -85,7 +85,7 @@ def _train_step(
         return part + 1, *(total + gradient / n_parts for total, gradient in zip(sums, gradients))
 
     zeros = [tf.zeros_like(variable) for variable in variables]
-    # One after another: side by side they would need the memory of the whole batch.
+    # One after another: at the same time, they would need the memory of the whole batch.
     _, *gradients = tf.while_loop(
         lambda part, *_: part < n_parts, add, (tf.constant(0), *zeros), parallel_iterations=1
     )

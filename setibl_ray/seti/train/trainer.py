@@ -69,7 +69,7 @@ class Trainer:
     Attributes:
       batch_size: images per step of each replica.
       global_batch: images per step over all replicas.
-      n_parts: how many parts a replica's batch is worked through in, where memory asks for it.
+      n_parts: in how many parts a replica's batch is worked through; more than 1 if memory is short.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Trainer:
         self.global_batch = own.batch_size * device.n_replicas
         tf.keras.backend.clear_session()
         keras2.set_defaults()
-        # Keras' default random ops get their seed when the step is traced and could not be set back for a resumed
-        # epoch; tf.random.Generator keeps its state in a variable, which can.
+        # Keras' default random ops get their seed when the step is traced and could not be reset for a resumed epoch;
+        # tf.random.Generator keeps its state in a variable, which can be.
         tf.keras.backend.experimental.enable_tf_random_generator()
         tf.keras.utils.set_random_seed(stream_key(config.seed, "initial-weights") % 2**32)
         tf.keras.mixed_precision.set_global_policy(_policy(config, device))
@@ -115,7 +115,7 @@ class Trainer:
         self._set_optimizer(self._initial_optimizer)
 
     def in_parts(self, n_parts: int) -> None:
-        """Work through each batch in so many parts from now on."""
+        """Work through each batch in `n_parts` parts from now on."""
         if n_parts != self.n_parts:
             parts.in_parts(self.model, n_parts)
             self.n_parts = n_parts
@@ -190,10 +190,10 @@ def _loss(config: Config) -> tf.keras.losses.Loss:
 
 
 class SmoothedFocal(tf.keras.losses.Loss):
-    """Focal cross-entropy (Lin et al. 2017, alpha 0.25, gamma 2) of smoothed targets, to the bit TensorFlow Addons'.
+    """Focal cross-entropy (Lin et al. 2017, alpha 0.25, gamma 2) of smoothed targets, as TensorFlow Addons' to the bit.
 
-    Against plain cross-entropy, needles weigh a quarter and haystacks three quarters, and each image less the more
-    surely it is told already.
+    Compared with plain cross-entropy, needles weigh a quarter and haystacks three quarters, and an image weighs less
+    the more surely it is already told apart.
     """
 
     def __init__(self, label_smoothing: float) -> None:
@@ -204,7 +204,7 @@ class SmoothedFocal(tf.keras.losses.Loss):
         return _focal(y_true * (1 - self.label_smoothing) + self.label_smoothing / 2, y_pred)
 
 
-@tf.function  # of its own, as in TensorFlow Addons: in the step's graph its gradients are summed in another order
+@tf.function  # its own, as in TensorFlow Addons: in the step's graph its gradients would be summed in another order
 def _focal(target: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
     cross_entropy = tf.keras.backend.binary_crossentropy(target, pred)
     told = target * pred + (1 - target) * (1 - pred)

@@ -12,7 +12,7 @@ from pathlib import Path
 from setibl_ray.core.errors import ConfigError
 
 NETWORK = ("efficientnet-nano", "all6", "on-off")
-"""Model, layout and head that they are for."""
+"""Model, layout and head that the weights are for."""
 SHA256 = "8db041aca89f6b243777475d57c172a402d1b9cee64922e2ff211e7c243275b8"
 
 
