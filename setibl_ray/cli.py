@@ -70,7 +70,8 @@ class NodeFlags(pydantic.BaseModel):
     """Seconds to wait for the cluster to grow before refusing a request that does not fit. If more than 0, also how
     long to wait for resources in use by others before giving up."""
     max_retries: Annotated[int, pydantic.Field(ge=0)] = 3
-    """Retries of a fold whose worker or node dies repeatedly without finishing an epoch in between."""
+    """Retries of a fold after failures that may pass (a lost worker or node, lack of memory, an unreachable store, a
+    time limit) without finishing an epoch in between."""
     fold_timeout_s: Annotated[float, pydantic.Field(gt=0)] | None = None
     """Seconds after which an attempt at a fold is stopped and tried again on another node [no limit]."""
 

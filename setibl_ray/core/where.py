@@ -22,7 +22,7 @@ class Where:
       placement_timeout_s: how long to wait for the cluster to grow before a request that does not fit is refused, and
         for new nodes when all nodes that folds can run on are gone. If it is more than 0, also how long to wait while
         others use what folds need.
-      max_retries: retries of one fold, after its worker or node died, without an epoch finished in between.
+      max_retries: retries of one fold, after failures that may pass, without an epoch finished in between.
       connect_timeout_s: how long to wait for a cluster at `address` to answer; one that refuses is not waited for.
       fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
     """

@@ -71,7 +71,8 @@ class Augment(Section):
     """
 
     strength: NonNegative = 0.3
-    """Scales every magnitude below in training; 1 is as in the original notebook, 0 turns augmentation off."""
+    """Scales the magnitudes below in training and, below 1, the probability of dropout; 1 is as in the original
+    notebook, 0 turns augmentation off."""
     view_strength: NonNegative = 0.3
     """The same for test-time views."""
     rotation: NonNegative = 0.0
@@ -114,7 +115,7 @@ class Schedule(Section):
     """Learning rate of the first epoch [5e-6 pretrained, a quarter of the peak from scratch]."""
     lr_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Peak learning rate [per image of the global batch: 1.25e-6 pretrained, 5e-4 from scratch with the on-off head,
-    1.25e-4 from scratch without it, 6.25e-5 with weights cadences]."""
+    1.25e-4 from scratch without it, 6.25e-5 with weights cadences; the last three at most 1.6e-2]."""
     lr_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Floor of the decay [1e-6 pretrained, a hundredth of the peak from scratch]."""
     ramp_epochs: Annotated[int, Field(ge=0)] | None = None
@@ -185,7 +186,8 @@ class Config(core.Config):
     jit_compile: bool = False
     """Compile the training and prediction steps with XLA (always on for TPUs)."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
-    """Where a node keeps decoded panels for all its folds: in /dev/shm, in the temporary folder, or nowhere (off)."""
+    """Where a node keeps decoded panels for all its folds: in /dev/shm (memory), in the temporary folder (disk), or
+    nowhere (off); auto takes the first of these with room, in /dev/shm twice the room needed."""
     augment: Augment = Augment()
     schedule: Schedule = Schedule()
 

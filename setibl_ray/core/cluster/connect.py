@@ -64,14 +64,13 @@ def connected(
             ) from None
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
-    # Tracebacks reach the driver as values; other output of workers (TensorFlow's start-up) is not useful.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     # The driver retries and counts; Ray's own retries for lack of memory have no limit.
     os.environ.setdefault("RAY_task_oom_retries", "0")
     # Ray ends a process that was idle for a second; the next fold or trial would build and trace its model again.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     # Without an agent that collects metrics, each process would complain on this one's terminal.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Tracebacks reach the driver as values; other output of workers (TensorFlow's start-up) is not useful.
     options: dict = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _check_address(address, timeout_s)

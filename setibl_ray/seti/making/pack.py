@@ -205,7 +205,7 @@ def _groups(
 
 
 def deal(sources: list[Source], n_shards: int, split: str, seed: int) -> list[tuple[Source, ...]]:
-    """Deal sources out like cards, needles first and group by group: for each target, shards differ by at most
+    """Deal sources out like cards, target by target and group by group: for each target, shards differ by at most
     one.
 
     Raises:

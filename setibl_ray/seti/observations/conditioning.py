@@ -31,7 +31,7 @@ def definition() -> dict[str, Any]:
 class Conditioned(NamedTuple):
     """Attributes:
     z: (panels, time, frequency) float32, sigmas.
-    flags: for each panel what is wrong with it, e.g. "nan 0.1 %"; mostly empty.
+    flags: for each panel what is wrong with it, e.g. "0.10% not finite"; mostly empty.
     """
 
     z: np.ndarray

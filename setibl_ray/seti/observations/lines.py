@@ -257,7 +257,7 @@ def _best(smooth, fractions, centre, drift, step):
                     if 0 <= f < n - 1:
                         part = x - f
                         total += smooth[panel, t, f] * (1 - part) + smooth[panel, t, f + 1] * part
-            # The nearer line wins a tie: steps come in the order of -4 … 4.
+            # The line that it began with wins a tie.
             if total > best + 1e-9 or (total > best - 1e-9 and abs(i) + abs(j) == 0):
                 best, best_centre, best_drift = total, c, d
     return best_centre, best_drift
@@ -277,7 +277,7 @@ def _along(panel, fractions, centre, drift):
 
 
 def _width(z: np.ndarray, fractions: np.ndarray, centre: float, drift: float, box: int) -> float:
-    """Area over height of the mean ON profile along the line, less what drifts within a row."""
+    """Area over height of the mean ON profile along the line."""
     reach = 8 + 2 * box
     channels = np.rint(centre + drift * fractions[list(ON)]).astype(np.int64)[..., None]
     channels = channels + np.arange(-reach, reach + 1)

@@ -225,12 +225,12 @@ def _digitised(values: np.ndarray, n_bits: int, n_ifs: int) -> np.ndarray:
 
 
 def recall(truth: pd.DataFrame, found: pd.DataFrame, *, within_hz: float = 30.0) -> pd.DataFrame:
-    """Which needles are among candidates, and what else is.
+    """Which needles are among candidates.
 
     Args:
       truth: f_mhz, drift_hz_s, snr, kind of each needle.
       found: f_mhz (at the middle of the observation) and drift_hz_s of each candidate.
-      within_hz: how far apart at most; drifts by as much over half an hour.
+      within_hz: how far apart at most, in frequency and, over 900 s, in drift together.
 
     Returns:
       `truth` with `candidate` (row of `found`, -1 for none), `f_error_hz` and `drift_error_hz_s`.

@@ -1,1 +1,1 @@
-"""What a run will take, before it runs: rates measured or assumed, a simulated schedule, memory, cost. Pure."""
+"""What a run will take, before it runs: rates measured or assumed, a simulated schedule, memory, cost."""

@@ -207,7 +207,7 @@ def picture(z: np.ndarray, centre: float, rate: float, time_s: np.ndarray, df_hz
 
     Returns:
       `data` base64 of rows (panel, time, frequency), two pixels a byte, the first in the upper half; `rows`, `columns`;
-      `channels` fine channels a column; `left` the fine channel of its left edge, from the line's centre, in Hz.
+      `column_hz` the width of a column; `left_hz` its left edge, from the line's centre.
     """
     rows, columns = PICTURE
     needed = abs(rate) * lines.span_s(time_s) + 40

@@ -36,7 +36,7 @@ def merge(hits: Sequence[Hit], coarseness: float = 1.0) -> list[list[Hit]]:
     """Hits of an observation grouped by signal, each group's brightest first, groups in the order of their best score.
 
     Two hits are of one signal where their lines are near each other at the beginning and at the end; a hit joins the
-    brightest line that it is near, so that a chain of hits does not grow along the band.
+    nearest group by the distance from its brightest hit, so that a chain of hits does not grow along the band.
     """
     order = sorted(range(len(hits)), key=lambda i: (-sum(hits[i]["snr"][k] for k in ON), hits[i]["f_mhz"]))
     ends = np.array([(hit["f_start_mhz"], hit["f_end_mhz"]) for hit in hits]).reshape(-1, 2) * 1e6
