@@ -37,19 +37,19 @@ def cross_validate(
     check_all: bool = False,
     console: Console | None = None,
 ) -> Run:
-    """Train every fold, write out-of-fold and test predictions to a run folder, and return that, opened.
+    """Train every fold, write out-of-fold and test predictions to a run folder, and return that folder, opened.
 
-    Works in scripts, without a `__main__` guard too, in notebooks and in threads; a Ray that the caller has started
+    It works in notebooks, threads and scripts, which need no `__main__` guard. A Ray that the caller has started
     (`ray.init`) is used and left running. Ctrl-C, or the notebook's stop button, raises `Interrupted` and keeps what
-    is finished: the same call with `resume=True` goes on.
+    is finished: the same call with `resume=True` continues.
 
     Args:
-      task: of your own; None for networks on cadences.
+      task: your own; None for networks on cadences.
       model: (image_shape, config, fold_config) -> uncompiled Keras model with one sigmoid output, instead of a backbone
         of the config's; or its name, `module:function`.
       on_bad_record: refuse cadences with unusable records [the default], or skip such records and list them in
         manifest.json.
-      check_all: decode every image before anything is trained, not only some.
+      check_all: decode all images before training, instead of a sample of them.
       config: a `Config` or a mapping of its fields.
       data: folder or URL of shards; for a task of your own, what its `open` reads.
       out: run folder or URL to write.

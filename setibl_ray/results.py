@@ -130,7 +130,7 @@ class Run:
         return charts.plotly_figure(charts.figure(traces, "step", escape(column), xaxis=whole))
 
     def plot_roc(self) -> charts.Figure:
-        """ROC of each fold and of all rows together, with a logarithmic axis. Of runs of cadences, as all below."""
+        """ROC of each fold and of all rows together, with a logarithmic axis; as all below, of a run of cadences."""
         return self._drawn("roc")
 
     def plot_precision_recall(self) -> charts.Figure:

@@ -121,7 +121,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one fold takes of a node, unless flags say otherwise.
+    """What one fold takes from a node, unless flags say otherwise.
 
     Attributes:
       cpus: cores; None for an equal share.

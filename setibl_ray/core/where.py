@@ -23,7 +23,7 @@ class Where:
         for new nodes when all nodes that folds can run on are gone. If it is more than 0, also how long to wait while
         others use what folds need.
       max_retries: retries of one fold, after failures that may pass, without an epoch finished in between.
-      connect_timeout_s: how long to wait for a cluster at `address` to answer; one that refuses is not waited for.
+      connect_timeout_s: how long to wait for a cluster at `address` to answer; a refused connection fails at once.
       fold_timeout_s: an attempt at a fold that takes longer is stopped and tried again, elsewhere if it can be.
     """
 
