@@ -142,9 +142,9 @@ def main(task: Task, argv: Sequence[str] | None = None, *, data: str | None = No
 
     kind = config_of(task.Settings)
     fields: Sequence[type[BaseModel]] = {  # type: ignore[assignment]  # their metaclass hides them from mypy
-        "cv": (cli.fields_of(kind), cv.Flags),
-        "sweep": (cli.fields_of(kind), sweep_command.Flags),
-        "predict": (predict_command.Flags,),
+        "cv": (cli.ClusterFlags, cli.fields_of(kind), cv.Flags),
+        "sweep": (cli.NodeFlags, cli.fields_of(kind), sweep_command.Flags),
+        "predict": (cli.ClusterFlags, predict_command.Flags),
     }[name]
 
     def do(options: Any) -> int:

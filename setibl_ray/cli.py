@@ -53,10 +53,14 @@ def _labels(value: Any) -> Any:
     return parts
 
 
-class NodeFlags(pydantic.BaseModel):
-    """Flags of commands that run folds on Ray: which nodes to use, how often to retry. They do not affect results."""
+class Flags(pydantic.BaseModel):
+    """A group of a command's flags. The help shows the groups of its last base class first."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+
+
+class NodeFlags(Flags):
+    """Flags of commands that run folds on Ray: which nodes to use, how often to retry. They do not affect results."""
 
     address: str | None = None
     """Ray cluster to join (`auto` for this machine's); without it, Ray is started here."""

@@ -30,8 +30,8 @@ DEMO = {
 }
 
 
-class Flags(cli.ClusterFlags):
-    """Flags of `cv` for any task, besides its config."""
+class Flags(cli.Flags):
+    """Flags of `cv` for any task, besides its config and the cluster."""
 
     data: Location | None = None
     """Path or URL (gs://, s3://) of the data."""
@@ -43,7 +43,7 @@ class Flags(cli.ClusterFlags):
     """Continue the run in --out with its config and data: finished folds are kept."""
 
 
-class Cv(Config, Flags, cli.Command):
+class Cv(cli.ClusterFlags, Config, Flags, cli.Command):
     """Train one model per fold on Ray; gather out-of-fold predictions; average test predictions over folds.
 
     Without --data it runs on an embedded demo set of simulated cadences.
@@ -115,13 +115,13 @@ def demo_data(console: Any) -> str:
 def run(
     task: Task | str,
     config: Any,
-    options: Flags,
+    options: Any,
     data: str | None,
     console: Any,
     command: str = "python -m setibl_ray.cv",
     **of_task: Any,
 ) -> CrossValidation:
-    """Cross-validate any task with the flags of the command line, and print the result."""
+    """Cross-validate any task with the flags of the command line (`Flags`, `ClusterFlags`), and print the result."""
     from setibl_ray.core.jobs import load_task
     from setibl_ray.core.run.session import cross_validate
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from setibl_ray.core.task import Task
 
 
-class Flags(cli.ClusterFlags):
+class Flags(cli.Flags):
     """Flags of `predict` for any task."""
 
     run: CliPositionalArg[Location]
@@ -37,7 +37,7 @@ class Flags(cli.ClusterFlags):
     """Continue the predictions in --out."""
 
 
-class Predict(Flags, cli.Command):
+class Predict(cli.ClusterFlags, Flags, cli.Command):
     """Predict the test shards of a data set with every fold of a run, and average the folds as the run does."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.predict")
@@ -63,7 +63,7 @@ def main(options: Predict) -> int:
 
 def run(
     task: Task | str,
-    options: Flags,
+    options: Any,
     console: Any,
     command: str = "python -m setibl_ray.predict",
     changes: dict[str, Any] | None = None,

@@ -17,10 +17,8 @@ from setibl_ray.core.storage import Location, absolute
 from setibl_ray.seti.search.settings import SearchSettings
 
 
-class Search(SearchSettings, cli.ClusterFlags, cli.Command):
-    """Search observations for signals that show only in pointings at the target, with every fold of a finished run."""
-
-    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.search")
+class Flags(cli.Flags):
+    """What is searched, with which run, and what a job takes."""
 
     run: CliPositionalArg[Location]
     """Folder or URL of a run that was trained on `data inject` shards."""
@@ -40,6 +38,12 @@ class Search(SearchSettings, cli.ClusterFlags, cli.Command):
     """CPU cores per coarse channel."""
     resume: bool = False
     """Go on with the search in --out."""
+
+
+class Search(cli.ClusterFlags, SearchSettings, Flags, cli.Command):
+    """Search observations for signals that show only in pointings at the target, with every fold of a finished run."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m setibl_ray.search")
 
 
 def main(options: Search) -> int:

@@ -26,8 +26,8 @@ def _names(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-class Flags(cli.NodeFlags):
-    """Flags of `sweep` for any task, besides its config."""
+class Flags(cli.Flags):
+    """Flags of `sweep` for any task, besides its config and the cluster."""
 
     trials: Annotated[int, Field(ge=1)] = 20
     """Number of trials, including the base config."""
@@ -67,7 +67,7 @@ class Flags(cli.NodeFlags):
     """Continue the sweep in --out: finished trials, folds and epochs are kept."""
 
 
-class Sweep(Config, Flags, cli.Command):
+class Sweep(cli.NodeFlags, Config, Flags, cli.Command):
     """Search for a better config: each trial is a whole cross-validation on Ray; bad trials are stopped early.
 
     Trial 0 is the config as the flags give it; the others vary what --space names. Without --data it runs on the
@@ -97,7 +97,7 @@ def main(options: Sweep) -> int:
 def run(
     task: Task | str,
     base: Any,
-    options: Flags,
+    options: Any,
     data: str | None,
     console: Any,
     command: str = "python -m setibl_ray.sweep",
