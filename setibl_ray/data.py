@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from setibl_ray import cli
@@ -21,14 +21,18 @@ from setibl_ray.core.errors import ConfigError, DataError
 from setibl_ray.seti.making.recipe import Recipe
 from setibl_ray.seti.observations.injection_recipe import Bins, InjectionRecipe
 
-_PROCESSES = Field(None, description="processes; by default one per core")
+
+class Flags(cli.Flags):
+    """Flags of commands that write shards."""
+
+    out: Path
+    """Folder to write; it must not exist, or be empty."""
+    processes: PositiveInt | None = None
+    """Number of processes [one per core]."""
 
 
-class Synth(Recipe):
+class Synth(Recipe, Flags):
     """Synthesise cadences with needles, interference and hard negatives."""
-
-    out: Path = Field(description="folder to write; must not exist, or be empty")
-    processes: PositiveInt | None = _PROCESSES
 
     def run(self) -> None:
         from setibl_ray.seti.making.synth import write_synthetic
@@ -39,24 +43,27 @@ class Synth(Recipe):
         _say_written(path)
 
 
-class Pack(BaseModel):
+class Pack(Flags):
     """Turn Kaggle's folder of .npy files into shards."""
 
-    kaggle: Path = Field(description="folder with train/, test/ and train_labels.csv")
-    out: Path = Field(description="folder to write; must not exist, or be empty")
-    shards: PositiveInt = Field(20, description="train shards")
-    test_shards: PositiveInt = Field(10, description="test shards")
-    seed: int = Field(0, description="seed that decides which shard a cadence goes to")
-    group_column: str | None = Field(
-        None, description="column of train_labels.csv and sample_submission.csv that names groups"
-    )
-    df_hz: PositiveFloat = Field(2.7939677238464355, description="width of a frequency bin")
-    dt_s: PositiveFloat = Field(1.0737418240, description="length of a time bin")
-    robust: bool = Field(
-        False, description="bring panels to sigmas by medians, so that bright lines hide nothing"
-    )
-    test_only: bool = Field(False, description="there are only test/ files, without labels")
-    processes: PositiveInt | None = _PROCESSES
+    kaggle: Path
+    """Folder with train/, test/ and train_labels.csv."""
+    shards: PositiveInt = 20
+    """Number of training shards."""
+    test_shards: PositiveInt = 10
+    """Number of test shards."""
+    seed: int = 0
+    """Seed that decides which shard a cadence goes to."""
+    group_column: str | None = None
+    """Column of train_labels.csv and sample_submission.csv that names groups."""
+    df_hz: PositiveFloat = 2.7939677238464355
+    """Width of a frequency bin, Hz."""
+    dt_s: PositiveFloat = 1.0737418240
+    """Length of a time bin, s."""
+    robust: bool = False
+    """Scale panels to sigmas by medians, so that bright lines hide nothing."""
+    test_only: bool = False
+    """Pack test/ only, which needs no labels."""
 
     def run(self) -> None:
         from setibl_ray.seti.making.pack import pack
@@ -80,14 +87,15 @@ class Pack(BaseModel):
         _say_written(path)
 
 
-class Inject(InjectionRecipe):
-    """Cut windows out of observations and inject needles and look-alikes into them."""
+class Listed(Flags):
+    """The same, where observations are read."""
 
-    list: str = Field(
-        description="CSV with one line per observation: observation, session, band, file_1 … file_6"
-    )
-    out: Path = Field(description="folder to write; must not exist, or be empty")
-    processes: PositiveInt | None = _PROCESSES
+    list: str
+    """CSV with one line per observation: observation, session, band, file_1 … file_6."""
+
+
+class Inject(InjectionRecipe, Listed):
+    """Cut windows out of observations and inject needles and look-alikes into them."""
 
     def run(self) -> None:
         from setibl_ray.seti.observations.injection import inject
@@ -98,14 +106,19 @@ class Inject(InjectionRecipe):
         _say_written(path)
 
 
-class Simulate(BaseModel):
+class Simulate(cli.Flags):
     """Simulate an observation with interference and needles, as six .h5 files."""
 
-    out: Path = Field(description="folder to write; must not exist, or be empty")
-    seed: int = Field(0, description="seed of every random number")
-    session: str = Field("session-1", description="what its session is called")
-    snr: Bins = Field((), description="S/N of needles, some of each, such as 8,10,15; none by default")
-    per_snr: PositiveInt = Field(12, description="slow needles of each S/N, and fast ones from S/N 50")
+    out: Path
+    """Folder to write; it must not exist, or be empty."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    session: str = "session-1"
+    """Name of the observation's session."""
+    snr: Bins = ()
+    """S/N of the needles, such as 8,10,15 [no needles]."""
+    per_snr: PositiveInt = 12
+    """Number of slow needles at each S/N, and of fast ones at each from 50."""
 
     def run(self) -> None:
         from setibl_ray.seti.observations.simulating import Sky, simulate
@@ -115,11 +128,13 @@ class Simulate(BaseModel):
         print(f"observation: {simulate(sky, self.out)}")
 
 
-class Verify(BaseModel):
+class Verify(cli.Flags):
     """Decode every record of a set, compare checksums and counts, and show its balance."""
 
-    dir: CliPositionalArg[str] = Field(description="folder or URL (gs://, s3://)")
-    threads: PositiveInt | None = Field(None, description="shards read at once; by default one per core")
+    dir: CliPositionalArg[str]
+    """Folder or URL (gs://, s3://)."""
+    threads: PositiveInt | None = None
+    """Shards read at once [one per core]."""
 
     def run(self) -> None:
         from setibl_ray.seti.formats.shards import list_shards

@@ -53,7 +53,7 @@ def test_help_gives_lists_as_they_are_typed(capsys):
     text = " ".join(help_of(capsys, Cv).split())
     assert "--image-size str[,…] Height x width" in text
     assert "(default: 273x256)" in text
-    assert "--snr float,float lowest" in " ".join(help_of(capsys, Data, "synth").split())
+    assert "--snr float,float Lowest" in " ".join(help_of(capsys, Data, "synth").split())
     assert (
         help_of(capsys, Blend).splitlines()[0]
         == "usage: python -m setibl_ray.blend [options] RUNS [RUNS ...]"

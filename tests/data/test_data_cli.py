@@ -76,7 +76,7 @@ def test_errors_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeyp
 def test_unknown_flags_and_missing_ones_are_exit_2(capsys):
     assert entry(["synth", "--out", "x", "--trian", "1"]) == 2
     assert "--trian" in capsys.readouterr().err
-    assert entry(["synth"]) == 2
+    assert entry(["synth", "--out", "x"]) == 2
     assert capsys.readouterr().err.endswith("synth.train: expected, but not given (see --help)\n")
     assert entry([]) == 2
     assert "expected a command: synth, inject, simulate, pack or verify" in capsys.readouterr().err

@@ -54,27 +54,34 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Recipe(BaseModel):
     """Everything that decides the bytes of a synthetic set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    train: PositiveInt = Field(description="train cadences")
-    test: int = Field(default=0, ge=0, description="test cadences")
-    shards: PositiveInt = Field(default=20, description="train shards")
-    test_shards: PositiveInt = Field(default=10, description="test shards")
-    seed: int = Field(default=0, description="seed of every random number")
-    snr: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(30, 100), description="lowest and highest S/N in a panel"
-    )
-    hard_snr: tuple[PositiveFloat, PositiveFloat] | None = Field(
-        default=None, description="lowest and highest S/N of look-alikes [as needles]"
-    )
-    without: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = Field(
-        default=(), description="kinds to leave out, e.g. needle-sine,hard-uneven"
-    )
-    positive: Share = Field(default=0.5, description="share of cadences with a needle")
-    hard: Share = Field(default=0.25, description="share of the others that look like one")
-    shape: Shape = Field(default=(273, 256), description="time x frequency bins of a panel")
-    df_hz: PositiveFloat = Field(default=2.7939677238464355, description="width of a frequency bin")
-    dt_s: PositiveFloat = Field(default=1.0737418240, description="length of a time bin")
+    train: PositiveInt
+    """Number of training cadences."""
+    test: Annotated[int, Field(ge=0)] = 0
+    """Number of test cadences."""
+    shards: PositiveInt = 20
+    """Number of training shards."""
+    test_shards: PositiveInt = 10
+    """Number of test shards."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    snr: tuple[PositiveFloat, PositiveFloat] = (30, 100)
+    """Lowest and highest S/N in a panel."""
+    hard_snr: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Lowest and highest S/N of look-alikes [as needles]."""
+    without: Annotated[tuple[str, ...], BeforeValidator(comma_separated)] = ()
+    """Kinds to leave out, e.g. needle-sine,hard-uneven."""
+    positive: Share = 0.5
+    """Share of cadences with a needle."""
+    hard: Share = 0.25
+    """Share of look-alikes among the others."""
+    shape: Shape = (273, 256)
+    """Time x frequency bins of a panel."""
+    df_hz: PositiveFloat = 2.7939677238464355
+    """Width of a frequency bin, Hz."""
+    dt_s: PositiveFloat = 1.0737418240
+    """Length of a time bin, s."""
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

@@ -45,24 +45,28 @@ Bins = Annotated[tuple[PositiveInt, ...], BeforeValidator(comma_separated)]
 class InjectionRecipe(BaseModel):
     """Everything that decides the bytes of an injected set, given the observations."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    train: PositiveInt = Field(description="train cadences")
-    shards: PositiveInt = Field(default=20, description="train shards")
-    seed: int = Field(default=0, description="seed of every random number")
-    snr: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(6, 100), description="lowest and highest S/N of needles in a panel"
-    )
-    bins: Bins = Field(
-        default=(1,), description="channels that are summed to one, each in an equal share of windows"
-    )
-    width: int = Field(default=64, ge=32, multiple_of=2, description="channels of a window, after summing")
-    positive: Share = Field(default=0.5, description="share of cadences with a needle")
-    exclude_session: Names = Field(default=(), description="sessions left out: those to be searched")
-    exclude_mhz: Ranges = Field(default=(), description="frequency ranges left out, such as 1400-1427")
-    coarse_channels: PositiveInt | None = Field(
-        default=None, description="coarse channels of a file; by default of 2.93 MHz each"
-    )
+    train: PositiveInt
+    """Number of training cadences."""
+    shards: PositiveInt = 20
+    """Number of training shards."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    snr: tuple[PositiveFloat, PositiveFloat] = (6, 100)
+    """Lowest and highest S/N of needles in a panel."""
+    bins: Bins = (1,)
+    """Numbers of channels summed to one; each gets an equal share of the windows."""
+    width: Annotated[int, Field(ge=32, multiple_of=2)] = 64
+    """Channels of a window, after summing."""
+    positive: Share = 0.5
+    """Share of cadences with a needle."""
+    exclude_session: Names = ()
+    """Sessions to leave out: those to be searched."""
+    exclude_mhz: Ranges = ()
+    """Ranges in MHz to leave out, such as 1400-1427."""
+    coarse_channels: PositiveInt | None = None
+    """Coarse channels per file [as many of 2.93 MHz as fit evenly, else one]."""
 
     @model_validator(mode="after")
     def _fits(self) -> InjectionRecipe:
