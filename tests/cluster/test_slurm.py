@@ -13,7 +13,7 @@ from pathlib import Path
 import hosts
 import png_shards
 import pytest
-from job import flags, single_machine_run
+from job import TWO, flags, single_machine_run
 from waiting import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -81,8 +81,8 @@ def test_a_run_that_meets_its_time_limit_is_requeued_and_continues(slurm: Slurm,
     data, out, expected = (tmp_path / name for name in ("data", "run", "expected"))
     png_shards.write(data, train_shards=10, test_shards=2, per_shard=24)
     submit = ["sbatch", "--parsable", "--nodes=2", f"--chdir={PROJECT}", f"--output={tmp_path}/job.log"]
-    with single_machine_run(data, expected, folds=2) as single_machine:
-        number = slurm.run(*submit, "clusters/slurm.sh", *flags(data, out, folds=2), VENV=hosts.ENVIRONMENT)
+    with single_machine_run(data, expected, TWO) as single_machine:
+        number = slurm.run(*submit, "clusters/slurm.sh", *flags(data, out, TWO), VENV=hosts.ENVIRONMENT)
         log = tmp_path / "job.log"
         wait_for(lambda: list(out.glob("fold-*/state-*")), 300)
         slurm.run("scancel", "--batch", "--signal=USR1", number)  # as SLURM does before the limit
