@@ -46,7 +46,8 @@ end() {
   [ ${#started[@]} -eq 0 ] || kill "${started[@]}" 2>/dev/null || true  # `ray start --block` ends what it started
   wait
   srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$folder" || true
-  if [ -n "$limit" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+  # SLURM then ends this script; if it ended by itself meanwhile, its exit code would make the job a failed one.
+  if [ -n "$limit" ]; then scontrol requeue "$SLURM_JOB_ID" && sleep 300; fi
 }
 trap end EXIT
 
