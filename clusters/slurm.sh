@@ -62,7 +62,7 @@ ray_on() {
 # joined N: wait until N nodes have joined.
 joined() {
   until [ "$(ray status 2>/dev/null | grep -c ' node_')" -ge "$1" ]; do
-    kill -0 "${started[@]}" 2>/dev/null && [ $SECONDS -lt 600 ] ||
+    kill -0 "${started[-1]}" 2>/dev/null && [ $SECONDS -lt 600 ] ||
       { echo "slurm.sh: expected $1 nodes to join Ray within 10 minutes" >&2; exit 1; }
     sleep 2
   done

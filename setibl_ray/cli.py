@@ -54,7 +54,7 @@ def _labels(value: Any) -> Any:
 
 
 class Flags(pydantic.BaseModel):
-    """A group of a command's flags. The help shows the groups of its last base class first."""
+    """A group of a command's flags; its help shows those of its last base class first."""
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
@@ -105,16 +105,18 @@ def command_of(*fields: type[pydantic.BaseModel], doc: str | None, program: str)
 def fields_of(kind: type[AnyConfig]) -> type[pydantic.BaseModel]:
     """A config's fields as flags, all optional because a resumed run already has its values.
 
-    Validators of the whole config run later, in `layered`, when all fields are known.
+    Validators of the whole config run later, in `layered`, when all fields are known; those of single fields run here.
     """
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        flag: Any = copy.copy(field)
         if field.is_required():
+            flag: Any = copy.copy(field)
             flag.default, flag.description = None, f"{field.description or ''} (required)".strip()
-            flag.annotation = Optional[field.annotation]  # noqa: UP045  (an annotation in a variable)
-        fields[name] = (flag.annotation, flag)
-    return pydantic.create_model(kind.__name__, **fields)
+            fields[name] = (Optional[field.annotation], flag)  # noqa: UP045  (an annotation in a variable)
+    handled = classmethod(lambda cls, value, handler: handler(value))
+    passes = pydantic.model_validator(mode="wrap")(handled)  # type: ignore[arg-type]  # a decorator, called
+    later: dict[str, Any] = dict.fromkeys(kind.__pydantic_decorators__.model_validators, passes)
+    return pydantic.create_model(kind.__name__, __base__=kind, __validators__=later, **fields)
 
 
 def layered(options: Any, kind: type[AnyConfig], lowest: dict[str, Any]) -> AnyConfig:

@@ -87,15 +87,11 @@ class Pack(Flags):
         _say_written(path)
 
 
-class Listed(Flags):
-    """The same, where observations are read."""
+class Inject(InjectionRecipe, Flags):
+    """Cut windows out of observations and inject needles and look-alikes into them."""
 
     list: str
     """CSV with one line per observation: observation, session, band, file_1 … file_6."""
-
-
-class Inject(InjectionRecipe, Listed):
-    """Cut windows out of observations and inject needles and look-alikes into them."""
 
     def run(self) -> None:
         from setibl_ray.seti.observations.injection import inject

@@ -159,6 +159,12 @@ def test_a_killed_driver_is_followed_by_one_that_resumes(plain, name, tmp_path):
 
 class Sloped(walk.Settings):
     slope: float  # without a default
+    size: tuple[int, int] = (1, 1)
+
+    @pydantic.field_validator("size", mode="before")
+    @classmethod
+    def _by(cls, value):
+        return value[0].split("x") if isinstance(value, list) and len(value) == 1 else value
 
     @pydantic.model_validator(mode="after")
     def _rises(self):
@@ -180,7 +186,8 @@ def test_a_run_that_is_resumed_knows_settings_that_have_no_default(tmp_path, cap
     assert "slope: expected, but not given" in capsys.readouterr().err
     assert main(Needy(), ["--slope=-1", *out], data="40+10") == 2
     assert "slope: expected one that rises" in capsys.readouterr().err
-    assert main(Needy(), ["--slope", "1.5", *out], data="40+10") == 0
+    assert main(Needy(), ["--slope", "1.5", "--size", "3x4", *out], data="40+10") == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["size"] == [3, 4]
     assert main(Needy(), again, data="40+10") == 0
     assert main(Needy(), [*again, "--slope", "1.7"], data="40+10") == 2
     assert "slope was 1.5, now 1.7" in capsys.readouterr().err

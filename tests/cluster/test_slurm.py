@@ -106,7 +106,7 @@ def test_a_run_that_meets_its_time_limit_is_requeued_and_continues(slurm: Slurm,
         assert slurm.run("bash", "-c", "ls -d /tmp/ray* || true", on=name).count("No such file") == 1
 
 
-def test_without_a_folder_to_go_on_from_nothing_begins() -> None:
+def test_without_out_nothing_begins() -> None:
     done = subprocess.run(
         ["bash", str(PROJECT / "clusters/slurm.sh"), "--folds", "5"], capture_output=True, text=True
     )
